@@ -1,1 +1,11 @@
-//! stub
+//! The glue between Node and the pager: conversion, the life cycle of an environment, waking JavaScript.
+//! Nothing is decided here. Failures cross as data; TypeScript makes errors of them.
+
+// The exports are documented where users see them, in TypeScript.
+#![allow(unreachable_pub, reason = "exports are reached from JavaScript")]
+#![allow(missing_docs, reason = "generated types carry no documentation of their own")]
+
+mod firecracker;
+mod notices;
+mod shared_pager;
+mod values;

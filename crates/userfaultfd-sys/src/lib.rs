@@ -48,7 +48,8 @@ pub const UFFD_API_FEATURES: u64 = (1 << 17) - 1;
 /// The ioctls of the descriptor itself. Bit 63 is set: as a double it would lose the low bits.
 pub const UFFD_API_IOCTLS: u64 = 1 << _UFFDIO_REGISTER | 1 << _UFFDIO_UNREGISTER | 1 << _UFFDIO_API;
 /// The ioctls of a registered range.
-pub const UFFD_API_RANGE_IOCTLS: u64 = UFFD_API_RANGE_IOCTLS_BASIC | 1 << _UFFDIO_ZEROPAGE | 1 << _UFFDIO_MOVE;
+pub const UFFD_API_RANGE_IOCTLS: u64 =
+    UFFD_API_RANGE_IOCTLS_BASIC | 1 << _UFFDIO_ZEROPAGE | 1 << _UFFDIO_MOVE;
 /// The ioctls of a registered hugetlb range: no ZEROPAGE, no MOVE.
 pub const UFFD_API_RANGE_IOCTLS_BASIC: u64 = 1 << _UFFDIO_WAKE
     | 1 << _UFFDIO_COPY

@@ -1,0 +1,176 @@
+//! `serveFirecracker`, as TypeScript drives it.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use napi::bindgen_prelude::Function;
+use napi::{CleanupEnvHook, Env, Result};
+use napi_derive::napi;
+use pager::{FailurePolicy, FileSource, Observer, Pager, PagerError, Rest, ServerOptions};
+
+use crate::notices::{NativeNotice, Notices};
+use crate::shared_pager;
+use crate::values::NativeStats;
+
+/// How long an environment that ends waits for its sessions to be put through their policy.
+const TEARDOWN: Duration = Duration::from_secs(5);
+
+#[napi(object, object_to_js = false)]
+pub struct NativeServerOptions {
+    pub socket_path: String,
+    pub memory: String,
+    pub kill: bool,
+    pub window: u32,
+    pub peer_uid: Option<u32>,
+    pub handshake_timeout: u32,
+    pub max_sessions: u32,
+    pub cpu: Option<u32>,
+}
+
+/// The pager in use and the server's id in it, from listening until released.
+type Running = Mutex<Option<(Arc<Pager>, u64)>>;
+
+struct Shared {
+    notices: Arc<Notices>,
+    running: Running,
+    /// The environment has ended: a server that starts only now is closed at once.
+    ended: AtomicBool,
+}
+
+impl Shared {
+    fn with<T>(&self, act: impl FnOnce(&Pager, u64) -> T) -> Option<T> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.as_ref().map(|(pager, id)| act(pager, *id))
+    }
+
+    /// Nobody will close it any more: its sessions meet their failure policy.
+    fn abandon(&self) {
+        if let Some((pager, id)) = self.take() {
+            pager.abandon_server(id);
+            self.notices.wait_closed(TEARDOWN);
+        }
+    }
+
+    fn take(&self) -> Option<(Arc<Pager>, u64)> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+#[napi]
+pub struct NativeServer {
+    shared: Arc<Shared>,
+    teardown: Option<CleanupEnvHook<Weak<Shared>>>,
+}
+
+/// Starts a server on a thread of its own, because opening the image may wait for a disk. What becomes of it is the
+/// first notice: `listening` or `failed`.
+#[napi(catch_unwind)]
+pub fn start_firecracker_server(
+    env: &Env,
+    options: NativeServerOptions,
+    notify: Function<'_, (), ()>,
+) -> Result<NativeServer> {
+    napi::bindgen_prelude::retain_current_module_for_unload_safety();
+    let wake = notify
+        .build_threadsafe_function()
+        .weak::<true>()
+        .callee_handled::<false>()
+        .max_queue_size::<1>()
+        .build_callback(|_| Ok(()))?;
+    let shared = Arc::new(Shared { notices: Arc::new(Notices::new(wake)), running: Mutex::new(None), ended: AtomicBool::new(false) });
+    let teardown = env.add_env_cleanup_hook(Arc::downgrade(&shared), |shared| {
+        if let Some(shared) = shared.upgrade() {
+            shared.ended.store(true, Ordering::SeqCst);
+            shared.abandon();
+        }
+    })?;
+    let starting = Arc::clone(&shared);
+    let spawned =
+        std::thread::Builder::new().name("uffd-start".into()).spawn(move || start(&starting, options));
+    if let Err(error) = spawned {
+        let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
+        let error =
+            PagerError::Exhausted(format!("no thread could be started for the server (errno {errno})"));
+        shared.notices.push(NativeNotice::failed(&error));
+    }
+    Ok(NativeServer { shared, teardown: Some(teardown) })
+}
+
+fn start(shared: &Shared, options: NativeServerOptions) {
+    match try_start(shared, options) {
+        Ok(()) => shared.notices.push(NativeNotice::new("listening")),
+        Err(error) => shared.notices.push(NativeNotice::failed(&error)),
+    }
+}
+
+fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Result<(), PagerError> {
+    let source = Arc::new(FileSource::open(Path::new(&options.memory))?);
+    let pager = shared_pager::acquire(options.cpu.map(|cpu| cpu as usize))?;
+    let options = ServerOptions {
+        socket_path: PathBuf::from(options.socket_path),
+        source,
+        policy: if options.kill { FailurePolicy::Kill } else { FailurePolicy::Poison },
+        window: u64::from(options.window),
+        peer_uid: options.peer_uid,
+        handshake_timeout: Duration::from_millis(u64::from(options.handshake_timeout)),
+        max_sessions: options.max_sessions as usize,
+    };
+    let observer: Arc<dyn Observer> = Arc::<Notices>::clone(&shared.notices);
+    let id = pager.serve_firecracker(options, observer)?;
+    *shared.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((pager, id));
+    if shared.ended.load(Ordering::SeqCst) {
+        shared.abandon();
+    }
+    Ok(())
+}
+
+#[napi]
+impl NativeServer {
+    /// Everything that has happened since the last call.
+    #[napi(catch_unwind)]
+    pub fn take_notices(&self) -> Vec<NativeNotice> {
+        self.shared.notices.take()
+    }
+
+    #[napi(catch_unwind)]
+    pub fn stats(&self, session: f64) -> Option<NativeStats> {
+        self.shared.notices.stats(session as u64)
+    }
+
+    /// The last counters of a session that has ended; it is unknown afterwards.
+    #[napi(catch_unwind)]
+    pub fn forget(&self, session: f64) -> Option<NativeStats> {
+        self.shared.notices.forget(session as u64)
+    }
+
+    #[napi(catch_unwind)]
+    pub fn close_session(
+        &self,
+        session: f64,
+        #[napi(ts_arg_type = "'poison' | 'populate' | 'zero'")] rest: String,
+    ) {
+        self.shared.with(|pager, _| pager.close_session(session as u64, rest_of(&rest)));
+    }
+
+    #[napi(catch_unwind)]
+    pub fn close(&self, #[napi(ts_arg_type = "'poison' | 'populate' | 'zero'")] rest: String) {
+        self.shared.with(|pager, id| pager.close_server(id, rest_of(&rest)));
+    }
+
+    /// Lets go of the pager, after `closed`; the last to do so joins its thread, which has nothing left to do.
+    #[napi(catch_unwind)]
+    pub fn release(&mut self, env: &Env) -> Result<()> {
+        drop(self.shared.take());
+        self.teardown.take().map_or(Ok(()), |hook| env.remove_env_cleanup_hook(hook))
+    }
+}
+
+fn rest_of(rest: &str) -> Rest {
+    match rest {
+        "populate" => Rest::Populate,
+        "zero" => Rest::Zero,
+        _ => Rest::Poison,
+    }
+}

@@ -1,0 +1,166 @@
+//! From the pager's thread to JavaScript: a bounded queue, and one wake-up however much is in it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
+use napi::Status;
+use napi_derive::napi;
+use pager::{Notice, Observer, PagerError, SessionInfo};
+
+use crate::values::{NativeError, NativePeer, NativeSession, NativeStats};
+
+/// Rejections kept for JavaScript to look at. Started and ended sessions are always kept: `maxSessions` bounds them.
+const MOST_REJECTIONS: usize = 256;
+
+/// Weak: it does not keep the process alive. One call in the queue is enough, since a call takes everything.
+pub(crate) type Wake = ThreadsafeFunction<(), (), (), Status, false, true, 1>;
+
+/// Something that happened, for TypeScript to make events and promises of.
+#[napi(object, object_from_js = false)]
+pub struct NativeNotice {
+    #[napi(ts_type = "'listening' | 'failed' | 'session' | 'ended' | 'rejected' | 'closed'")]
+    pub kind: String,
+    /// Milliseconds since the epoch.
+    pub at: f64,
+    pub id: Option<f64>,
+    pub session: Option<NativeSession>,
+    pub reason: Option<String>,
+    pub error: Option<NativeError>,
+    pub peer: Option<NativePeer>,
+    /// Rejections before this one that did not fit into the queue.
+    pub dropped: Option<u32>,
+}
+
+impl NativeNotice {
+    pub(crate) fn new(kind: &str) -> Self {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            kind: kind.to_owned(),
+            at: at.as_secs_f64() * 1000.0,
+            id: None,
+            session: None,
+            reason: None,
+            error: None,
+            peer: None,
+            dropped: None,
+        }
+    }
+
+    pub(crate) fn failed(error: &PagerError) -> Self {
+        Self { error: Some(error.into()), ..Self::new("failed") }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<NativeNotice>,
+    rejections: usize,
+    dropped: u32,
+    sessions: HashMap<u64, Arc<SessionInfo>>,
+    closed: bool,
+}
+
+/// What one server has to tell.
+pub(crate) struct Notices {
+    state: Mutex<State>,
+    closed: Condvar,
+    wake: Wake,
+}
+
+impl Notices {
+    pub(crate) fn new(wake: Wake) -> Self {
+        Self { state: Mutex::default(), closed: Condvar::new(), wake }
+    }
+
+    /// Only whole values are put in and taken out under this lock.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn push(&self, notice: NativeNotice) {
+        self.lock().queue.push_back(notice);
+        // A full queue has a call in it that will take this notice too; a closing one has nobody to tell.
+        self.wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
+    }
+
+    pub(crate) fn take(&self) -> Vec<NativeNotice> {
+        let mut state = self.lock();
+        state.rejections = 0;
+        state.queue.drain(..).collect()
+    }
+
+    pub(crate) fn stats(&self, session: u64) -> Option<NativeStats> {
+        let info = self.lock().sessions.get(&session).cloned()?;
+        Some(info.stats.snapshot().into())
+    }
+
+    /// Waits until the server is closed.
+    pub(crate) fn wait_closed(&self, deadline: Duration) {
+        let deadline = Instant::now() + deadline;
+        let mut state = self.lock();
+        while !state.closed {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.closed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// What there is to tell of a rejection, unless too many wait already.
+    fn rejection(&self, notice: NativeNotice) -> Option<NativeNotice> {
+        let mut state = self.lock();
+        if state.rejections >= MOST_REJECTIONS {
+            state.dropped = state.dropped.saturating_add(1);
+            return None;
+        }
+        state.rejections += 1;
+        let dropped = std::mem::take(&mut state.dropped);
+        Some(NativeNotice { dropped: Some(dropped).filter(|&dropped| dropped > 0), ..notice })
+    }
+}
+
+impl Observer for Notices {
+    fn notice(&self, notice: Notice) {
+        let notice = match notice {
+            Notice::SessionStarted(info) => {
+                let session = NativeSession::from(&*info);
+                self.lock().sessions.insert(info.id, info);
+                NativeNotice { session: Some(session), ..NativeNotice::new("session") }
+            }
+            Notice::SessionEnded { id, end } => NativeNotice {
+                id: Some(id as f64),
+                reason: Some(end.reason.as_str().to_owned()),
+                error: end.error.as_ref().map(NativeError::from),
+                ..NativeNotice::new("ended")
+            },
+            Notice::Rejected { peer, error } => {
+                let notice = NativeNotice {
+                    error: Some(NativeError::from(&error)),
+                    peer: peer.map(NativePeer::from),
+                    ..NativeNotice::new("rejected")
+                };
+                match self.rejection(notice) {
+                    Some(notice) => notice,
+                    None => return,
+                }
+            }
+            Notice::ServerClosed => {
+                self.lock().closed = true;
+                self.closed.notify_all();
+                NativeNotice::new("closed")
+            }
+        };
+        self.push(notice);
+    }
+}
+
+impl Notices {
+    /// Forgets a session that has ended and returns its last counters.
+    pub(crate) fn forget(&self, session: u64) -> Option<NativeStats> {
+        let info = self.lock().sessions.remove(&session)?;
+        Some(info.stats.snapshot().into())
+    }
+}

@@ -1,0 +1,102 @@
+//! What crosses the boundary, as plain data.
+
+use napi::bindgen_prelude::BigInt;
+use napi_derive::napi;
+use pager::{PagerError, Peer, SessionInfo, StatsSnapshot};
+
+/// A failure. TypeScript throws it.
+#[napi(object, object_from_js = false)]
+pub struct NativeError {
+    pub code: String,
+    pub message: String,
+    pub errno: Option<i32>,
+    pub syscall: Option<String>,
+}
+
+impl From<&PagerError> for NativeError {
+    fn from(error: &PagerError) -> Self {
+        Self {
+            code: error.code().to_owned(),
+            message: error.to_string(),
+            errno: error.errno(),
+            syscall: error.syscall(),
+        }
+    }
+}
+
+#[napi(object, object_from_js = false)]
+pub struct NativePeer {
+    pub pid: i32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl From<Peer> for NativePeer {
+    fn from(peer: Peer) -> Self {
+        Self { pid: peer.pid, uid: peer.uid, gid: peer.gid }
+    }
+}
+
+#[napi(object, object_from_js = false)]
+pub struct NativeRegion {
+    pub address: BigInt,
+    pub length: f64,
+    pub source_offset: f64,
+}
+
+#[napi(object, object_from_js = false)]
+pub struct NativeSession {
+    pub id: f64,
+    pub peer: NativePeer,
+    pub page_size: f64,
+    pub regions: Vec<NativeRegion>,
+}
+
+impl From<&SessionInfo> for NativeSession {
+    fn from(info: &SessionInfo) -> Self {
+        let regions = info.regions.iter().map(|region| NativeRegion {
+            address: BigInt::from(region.address),
+            length: region.len as f64,
+            source_offset: region.source_offset as f64,
+        });
+        Self {
+            id: info.id as f64,
+            peer: info.peer.into(),
+            page_size: info.page_size as f64,
+            regions: regions.collect(),
+        }
+    }
+}
+
+#[napi(object, object_from_js = false)]
+pub struct NativeStats {
+    pub faults: f64,
+    pub pages_installed: f64,
+    pub pages_zeroed: f64,
+    pub pages_poisoned: f64,
+    pub pages_removed: f64,
+    pub bytes_installed: f64,
+    pub windows: f64,
+    pub already_present: f64,
+    pub deferred: f64,
+    pub worker_reads: f64,
+    pub busy_ns: f64,
+}
+
+impl From<StatsSnapshot> for NativeStats {
+    fn from(stats: StatsSnapshot) -> Self {
+        Self {
+            faults: stats.faults as f64,
+            pages_installed: stats.pages_installed as f64,
+            pages_zeroed: stats.pages_zeroed as f64,
+            pages_poisoned: stats.pages_poisoned as f64,
+            pages_removed: stats.pages_removed as f64,
+            bytes_installed: stats.bytes_installed as f64,
+            windows: stats.windows as f64,
+            already_present: stats.already_present as f64,
+            deferred: stats.deferred as f64,
+            worker_reads: stats.worker_reads as f64,
+            busy_ns: stats.busy_ns as f64,
+        }
+    }
+}

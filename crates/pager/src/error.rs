@@ -1,0 +1,175 @@
+//! What the pager reports: one variant per thing the caller does next, each with a stable code.
+//!
+//! The codes are the public ones (`ERR_UFFD_*`); the layers above carry them on unchanged.
+
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use uffd::{AdoptError, UffdError};
+
+/// Why a server did not start, a connection was turned away, or a session ended.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum PagerError {
+    /// A source could not be opened or read.
+    #[error("{syscall} of {path}: {errno}: the memory image cannot be read")]
+    Source {
+        /// What was read.
+        path: PathBuf,
+        /// The system call that failed.
+        syscall: &'static str,
+        /// Its errno.
+        errno: Errno,
+    },
+    /// A source holds fewer bytes than it did when it was opened, or than were asked for.
+    #[error(
+        "{path} has {actual} bytes, {expected} were expected: the image must not change while it is served"
+    )]
+    SourceTruncated {
+        /// What was read.
+        path: PathBuf,
+        /// Bytes it had when it was opened.
+        expected: u64,
+        /// Bytes it has now.
+        actual: u64,
+    },
+    /// A file of the wrong kind or size was given as a source.
+    #[error("{path} cannot be a memory image: {reason}")]
+    NotAnImage {
+        /// The path given.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The listening socket could not be made.
+    #[error("{syscall} of socket {path}: {errno}: {hint}")]
+    Socket {
+        /// The socket's path.
+        path: PathBuf,
+        /// The system call that failed.
+        syscall: &'static str,
+        /// Its errno.
+        errno: Errno,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A region of the handshake is not acceptable.
+    #[error("region {index}: {reason}")]
+    Region {
+        /// Position in the handshake's array.
+        index: usize,
+        /// What is wrong, with the values.
+        reason: String,
+    },
+    /// The other side did not keep to the protocol.
+    #[error("{0}")]
+    Protocol(String),
+    /// Well-formed, but not served by this version.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A process of another user connected.
+    #[error(
+        "process {pid} of uid {uid} connected, only uid {allowed} may; allow another with `peer: {{ uid }}`"
+    )]
+    PeerNotAllowed {
+        /// The process.
+        pid: i32,
+        /// Its user.
+        uid: u32,
+        /// Who may connect.
+        allowed: u32,
+    },
+    /// Something did not happen in time.
+    #[error("{what} within {ms} ms")]
+    Timeout {
+        /// What did not happen.
+        what: &'static str,
+        /// The deadline, in milliseconds.
+        ms: u64,
+    },
+    /// A limit was reached: sessions, descriptors, huge pages.
+    #[error("{0}")]
+    Exhausted(String),
+    /// A thread of the pager ended by a fault of its own.
+    #[error("the pager's thread failed: {0}")]
+    Internal(String),
+    /// Whoever served this memory ended without closing the session.
+    #[error("the program that served this memory ended without closing its sessions")]
+    Abandoned,
+    /// A system call of the pager's own failed.
+    #[error("{syscall}: {errno}")]
+    System {
+        /// The system call.
+        syscall: &'static str,
+        /// Its errno.
+        errno: Errno,
+    },
+    /// The kernel refused a userfaultfd operation on a range of the served process.
+    #[error("{cause} at {address:#x} ({len} bytes)")]
+    Kernel {
+        /// Start of the range.
+        address: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// What the kernel said.
+        #[source]
+        cause: UffdError,
+    },
+    /// The descriptor that was handed over cannot be served.
+    #[error("the descriptor handed over cannot be served: {0}")]
+    Adopt(String),
+}
+
+impl PagerError {
+    /// The stable code of this error.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Source { .. } | Self::SourceTruncated { .. } | Self::NotAnImage { .. } => "ERR_UFFD_SOURCE",
+            Self::Socket { .. } => "ERR_UFFD_SOCKET",
+            Self::Region { .. } => "ERR_UFFD_REGION",
+            Self::Protocol(_) | Self::Adopt(_) => "ERR_UFFD_PROTOCOL",
+            Self::Unsupported(_) => "ERR_UFFD_UNSUPPORTED",
+            Self::PeerNotAllowed { .. } => "ERR_UFFD_PEER_NOT_ALLOWED",
+            Self::Timeout { .. } => "ERR_UFFD_TIMEOUT",
+            Self::Exhausted(_) => "ERR_UFFD_EXHAUSTED",
+            Self::Internal(_) | Self::Abandoned => "ERR_UFFD_PAGER_LOST",
+            Self::System { .. } => "ERR_UFFD_SYSTEM",
+            Self::Kernel { cause, .. } => match cause {
+                UffdError::UffdClosed => "ERR_UFFD_CLOSED",
+                UffdError::NotRegistered => "ERR_UFFD_NOT_REGISTERED",
+                _ => "ERR_UFFD_SYSTEM",
+            },
+        }
+    }
+
+    /// The errno behind it, where there is one.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Source { errno, .. } | Self::Socket { errno, .. } | Self::System { errno, .. } => {
+                Some(*errno as i32)
+            }
+            Self::Kernel { cause, .. } => cause.errno(),
+            _ => None,
+        }
+    }
+
+    /// The system call or ioctl behind it, where there is one.
+    #[must_use]
+    pub fn syscall(&self) -> Option<String> {
+        match self {
+            Self::Source { syscall, .. } | Self::Socket { syscall, .. } | Self::System { syscall, .. } => {
+                Some((*syscall).to_owned())
+            }
+            Self::Kernel { cause, .. } => cause.operation().map(|operation| operation.to_string()),
+            _ => None,
+        }
+    }
+}
+
+impl From<AdoptError> for PagerError {
+    fn from(error: AdoptError) -> Self {
+        Self::Adopt(error.to_string())
+    }
+}

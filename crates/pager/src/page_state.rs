@@ -1,0 +1,196 @@
+//! What is known of every page of a session, in two dense bitmaps: two bits a page, no allocation per page.
+//! The bitmaps come zeroed from the allocator, so the state of memory that nobody touches is never resident.
+//!
+//! | present | removed | the page |
+//! | --- | --- | --- |
+//! | 0 | 0 | missing: a fault gets the source's bytes |
+//! | 1 | 0 | was installed once; if it faults again its owner has discarded it, and it reads zero |
+//! | any | 1 | was discarded: reads zero for ever, the source is never consulted again |
+//!
+//! The two meanings of a bit never weaken: nothing ever makes a page "missing" again.
+
+use std::ops::Range;
+
+const BITS: usize = u64::BITS as usize;
+
+/// The states of the pages `0..len` of a session.
+#[derive(Debug, Clone)]
+pub struct PageStates {
+    len: usize,
+    present: Vec<u64>,
+    removed: Vec<u64>,
+}
+
+impl PageStates {
+    /// All pages missing.
+    #[must_use]
+    pub fn new(len: usize) -> Self {
+        let words = len.div_ceil(BITS);
+        Self { len, present: vec![0; words], removed: vec![0; words] }
+    }
+
+    /// Pages in all.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no pages at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether a fault on `page` is to be answered from the source.
+    #[must_use]
+    pub fn is_missing(&self, page: usize) -> bool {
+        page < self.len && !bit(&self.present, page) && !bit(&self.removed, page)
+    }
+
+    /// Whether `page` was discarded by its owner.
+    #[must_use]
+    pub fn is_removed(&self, page: usize) -> bool {
+        bit(&self.removed, page)
+    }
+
+    /// Records that the pages are there. A removed page stays removed: it is there as zeros.
+    pub fn set_present(&mut self, pages: Range<usize>) {
+        set(&mut self.present, pages, self.len);
+    }
+
+    /// Records that the owner discarded the pages.
+    pub fn set_removed(&mut self, pages: Range<usize>) {
+        set(&mut self.removed, pages, self.len);
+    }
+
+    /// The run of missing pages around `page` that lies within `limits`; empty when `page` is not missing.
+    #[must_use]
+    pub fn missing_run(&self, page: usize, limits: Range<usize>) -> Range<usize> {
+        if !limits.contains(&page) || !self.is_missing(page) {
+            return page..page;
+        }
+        let mut start = page;
+        while start > limits.start && self.is_missing(start - 1) {
+            start -= 1;
+        }
+        let mut end = page + 1;
+        while end < limits.end && self.is_missing(end) {
+            end += 1;
+        }
+        start..end
+    }
+
+    /// The first run of missing pages at or after `from`, at most `longest` pages long.
+    #[must_use]
+    pub fn next_missing(&self, from: usize, longest: usize) -> Option<Range<usize>> {
+        let mut page = from;
+        while page < self.len {
+            let (word, offset) = (page / BITS, page % BITS);
+            let taken = word_at(&self.present, word) | word_at(&self.removed, word);
+            let free = !taken >> offset;
+            if free == 0 {
+                page = (word + 1) * BITS;
+                continue;
+            }
+            let start = page + free.trailing_zeros() as usize;
+            if start >= self.len {
+                return None;
+            }
+            return Some(self.missing_run(start, start..self.len.min(start.saturating_add(longest))));
+        }
+        None
+    }
+
+    /// How many pages were discarded.
+    #[must_use]
+    pub fn removed_count(&self) -> usize {
+        self.removed.iter().map(|word| word.count_ones() as usize).sum()
+    }
+}
+
+fn word_at(bits: &[u64], word: usize) -> u64 {
+    bits.get(word).copied().unwrap_or(u64::MAX)
+}
+
+fn bit(bits: &[u64], page: usize) -> bool {
+    word_at(bits, page / BITS) >> (page % BITS) & 1 != 0
+}
+
+fn set(bits: &mut [u64], pages: Range<usize>, len: usize) {
+    let end = pages.end.min(len);
+    let mut page = pages.start;
+    while page < end {
+        let offset = page % BITS;
+        let count = (BITS - offset).min(end - page);
+        // `count` is 1..=64: a shift by 64 - count never overflows.
+        let mask = u64::MAX >> (BITS - count) << offset;
+        if let Some(word) = bits.get_mut(page / BITS) {
+            *word |= mask;
+        }
+        page += count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_page_is_missing_and_stays_out_of_range_beyond_the_end() {
+        let states = PageStates::new(70);
+
+        assert!(states.is_missing(0));
+        assert!(states.is_missing(69));
+        assert!(!states.is_missing(70));
+    }
+
+    #[test]
+    fn setting_a_run_across_words_sets_exactly_that_run() {
+        let mut states = PageStates::new(300);
+
+        states.set_present(60..200);
+
+        let present: Vec<usize> = (0..300).filter(|&page| !states.is_missing(page)).collect();
+        assert_eq!(present, (60..200).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_removed_page_never_becomes_missing_again() {
+        let mut states = PageStates::new(4);
+
+        states.set_removed(1..2);
+        states.set_present(1..2);
+
+        assert!(states.is_removed(1));
+        assert!(!states.is_missing(1));
+        assert_eq!(states.removed_count(), 1);
+    }
+
+    #[test]
+    fn a_missing_run_stops_at_present_and_removed_pages_and_at_its_limits() {
+        let mut states = PageStates::new(64);
+        states.set_present(10..11);
+        states.set_removed(20..21);
+
+        assert_eq!(states.missing_run(15, 0..64), 11..20);
+        assert_eq!(states.missing_run(15, 12..18), 12..18);
+        assert_eq!(states.missing_run(10, 0..64), 10..10);
+    }
+
+    #[test]
+    fn walking_the_missing_runs_visits_every_missing_page_once() {
+        let mut states = PageStates::new(500);
+        states.set_present(0..130);
+        states.set_removed(200..201);
+        states.set_present(499..500);
+
+        let mut seen = Vec::new();
+        let mut from = 0;
+        while let Some(run) = states.next_missing(from, 16) {
+            from = run.end;
+            seen.extend(run);
+        }
+
+        assert_eq!(seen, (130..200).chain(201..499).collect::<Vec<_>>());
+    }
+}

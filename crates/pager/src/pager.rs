@@ -1,0 +1,172 @@
+//! The pager as its owner sees it: a thread to which one sends requests.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::error::PagerError;
+use crate::event_loop::EventLoop;
+use crate::notice::Observer;
+use crate::policy::Rest;
+use crate::server::{Server, ServerOptions};
+use crate::workers::Completion;
+
+/// How a pager runs.
+#[derive(Debug, Clone)]
+pub struct PagerOptions {
+    /// The CPU its event loop is pinned to. Worth it only where the faulting threads are pinned too; never chosen
+    /// automatically. Default: wherever the scheduler puts it.
+    pub cpu: Option<usize>,
+    /// Threads that read sources which can block. Started when needed. Default: 4.
+    pub workers: usize,
+}
+
+impl Default for PagerOptions {
+    fn default() -> Self {
+        Self { cpu: None, workers: 4 }
+    }
+}
+
+/// What the event loop is asked to do.
+pub(crate) enum Message {
+    Serve(Box<Server>),
+    CloseServer {
+        id: u64,
+        rest: Rest,
+    },
+    CloseSession {
+        id: u64,
+        rest: Rest,
+    },
+    AbandonServer {
+        id: u64,
+    },
+    Completed(Completion),
+    /// Closes everything and ends.
+    Stop,
+}
+
+/// Requests to the event loop, and the eventfd that wakes it for them.
+#[derive(Clone)]
+pub(crate) struct Mailbox {
+    // A Mutex only because Sender is shared between threads; held for the length of a push.
+    sender: Arc<Mutex<Sender<Message>>>,
+    wake: Arc<EventFd>,
+}
+
+impl Mailbox {
+    pub(crate) fn send(&self, message: Message) {
+        // An event loop that is gone has closed its sessions; nobody waits for an answer to this.
+        let _ = self.sender.lock().unwrap_or_else(PoisonError::into_inner).send(message);
+        // The counter cannot overflow: the loop empties it, and a full one wakes it just as well.
+        let _ = self.wake.write(1);
+    }
+
+    pub(crate) fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+}
+
+/// One native event loop and its workers, serving any number of sessions.
+///
+/// Its methods may be called on any thread and never wait for a fault. Dropping it closes what is still open (pages
+/// still missing are poisoned) and joins the thread.
+pub struct Pager {
+    mailbox: Mailbox,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Ids of servers and sessions: never used again, so that a stale one reaches nothing.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+pub(crate) fn next_id() -> u64 {
+    NEXT_ID.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Pager {
+    /// Starts the event loop's thread.
+    ///
+    /// # Errors
+    ///
+    /// [`PagerError::System`] when descriptors or threads have run out, or `cpu` is none of this machine's.
+    pub fn start(options: &PagerOptions) -> Result<Self, PagerError> {
+        let failed = |syscall| move |errno| PagerError::System { syscall, errno };
+        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(failed("eventfd"))?;
+        let (sender, receiver) = channel();
+        let mailbox = Mailbox { sender: Arc::new(Mutex::new(sender)), wake: Arc::new(wake) };
+        let event_loop = EventLoop::new(receiver, mailbox.clone(), options.workers)?;
+        // Pinning happens on the new thread; it answers before anything is served.
+        let (started, answer) = channel();
+        let cpu = options.cpu;
+        let thread = std::thread::Builder::new()
+            .name("uffd-pager".into())
+            .spawn(move || {
+                let pinned = cpu.map_or(Ok(()), pin);
+                let run = pinned.is_ok();
+                let _ = started.send(pinned);
+                if run {
+                    event_loop.run();
+                }
+            })
+            .map_err(|error| PagerError::System {
+                syscall: "clone",
+                errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)),
+            })?;
+        let pager = Self { mailbox, thread: Some(thread) };
+        answer.recv().unwrap_or(Err(Errno::ECHILD)).map_err(failed("sched_setaffinity"))?;
+        Ok(pager)
+    }
+
+    /// Listens for Firecracker's snapshot handshakes and serves each process that makes one. Returns when the
+    /// socket is listening; the id names the server in [`Pager::close_server`].
+    ///
+    /// # Errors
+    ///
+    /// [`PagerError::Socket`] when the socket cannot be made.
+    pub fn serve_firecracker(
+        &self,
+        options: ServerOptions,
+        observer: Arc<dyn Observer>,
+    ) -> Result<u64, PagerError> {
+        let id = next_id();
+        let server = Server::new(id, options, observer)?;
+        self.mailbox.send(Message::Serve(Box::new(server)));
+        Ok(id)
+    }
+
+    /// Stops listening at once and closes the server's sessions; its observer is told when the last is over.
+    pub fn close_server(&self, id: u64, rest: Rest) {
+        self.mailbox.send(Message::CloseServer { id, rest });
+    }
+
+    /// Closes a server whose owner goes away without having done so: its sessions meet their failure policy.
+    pub fn abandon_server(&self, id: u64) {
+        self.mailbox.send(Message::AbandonServer { id });
+    }
+
+    /// Closes a session; the observer of its server is told when it is over.
+    pub fn close_session(&self, id: u64, rest: Rest) {
+        self.mailbox.send(Message::CloseSession { id, rest });
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        self.mailbox.send(Message::Stop);
+        if let Some(thread) = self.thread.take() {
+            // The loop catches its own panics; there is nothing to learn from the result.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn pin(cpu: usize) -> Result<(), Errno> {
+    let mut set = nix::sched::CpuSet::new();
+    set.set(cpu)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
+}

@@ -1,0 +1,223 @@
+//! The one place that installs pages, and that reads what the kernel says about it.
+//!
+//! | the kernel says | what follows |
+//! | --- | --- |
+//! | done | the pages are present, their waiters woken |
+//! | partly done | those are present; go on behind them to learn what is in the way |
+//! | a page is present | wake it (the kernel does not), step over it; on huge pages it may also mean that the pool is empty, so rounds are counted |
+//! | changing | nothing done: the caller parks the fault |
+//! | not registered | the range leaves its mapping: page by page, and what is really not registered is left to the kernel |
+//! | process gone | the session is over |
+//! | anything else | the session meets its failure policy |
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use uffd::{CopyOptions, UffdError, Userfaultfd};
+
+use crate::address_map::AddressMap;
+use crate::error::PagerError;
+use crate::page_state::PageStates;
+use crate::policy::EndReason;
+use crate::stats::Stats;
+
+/// How often one huge page may be "already present" and fault again before the pool is held to be empty.
+const MOST_ROUNDS: u32 = 8;
+
+/// What is put into pages.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Filling<'a> {
+    /// These bytes, as many as the pages have.
+    Bytes(&'a [u8]),
+    /// Zeros.
+    Zeros,
+    /// A marker that makes touching them a SIGBUS.
+    Poison,
+}
+
+/// Why installing stopped early.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// The address space is changing: try again later, from this page on.
+    Changing(usize),
+    /// The served process is gone.
+    Gone,
+    /// The kernel cannot poison pages (before 6.6), or not these.
+    CannotPoison,
+    /// The session cannot go on.
+    Failed(EndReason, PagerError),
+}
+
+/// What installing needs to know of a session.
+pub(crate) struct Resolver<'a> {
+    pub(crate) uffd: &'a Userfaultfd,
+    pub(crate) map: &'a AddressMap,
+    pub(crate) states: &'a mut PageStates,
+    pub(crate) stats: &'a Stats,
+    /// Huge pages that were "already present", and how often in a row.
+    pub(crate) rounds: &'a mut HashMap<usize, u32>,
+    pub(crate) huge: bool,
+}
+
+impl Resolver<'_> {
+    /// Fills `pages`, which lie in one region, and wakes whoever waits for them.
+    ///
+    /// # Errors
+    ///
+    /// Why it stopped early. What was filled until then is recorded.
+    pub(crate) fn fill(&mut self, pages: Range<usize>, filling: Filling<'_>) -> Result<(), Stop> {
+        let mut page = pages.start;
+        while page < pages.end {
+            match self.fill_once(page..pages.end, pages.start, filling) {
+                Ok(()) => {
+                    self.installed(page..pages.end, filling);
+                    return Ok(());
+                }
+                Err(UffdError::PartiallyCopied { done }) => {
+                    let filled = (done / self.map.page_size()) as usize;
+                    if filled == 0 {
+                        return Err(Stop::Changing(page));
+                    }
+                    self.installed(page..page + filled, filling);
+                    page += filled;
+                }
+                Err(UffdError::PageExist) => {
+                    self.step_over(page)?;
+                    page += 1;
+                }
+                Err(UffdError::Changing) => return Err(Stop::Changing(page)),
+                Err(UffdError::UffdClosed) => return Err(Stop::Gone),
+                Err(UffdError::NotRegistered) if pages.end - page > 1 => {
+                    return self.fill_singly(page..pages.end, pages.start, filling);
+                }
+                Err(UffdError::NotRegistered) => {
+                    self.leave_to_kernel(page);
+                    page += 1;
+                }
+                Err(_) if matches!(filling, Filling::Poison) => return Err(Stop::CannotPoison),
+                Err(error) => return Err(self.failed(page..pages.end, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// One ioctl over `pages`; `Bytes` begin at page `base`.
+    fn fill_once(&self, pages: Range<usize>, base: usize, filling: Filling<'_>) -> Result<(), UffdError> {
+        let Some(address) = self.map.address_of(pages.start) else { return Err(UffdError::NotRegistered) };
+        let len = self.map.bytes(pages.len());
+        match filling {
+            Filling::Bytes(bytes) => {
+                let skip = self.map.bytes(pages.start - base) as usize;
+                let Some(bytes) = bytes.get(skip..skip + len as usize) else {
+                    return Err(UffdError::NotRegistered);
+                };
+                // SAFETY: `bytes` is ordinary memory of this process, borrowed for the call, `len` bytes long. The
+                // destination is another process's (or mapping's) missing memory, of which no reference exists.
+                unsafe { self.uffd.copy(address, bytes.as_ptr(), bytes.len(), CopyOptions::default()) }
+            }
+            Filling::Zeros if self.huge => {
+                let zeros = huge_zeros();
+                // SAFETY: as above; a huge page is installed at a time, and `zeros` has that many bytes.
+                unsafe {
+                    self.uffd.copy(
+                        address,
+                        zeros.as_ptr(),
+                        zeros.len().min(len as usize),
+                        CopyOptions::default(),
+                    )
+                }
+            }
+            Filling::Zeros => self.uffd.zero(address, len, true),
+            Filling::Poison => self.uffd.poison(address, len, true),
+        }
+    }
+
+    /// The range leaves its mapping somewhere: what lies inside is filled page by page.
+    fn fill_singly(&mut self, pages: Range<usize>, base: usize, filling: Filling<'_>) -> Result<(), Stop> {
+        for page in pages {
+            match self.fill_once(page..page + 1, base, filling) {
+                Ok(()) => self.installed(page..page + 1, filling),
+                Err(UffdError::PageExist) => self.step_over(page)?,
+                Err(UffdError::Changing | UffdError::PartiallyCopied { .. }) => {
+                    return Err(Stop::Changing(page));
+                }
+                Err(UffdError::UffdClosed) => return Err(Stop::Gone),
+                Err(UffdError::NotRegistered) => self.leave_to_kernel(page),
+                Err(_) if matches!(filling, Filling::Poison) => return Err(Stop::CannotPoison),
+                Err(error) => return Err(self.failed(page..page + 1, error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn installed(&mut self, pages: Range<usize>, filling: Filling<'_>) {
+        let count = pages.len() as u64;
+        match filling {
+            Filling::Bytes(_) => {
+                self.stats.pages_installed.add(count);
+                self.stats.bytes_installed.add(self.map.bytes(pages.len()));
+                self.stats.windows.add(1);
+            }
+            Filling::Zeros => self.stats.pages_zeroed.add(count),
+            Filling::Poison => self.stats.pages_poisoned.add(count),
+        }
+        if self.huge {
+            for page in pages.clone() {
+                self.rounds.remove(&page);
+            }
+        }
+        self.states.set_present(pages);
+    }
+
+    /// A page is in the way. The kernel does not wake its waiters; they may sleep from an earlier install.
+    fn step_over(&mut self, page: usize) -> Result<(), Stop> {
+        self.stats.already_present.add(1);
+        if self.huge {
+            // Here "present" can be a lie: an empty pool says the same. Believing it would give zeros later.
+            let rounds = self.rounds.entry(page).or_insert(0);
+            *rounds += 1;
+            if *rounds > MOST_ROUNDS {
+                return Err(Stop::Failed(
+                    EndReason::Exhausted,
+                    PagerError::Exhausted(
+                        "no huge page is free to install (vm.nr_hugepages); the kernel reports this as a page \
+                         that is already there"
+                            .to_owned(),
+                    ),
+                ));
+            }
+        } else {
+            self.states.set_present(page..page + 1);
+        }
+        self.wake(page);
+        Ok(())
+    }
+
+    /// Not registered any more: its owner took it back, and the kernel serves it from now on.
+    fn leave_to_kernel(&mut self, page: usize) {
+        self.states.set_removed(page..page + 1);
+        self.wake(page);
+    }
+
+    fn wake(&self, page: usize) {
+        if let Some(address) = self.map.address_of(page) {
+            // WAKE fails only on ranges that were never valid; these were checked when the session began.
+            let _ = self.uffd.wake(address, self.map.page_size());
+        }
+    }
+
+    fn failed(&self, pages: Range<usize>, cause: UffdError) -> Stop {
+        let reason = match cause.errno() {
+            Some(libc::ENOMEM) => EndReason::Exhausted,
+            _ => EndReason::Protocol,
+        };
+        let address = self.map.address_of(pages.start).unwrap_or(0);
+        Stop::Failed(reason, PagerError::Kernel { address, len: self.map.bytes(pages.len()), cause })
+    }
+}
+
+/// ZEROPAGE does not exist for huge pages: they are copied from this, which the kernel backs by its zero page.
+fn huge_zeros() -> &'static [u8] {
+    static ZEROS: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    ZEROS.get_or_init(|| vec![0; 2 << 20])
+}

@@ -1,0 +1,22 @@
+//! The ioctls this crate issues itself, typed. Numbers and structures are `userfaultfd-sys`'s.
+
+use userfaultfd_sys as sys;
+
+macro_rules! ioctls {
+    ($($(#[$doc:meta])* $name:ident = $number:ident($type:ident);)*) => {
+        $(nix::ioctl_readwrite_bad!($(#[$doc])* $name, sys::$number, sys::$type);)*
+    };
+}
+
+ioctls! {
+    /// `UFFDIO_COPY`
+    copy = UFFDIO_COPY(uffdio_copy);
+    /// `UFFDIO_ZEROPAGE`
+    zeropage = UFFDIO_ZEROPAGE(uffdio_zeropage);
+    /// `UFFDIO_POISON`
+    poison = UFFDIO_POISON(uffdio_poison);
+    /// `UFFDIO_WAKE`
+    wake = UFFDIO_WAKE(uffdio_range);
+    /// `UFFDIO_UNREGISTER`
+    unregister = UFFDIO_UNREGISTER(uffdio_range);
+}

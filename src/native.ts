@@ -1,0 +1,36 @@
+import { createRequire } from 'node:module';
+import process from 'node:process';
+
+import { UffdError } from './errors.js';
+
+type Binding = typeof import('#native');
+
+let binding: Binding | undefined;
+
+/**
+ * The addon, loaded by the first use and not by the import: elsewhere than on Linux the package can be imported.
+ *
+ * @throws {@linkcode UffdError} `ERR_UFFD_UNSUPPORTED_PLATFORM`
+ */
+export function native(): Binding {
+  return (binding ??= load());
+}
+
+function load(): Binding {
+  const here = `${process.platform}-${process.arch}`;
+  if (process.platform !== 'linux') {
+    throw new UffdError('ERR_UFFD_UNSUPPORTED_PLATFORM', `userfaultfd exists on Linux only, this is ${here}`, {
+      hint: 'Import the package anywhere, but use it on Linux.',
+    });
+  }
+  try {
+    return createRequire(import.meta.url)('#native') as Binding;
+  } catch (cause) {
+    throw new UffdError('ERR_UFFD_UNSUPPORTED_PLATFORM', `no binary of userfaultfd can be loaded on ${here}`, {
+      cause,
+      hint:
+        'Install with optional dependencies (the binary is one of them), on the machine and with the libc it runs on; ' +
+        'from a checkout, run `npm run build`.',
+    });
+  }
+}

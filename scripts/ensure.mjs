@@ -24,7 +24,9 @@ const addonCrates = () =>
 
 /** The binaries in the root that the loader would take on this machine. */
 const addons = () =>
-  readdirSync(root).filter(name => name.startsWith(`userfaultfd.linux-${process.arch}-`) && name.endsWith('.node'));
+  readdirSync(root).filter(
+    name => name.startsWith(`userfaultfd.linux-${process.arch}-`) && name.endsWith('.node'),
+  );
 
 const exists = path => changed(path) > 0;
 

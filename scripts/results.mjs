@@ -62,7 +62,8 @@ function readTestProgram(text, results) {
       reasons.set(key, [...(reasons.get(key) ?? []), reason[1]]);
     }
   }
-  for (const [key, texts] of reasons) results.skipped.push({ test: `${name}: ${key}`, reason: texts.join('; ') });
+  for (const [key, texts] of reasons)
+    results.skipped.push({ test: `${name}: ${key}`, reason: texts.join('; ') });
   results.passed += Math.max(0, passed - reasons.size);
   results.failed += failed;
   if (failed > 0) results.failures.push(`${name}\n${failureSections(text)}`);
@@ -74,7 +75,11 @@ function readTestProgram(text, results) {
 
 /** The part of a test program's output that is about its failed tests. */
 function failureSections(text) {
-  return text.split(/^(?=successes:$|failures:$)/m).filter(part => part.startsWith('failures:')).join('').trimEnd();
+  return text
+    .split(/^(?=successes:$|failures:$)/m)
+    .filter(part => part.startsWith('failures:'))
+    .join('')
+    .trimEnd();
 }
 
 /**
@@ -89,7 +94,9 @@ export function readTap(text) {
     const [, not, test, directive] =
       /^(not )?ok\b(?: \d+)?(?: - )?(.*?)(?: # (SKIP|TODO)\b.*)?$/m.exec(block) ?? [];
     if (test === undefined || !/^(?:not )?ok\b/.test(block)) continue;
-    const reasons = block.split('\n').flatMap(line => SKIPPED.exec(/^#\s+(?:ℹ\s+)?(.*)$/.exec(line)?.[1] ?? '')?.[1] ?? []);
+    const reasons = block
+      .split('\n')
+      .flatMap(line => SKIPPED.exec(/^#\s+(?:ℹ\s+)?(.*)$/.exec(line)?.[1] ?? '')?.[1] ?? []);
     if (directive) {
       if (directive === 'TODO') todo += 1;
       results.skipped.push({ test, reason: directive === 'TODO' ? 'not written' : 'marked as skipped' });

@@ -5,11 +5,18 @@ import { fileURLToPath } from 'node:url';
 import type { NativeNotice, NativeServer, NativeServerOptions } from '#native';
 
 import { fromNative, UffdError } from './errors.js';
+import { abandonAtExit, forgetAtExit } from './exit.js';
 import { native } from './native.js';
 import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
 import { type CloseOptions, type Peer, restOf, Session } from './session.js';
 import { KiB, MiB } from './units.js';
-import { validateInteger, validateOneOf, validateOptions, validatePath, validatePowerOfTwo } from './validate.js';
+import {
+  validateInteger,
+  validateOneOf,
+  validateOptions,
+  validatePath,
+  validatePowerOfTwo,
+} from './validate.js';
 
 /** Options of {@link serveFirecracker}. */
 export interface FirecrackerServerOptions {
@@ -70,7 +77,16 @@ export interface AcceptOptions {
   signal?: AbortSignal;
 }
 
-const OPTIONS = ['socketPath', 'memory', 'onFailure', 'window', 'peer', 'handshakeTimeout', 'maxSessions', 'cpu'];
+const OPTIONS = [
+  'socketPath',
+  'memory',
+  'onFailure',
+  'window',
+  'peer',
+  'handshakeTimeout',
+  'maxSessions',
+  'cpu',
+];
 const LONGEST_TIMEOUT = 2 ** 31 - 1;
 /** Sessions that wait for `accept`; the oldest are dropped from the queue (not from service) beyond it. */
 const LONGEST_BACKLOG = 1024;
@@ -92,7 +108,15 @@ export async function serveFirecracker(options: FirecrackerServerOptions): Promi
 
 function readOptions(options: FirecrackerServerOptions): NativeServerOptions {
   validateOptions('options', options, OPTIONS);
-  const { memory, onFailure = 'poison', window = 64 * KiB, peer, handshakeTimeout = 5000, maxSessions = 1024, cpu } = options;
+  const {
+    memory,
+    onFailure = 'poison',
+    window = 64 * KiB,
+    peer,
+    handshakeTimeout = 5000,
+    maxSessions = 1024,
+    cpu,
+  } = options;
   const native: NativeServerOptions = {
     socketPath: validatePath('options.socketPath', options.socketPath),
     memory: validatePath('options.memory', memory instanceof URL ? fileURLToPath(memory) : memory),
@@ -105,7 +129,8 @@ function readOptions(options: FirecrackerServerOptions): NativeServerOptions {
     validateOptions('options.peer', peer, ['uid']);
     native.peerUid = validateInteger('options.peer.uid', peer.uid, 0, 2 ** 32 - 2);
   }
-  if (cpu !== undefined) native.cpu = validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
+  if (cpu !== undefined)
+    native.cpu = validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
   return native;
 }
 
@@ -142,7 +167,10 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     }
   }
 
-  private constructor(options: NativeServerOptions, start: { resolve: () => void; reject: (error: UffdError) => void }) {
+  private constructor(
+    options: NativeServerOptions,
+    start: { resolve: () => void; reject: (error: UffdError) => void },
+  ) {
     super();
     this.socketPath = options.socketPath;
     this.#start = start;
@@ -154,6 +182,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       clearInterval(this.#keepAlive);
       throw error;
     }
+    abandonAtExit(this.#native);
   }
 
   /** The sessions that are alive. */
@@ -184,7 +213,8 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     this.#waiting.add(waiting);
     const abort = (): void => waiting.reject(signal?.reason);
     signal?.addEventListener('abort', abort, { once: true });
-    const timer = timeout === undefined ? undefined : setTimeout(() => waiting.reject(timedOut(timeout)), timeout);
+    const timer =
+      timeout === undefined ? undefined : setTimeout(() => waiting.reject(timedOut(timeout)), timeout);
     try {
       return await promise;
     } finally {
@@ -302,6 +332,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   #release(): void {
     this.#isClosed = true;
     clearInterval(this.#keepAlive);
+    forgetAtExit(this.#native);
     this.#native.release();
   }
 }

@@ -19,18 +19,26 @@ export function native(): Binding {
 function load(): Binding {
   const here = `${process.platform}-${process.arch}`;
   if (process.platform !== 'linux') {
-    throw new UffdError('ERR_UFFD_UNSUPPORTED_PLATFORM', `userfaultfd exists on Linux only, this is ${here}`, {
-      hint: 'Import the package anywhere, but use it on Linux.',
-    });
+    throw new UffdError(
+      'ERR_UFFD_UNSUPPORTED_PLATFORM',
+      `userfaultfd exists on Linux only, this is ${here}`,
+      {
+        hint: 'Import the package anywhere, but use it on Linux.',
+      },
+    );
   }
   try {
     return createRequire(import.meta.url)('#native') as Binding;
   } catch (cause) {
-    throw new UffdError('ERR_UFFD_UNSUPPORTED_PLATFORM', `no binary of userfaultfd can be loaded on ${here}`, {
-      cause,
-      hint:
-        'Install with optional dependencies (the binary is one of them), on the machine and with the libc it runs on; ' +
-        'from a checkout, run `npm run build`.',
-    });
+    throw new UffdError(
+      'ERR_UFFD_UNSUPPORTED_PLATFORM',
+      `no binary of userfaultfd can be loaded on ${here}`,
+      {
+        cause,
+        hint:
+          'Install with optional dependencies (the binary is one of them), on the machine and with the libc it runs on; ' +
+          'from a checkout, run `npm run build`.',
+      },
+    );
   }
 }

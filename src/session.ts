@@ -57,7 +57,8 @@ export interface SessionStats {
  * - `'exhausted'`: a limit of the machine was reached; the failure policy was applied.
  * - `'pager-lost'`: the pager itself ended; the failure policy was applied.
  */
-export type SessionEndReason = 'closed' | 'peer-exited' | 'source-failed' | 'protocol' | 'exhausted' | 'pager-lost';
+export type SessionEndReason =
+  'closed' | 'peer-exited' | 'source-failed' | 'protocol' | 'exhausted' | 'pager-lost';
 
 /** How a session ended. */
 export interface SessionEnd {

@@ -16,12 +16,20 @@ function got(value: unknown): string {
 /** Refuses anything but an object whose keys are all known: a misspelt option would silently do nothing. */
 export function validateOptions(name: string, value: unknown, known: readonly string[]): void {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    throw argumentError(TypeError, 'ERR_INVALID_ARG_TYPE', `Expected \`${name}\` to be an object, ${got(value)}`);
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_TYPE',
+      `Expected \`${name}\` to be an object, ${got(value)}`,
+    );
   }
   for (const key of Object.keys(value)) {
     if (!known.includes(key)) {
       const options = known.map(option => `\`${option}\``).join(', ');
-      throw argumentError(TypeError, 'ERR_INVALID_ARG_VALUE', `Unknown option \`${key}\` in \`${name}\`; known are ${options}`);
+      throw argumentError(
+        TypeError,
+        'ERR_INVALID_ARG_VALUE',
+        `Unknown option \`${key}\` in \`${name}\`; known are ${options}`,
+      );
     }
   }
 }
@@ -29,7 +37,11 @@ export function validateOptions(name: string, value: unknown, known: readonly st
 /** A string with at least one character and no NUL. */
 export function validatePath(name: string, value: unknown): string {
   if (typeof value !== 'string') {
-    throw argumentError(TypeError, 'ERR_INVALID_ARG_TYPE', `Expected \`${name}\` to be a path (a string), ${got(value)}`);
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_TYPE',
+      `Expected \`${name}\` to be a path (a string), ${got(value)}`,
+    );
   }
   if (value === '' || value.includes('\0')) {
     throw argumentError(
@@ -44,7 +56,11 @@ export function validatePath(name: string, value: unknown): string {
 /** An integer between two bounds, both included. */
 export function validateInteger(name: string, value: unknown, least: number, most: number): number {
   if (typeof value !== 'number') {
-    throw argumentError(TypeError, 'ERR_INVALID_ARG_TYPE', `Expected \`${name}\` to be a number, ${got(value)}`);
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_TYPE',
+      `Expected \`${name}\` to be a number, ${got(value)}`,
+    );
   }
   if (!Number.isInteger(value) || value < least || value > most) {
     throw argumentError(
@@ -60,7 +76,11 @@ export function validateInteger(name: string, value: unknown, least: number, mos
 export function validateOneOf<T extends string>(name: string, value: unknown, choices: readonly T[]): T {
   if (!choices.includes(value as T)) {
     const list = choices.map(choice => `'${choice}'`).join(', ');
-    throw argumentError(TypeError, 'ERR_INVALID_ARG_VALUE', `Expected \`${name}\` to be one of ${list}, ${got(value)}`);
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_VALUE',
+      `Expected \`${name}\` to be one of ${list}, ${got(value)}`,
+    );
   }
   return value as T;
 }
@@ -69,7 +89,11 @@ export function validateOneOf<T extends string>(name: string, value: unknown, ch
 export function validatePowerOfTwo(name: string, value: unknown, least: number, most: number): number {
   const number = validateInteger(name, value, least, most);
   if ((number & (number - 1)) !== 0) {
-    throw argumentError(RangeError, 'ERR_OUT_OF_RANGE', `Expected \`${name}\` to be a power of two, ${got(value)}`);
+    throw argumentError(
+      RangeError,
+      'ERR_OUT_OF_RANGE',
+      `Expected \`${name}\` to be a power of two, ${got(value)}`,
+    );
   }
   return number;
 }

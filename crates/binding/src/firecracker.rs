@@ -79,7 +79,11 @@ pub fn start_firecracker_server(
         .callee_handled::<false>()
         .max_queue_size::<1>()
         .build_callback(|_| Ok(()))?;
-    let shared = Arc::new(Shared { notices: Arc::new(Notices::new(wake)), running: Mutex::new(None), ended: AtomicBool::new(false) });
+    let shared = Arc::new(Shared {
+        notices: Arc::new(Notices::new(wake)),
+        running: Mutex::new(None),
+        ended: AtomicBool::new(false),
+    });
     let teardown = env.add_env_cleanup_hook(Arc::downgrade(&shared), |shared| {
         if let Some(shared) = shared.upgrade() {
             shared.ended.store(true, Ordering::SeqCst);
@@ -157,6 +161,13 @@ impl NativeServer {
     #[napi(catch_unwind)]
     pub fn close(&self, #[napi(ts_arg_type = "'poison' | 'populate' | 'zero'")] rest: String) {
         self.shared.with(|pager, id| pager.close_server(id, rest_of(&rest)));
+    }
+
+    /// The program ends without having closed it: its sessions meet their failure policy before this returns.
+    #[napi(catch_unwind)]
+    pub fn abandon(&self) {
+        self.shared.ended.store(true, Ordering::SeqCst);
+        self.shared.abandon();
     }
 
     /// Lets go of the pager, after `closed`; the last to do so joins its thread, which has nothing left to do.

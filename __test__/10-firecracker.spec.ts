@@ -27,8 +27,8 @@ test('every page the process reads equals the image, in regions that are not in 
   t.is(session.peer.pid, peer.pid);
   t.deepEqual(
     session.regions.map(region => [region.address, region.length, region.sourceOffset]),
-    [...ready.regions]
-      .sort((a, b) => Number(BigInt(a.base) - BigInt(b.base)))
+    ready.regions
+      .toSorted((a, b) => Number(BigInt(a.base) - BigInt(b.base)))
       .map(region => [BigInt(region.base), region.size, region.offset]),
   );
   t.is(session.stats().pagesInstalled, IMAGE_SIZE / PAGE);
@@ -206,7 +206,6 @@ test('pages given back while their bytes are on the way from the disk read zero'
     peer.send('discard', (round * 16 + 8) * PAGE, 8 * PAGE);
   }
   for (let round = 0; round < 40; round += 1) {
-    // oxlint-disable-next-line no-await-in-loop -- answers come in the order of the commands
     await peer.answer();
   }
 

@@ -133,10 +133,8 @@ test('hundreds of bad connections leave no descriptor and no thread behind', asy
   for (let round = 0; round < 20; round += 1) {
     const next = nextRejection(server);
     const peer = start('--region', `${PAGE}`, '--fd', 'null');
-    // oxlint-disable-next-line no-await-in-loop -- one after the other, so that the descriptors can be counted
     await next;
     peer.kill();
-    // oxlint-disable-next-line no-await-in-loop -- as above
     await peer.ended;
   }
 

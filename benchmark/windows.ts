@@ -53,7 +53,7 @@ async function touchMs(window: number, { peer: cpu, pager }: Placement, expected
 }
 
 function median(values: number[]): number {
-  return [...values].sort((a, b) => a - b)[values.length >> 1] ?? Number.NaN;
+  return values.toSorted((a, b) => a - b)[values.length >> 1] ?? Number.NaN;
 }
 
 function spread(values: number[]): string {
@@ -79,10 +79,8 @@ for (const placement of placements) {
   const single: number[] = [];
   // The first of each also brings memory from the host, and is not counted.
   for (let round = 0; round <= rounds; round += 1) {
-    // oxlint-disable no-await-in-loop -- one at a time, or they measure each other
     const one = await touchMs(4 * KiB, placement, expected);
     const many = await touchMs(64 * KiB, placement, expected);
-    // oxlint-enable no-await-in-loop
     if (round > 0) {
       single.push(one);
       windows.push(many);

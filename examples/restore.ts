@@ -60,7 +60,7 @@ async function main(): Promise<boolean> {
   const folder = mkdtempSync(join(tmpdir(), 'userfaultfd-'));
   try {
     const restore = async (label: string, window: number): Promise<Restore> =>
-      await restoreOnce({ label, window, socketPath: join(folder, 'vm.sock'), faulter, pager });
+      restoreOnce({ label, window, socketPath: join(folder, 'vm.sock'), faulter, pager });
     // The first also brings memory from the host; the timed pair comes after.
     const shown = await restore('restoring', 64 * KiB);
     const readAllMs = readWholeFile();

@@ -70,7 +70,7 @@ export const steps = {
     name: 'TypeScript library',
     command: ['npm', 'run', '--silent', 'build:ts'],
     clean: [dist],
-    inputs: () => ['index.ts', 'src', 'native.d.cts', 'tsconfig.json', ...TOOLCHAIN],
+    inputs: () => ['index.ts', 'src', 'native.d.cts', 'tsconfig.json', 'tsconfig.build.json', ...TOOLCHAIN],
     outputs: () => ['dist'],
     complete: () => exists('dist/index.js') && exists('dist/index.d.ts'),
   }),
@@ -95,7 +95,7 @@ export const steps = {
 
 /**
  * Makes one of `steps`, where it is not current.
- * @returns {Promise<import('./run.mjs').Result | undefined>} How the command went; `undefined` where none was needed.
+ * Gives how the command went (as `run` does), or `undefined` where none was needed.
  */
 export async function make(step) {
   if (step.isCurrent()) return undefined;
@@ -138,7 +138,6 @@ export async function ensure({ peer: withPeer = false, tests = false } = {}) {
   for (const step of wanted) {
     if (step.isCurrent()) continue;
     process.stdout.write(`${step.name} … `);
-    // oxlint-disable-next-line no-await-in-loop -- each needs the one before it
     const result = await make(step);
     process.stdout.write(`${result.ok ? '' : 'FAILED, '}${seconds(result.milliseconds)}\n`);
     if (!result.ok) {

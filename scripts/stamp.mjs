@@ -23,7 +23,7 @@ function filesUnder(path) {
  */
 export function stateOf(paths) {
   const hash = createHash('sha256');
-  for (const { path, stat } of paths.flatMap(path => filesUnder(join(root, path)))) {
+  for (const { path, stat } of paths.flatMap(input => filesUnder(join(root, input)))) {
     hash.update(`${path}\0${stat.size}\0${stat.mtimeMs}\n`);
   }
   return hash.digest('hex');

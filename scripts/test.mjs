@@ -18,6 +18,7 @@ if (only !== undefined && only !== 'rust' && only !== 'ts') {
   process.exit(2);
 }
 
+/** @type {import('./results.mjs').Results} */
 const total = { passed: 0, failed: 0, skipped: [], failures: [] };
 
 function report(name, outcome, milliseconds) {
@@ -103,7 +104,6 @@ async function main() {
   if (only !== 'rust') {
     const built = [];
     for (const step of [steps.addon, steps.library, steps.peer, steps.tests]) {
-      // oxlint-disable-next-line no-await-in-loop -- each needs the one before it
       built.push(await prepare(step));
       if (!built.at(-1)) return;
     }

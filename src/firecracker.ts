@@ -117,7 +117,7 @@ function readOptions(options: FirecrackerServerOptions): NativeServerOptions {
     maxSessions = 1024,
     cpu,
   } = options;
-  const native: NativeServerOptions = {
+  const read: NativeServerOptions = {
     socketPath: validatePath('options.socketPath', options.socketPath),
     memory: validatePath('options.memory', memory instanceof URL ? fileURLToPath(memory) : memory),
     kill: validateOneOf('options.onFailure', onFailure, FAILURE_POLICIES) === 'kill',
@@ -127,11 +127,10 @@ function readOptions(options: FirecrackerServerOptions): NativeServerOptions {
   };
   if (peer !== undefined) {
     validateOptions('options.peer', peer, ['uid']);
-    native.peerUid = validateInteger('options.peer.uid', peer.uid, 0, 2 ** 32 - 2);
+    read.peerUid = validateInteger('options.peer.uid', peer.uid, 0, 2 ** 32 - 2);
   }
-  if (cpu !== undefined)
-    native.cpu = validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
-  return native;
+  if (cpu !== undefined) read.cpu = validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
+  return read;
 }
 
 /**

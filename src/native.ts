@@ -1,9 +1,11 @@
 import { createRequire } from 'node:module';
 import process from 'node:process';
 
+import type * as addon from '#native';
+
 import { UffdError } from './errors.js';
 
-type Binding = typeof import('#native');
+type Binding = typeof addon;
 
 let binding: Binding | undefined;
 

@@ -152,7 +152,7 @@ export class Session {
 }
 
 function statsOf(stats: NativeStats | undefined): SessionStats {
-  const { busyNs = 0, ...counters } = stats ?? NO_STATS;
+  const { busyNs, ...counters } = stats ?? NO_STATS;
   return Object.freeze({ ...counters, busyMs: busyNs / 1e6 });
 }
 

@@ -48,9 +48,9 @@ export interface Serving {
   memory: string;
   bytes: Buffer;
   /** Starts a peer and waits until it is served. */
-  connect(...args: string[]): Promise<{ peer: Peer; ready: Ready; session: Session }>;
+  connect: (...args: string[]) => Promise<{ peer: Peer; ready: Ready; session: Session }>;
   /** Starts a peer without waiting. */
-  start(...args: string[]): Peer;
+  start: (...args: string[]) => Peer;
 }
 
 /** Starts a server over an image of random bytes. */
@@ -62,7 +62,7 @@ export async function serving(
   const { path: memory, bytes } = image(t, size);
   const socketPath = join(folder(t), 'vm.sock');
   const server = await serveFirecracker({ socketPath, memory, ...rest });
-  t.teardown(async () => await server.close());
+  t.teardown(async () => server.close());
   const start = (...args: string[]): Peer => {
     const peer = new Peer(['--socket', socketPath, ...args]);
     t.teardown(async () => {
@@ -87,7 +87,7 @@ export async function serving(
 
 /** The next rejection of a server. */
 export async function nextRejection(server: FirecrackerServer): Promise<RejectedConnection> {
-  return await new Promise((resolve, reject) => {
+  return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error('nothing was rejected')), PATIENCE);
     server.once('rejected', rejection => {
       clearTimeout(timer);

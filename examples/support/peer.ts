@@ -107,7 +107,7 @@ export class Peer {
   /** Lets it end by itself. */
   async exit(): Promise<PeerEnd> {
     this.send('exit');
-    return await this.ended;
+    return this.ended;
   }
 
   async #line(): Promise<unknown> {

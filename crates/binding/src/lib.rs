@@ -2,6 +2,7 @@
 //! Nothing is decided here. Failures cross as data; TypeScript makes errors of them.
 
 // The exports are documented where users see them, in TypeScript.
+#![cfg_attr(test, allow(dead_code, reason = "the exports are left out of a test build"))]
 #![allow(unreachable_pub, reason = "exports are reached from JavaScript")]
 #![allow(missing_docs, reason = "generated types carry no documentation of their own")]
 

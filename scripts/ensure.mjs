@@ -52,9 +52,11 @@ const RUST = ['Cargo.toml', 'Cargo.lock', '.cargo/config.toml', 'rust-toolchain.
 /** What can be made, in the order in which each needs those before it. */
 export const steps = {
   dependencies: {
-    id: 'npm-ci',
+    id: 'npm-install',
     name: 'npm packages',
-    command: ['npm', 'ci'],
+    // Not `npm ci`: it refuses a lock file in which an optional binary of another platform has no entry, which is what
+    // npm writes where that binary could not be had. Versions are the lock file's all the same; nothing is saved.
+    command: ['npm', 'install', '--no-save', '--no-audit', '--no-fund'],
     isCurrent: () => exists(INSTALLED) && changed(INSTALLED) >= changed(LOCK),
   },
   addon: built({

@@ -212,3 +212,16 @@ test('pages given back while their bytes are on the way from the disk read zero'
   t.is((await peer.ask('zeros')).nonzero, 0);
   t.is((await peer.ask('compare', memory)).different, 0);
 });
+
+test('one fault brings 64 KiB, and more only where many have been', async t => {
+  if (!canRun(t)) return;
+  const { connect } = await serving(t, { size: 32 * MiB });
+  const { peer, session } = await connect();
+
+  await peer.ask('read', 20 * MiB, 8);
+  t.is(session.stats().pagesInstalled, 16);
+  await peer.ask('touch', 'order=sequential', 'limit=4096');
+
+  const { windows, pagesInstalled } = session.stats();
+  t.true(windows < pagesInstalled / 16 / 2, `${windows} windows for ${pagesInstalled} pages`);
+});

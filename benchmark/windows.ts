@@ -1,5 +1,5 @@
 /**
- * 64 KiB windows against the same pager limited to one page per fault: the whole of 256 MiB touched in random order, each
+ * The default windows (64 KiB, 256 KiB where faults are dense) and fixed ones of 64 KiB against the same pager limited to one page per fault: the whole of 256 MiB touched in random order, each
  * run in processes of its own, the two interleaved, for each placement this machine allows.
  *
  *     node out/benchmark/windows.js [rounds]
@@ -27,13 +27,17 @@ interface Placement {
   goal: number;
 }
 
-async function touchMs(window: number, { peer: cpu, pager }: Placement, expected: string): Promise<number> {
+async function touchMs(
+  window: number | undefined,
+  { peer: cpu, pager }: Placement,
+  expected: string,
+): Promise<number> {
   const folder = mkdtempSync(join(tmpdir(), 'userfaultfd-'));
   const socketPath = join(folder, 's');
   const server = await serveFirecracker({
     socketPath,
     memory: IMAGE,
-    window,
+    ...(window === undefined ? {} : { window }),
     ...(pager === undefined ? {} : { cpu: pager }),
   });
   const pinned = cpu === undefined ? [] : ['--cpu', `${cpu}`];
@@ -76,20 +80,24 @@ console.log(
 let reached = true;
 for (const placement of placements) {
   const windows: number[] = [];
+  const fixed: number[] = [];
   const single: number[] = [];
   // The first of each also brings memory from the host, and is not counted.
   for (let round = 0; round <= rounds; round += 1) {
     const one = await touchMs(4 * KiB, placement, expected);
-    const many = await touchMs(64 * KiB, placement, expected);
+    const some = await touchMs(64 * KiB, placement, expected);
+    const many = await touchMs(undefined, placement, expected);
     if (round > 0) {
       single.push(one);
+      fixed.push(some);
       windows.push(many);
     }
   }
   const ratio = median(single) / median(windows);
   reached &&= ratio >= placement.goal;
   console.log(
-    `${placement.name}: page by page ${spread(single)}, 64 KiB windows ${spread(windows)}: ${ratio.toFixed(1)}x (goal ${placement.goal}x)`,
+    `${placement.name}: page by page ${spread(single)}, 64 KiB ${spread(fixed)} = ${(median(single) / median(fixed)).toFixed(1)}x, ` +
+      `default ${spread(windows)} = ${ratio.toFixed(1)}x (goal ${placement.goal}x)`,
   );
 }
 process.exitCode = reached ? 0 : 1;

@@ -20,6 +20,7 @@ mod source;
 mod stats;
 mod supervise;
 mod sweep;
+mod window;
 mod workers;
 
 pub use address_map::{AddressMap, Region};

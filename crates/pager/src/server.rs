@@ -31,8 +31,9 @@ pub struct ServerOptions {
     pub source: Arc<dyn PageSource>,
     /// What happens to a process whose memory cannot be served.
     pub policy: FailurePolicy,
-    /// Bytes installed around a fault: a power of two, at least a page, at most 2 MiB.
-    pub window: u64,
+    /// Bytes installed around a fault: a power of two, at most 2 MiB. Where absent: 64 KiB, and 256 KiB where faults
+    /// are dense.
+    pub window: Option<u64>,
     /// Whose processes may connect; the caller's own where absent.
     pub peer_uid: Option<u32>,
     /// How long a handshake may take from its connection on.
@@ -183,7 +184,7 @@ impl Pending {
             map,
             source,
             policy: server.options.policy,
-            window: (server.options.window / handshake.page_size).max(1) as usize,
+            window: server.options.window,
             peer: Peer::from(self.credentials),
             process: Some(process),
             connection: self.socket,

@@ -22,6 +22,7 @@ use crate::source::{PageSource, ReadNow};
 use crate::stats::Stats;
 use crate::supervise::{Peer, Supervised};
 use crate::sweep::Phase;
+use crate::window::Window;
 use crate::workers::{Completion, Job, Urgency, Workers};
 
 /// Reads of one session that may be under way at once. More faults than this wait their turn.
@@ -51,8 +52,8 @@ pub(crate) struct Parts {
     pub(crate) map: AddressMap,
     pub(crate) source: Arc<dyn PageSource>,
     pub(crate) policy: FailurePolicy,
-    /// Pages installed around a fault: a power of two.
-    pub(crate) window: usize,
+    /// Bytes installed around a fault; adaptive where absent.
+    pub(crate) window: Option<u64>,
     pub(crate) peer: Peer,
     pub(crate) process: Option<Supervised>,
     /// Kept open: versions to come talk on it, and it names the peer.
@@ -69,7 +70,7 @@ pub(crate) struct Session {
     pub(crate) phase: Phase,
     pub(crate) deferred: Deferred,
     source: Arc<dyn PageSource>,
-    window: usize,
+    window: Window,
     huge: bool,
     rounds: HashMap<usize, u32>,
     in_flight: Vec<InFlight>,
@@ -98,7 +99,7 @@ pub(crate) struct Context<'a> {
 impl Session {
     pub(crate) fn new(parts: Parts, base_page_size: u64) -> Self {
         let Parts { id, uffd, map, source, policy, window, peer, process, connection } = parts;
-        let page_size = map.page_size();
+        let (pages, page_size) = (map.pages(), map.page_size());
         let huge = page_size > base_page_size;
         let info =
             SessionInfo { id, peer, regions: map.regions().collect(), page_size, stats: Stats::default() };
@@ -113,7 +114,7 @@ impl Session {
             deferred: Deferred::default(),
             source,
             // Huge pages are installed one at a time.
-            window: if huge { 1 } else { window },
+            window: if huge { Window::Fixed(1) } else { Window::new(window, pages, page_size) },
             huge,
             rounds: HashMap::new(),
             in_flight: Vec::new(),
@@ -129,10 +130,14 @@ impl Session {
         let started = Instant::now();
         let mut read = 0;
         let mut failure = None;
-        while read < MOST_MESSAGES {
+        let mut drained = false;
+        while !drained && read < MOST_MESSAGES {
             match self.uffd.read_events(cx.events) {
-                Ok(0) => break,
-                Ok(count) => read += count,
+                Ok(count) => {
+                    read += count;
+                    // A read that had room left has emptied the queue: asking again would cost a system call.
+                    drained = count < cx.events.capacity();
+                }
                 Err(cause) => {
                     failure = Some(PagerError::Kernel { address: 0, len: 0, cause });
                     break;
@@ -234,7 +239,8 @@ impl Session {
             }
             return Ok(());
         }
-        let run = self.states.missing_run(page, self.map.block_of(page, self.window));
+        let window = self.window.at(page);
+        let run = self.states.missing_run(page, self.map.block_of(page, window));
         let len = self.map.bytes(run.len()) as usize;
         let (Some(offset), Some(buffer)) = (self.map.source_offset_of(run.start), cx.staging.get_mut(..len))
         else {
@@ -319,8 +325,9 @@ impl Session {
         &self.source
     }
 
+    /// The most pages read at once.
     pub(crate) fn window(&self) -> usize {
-        self.window
+        self.window.most()
     }
 
     /// Fills pages and remembers that this batch did.

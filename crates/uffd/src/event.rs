@@ -102,6 +102,12 @@ impl EventBuffer {
         }
     }
 
+    /// Messages it has room for.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.bytes.len() / MESSAGE
+    }
+
     /// Takes the messages out, in the order the kernel gave them. Those not taken stay for the next call.
     pub fn drain(&mut self) -> impl Iterator<Item = Event> + '_ {
         std::iter::from_fn(|| self.take())

@@ -8,6 +8,8 @@ use nix::errno::Errno;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Operation {
+    /// `UFFDIO_REGISTER`
+    Register,
     /// `UFFDIO_UNREGISTER`
     Unregister,
     /// `UFFDIO_WAKE`
@@ -16,6 +18,12 @@ pub enum Operation {
     Copy,
     /// `UFFDIO_ZEROPAGE`
     Zeropage,
+    /// `UFFDIO_MOVE`
+    Move,
+    /// `UFFDIO_CONTINUE`
+    Continue,
+    /// `UFFDIO_WRITEPROTECT`
+    WriteProtect,
     /// `UFFDIO_POISON`
     Poison,
     /// `read(2)`
@@ -29,10 +37,14 @@ impl Operation {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Register => "UFFDIO_REGISTER",
             Self::Unregister => "UFFDIO_UNREGISTER",
             Self::Wake => "UFFDIO_WAKE",
             Self::Copy => "UFFDIO_COPY",
             Self::Zeropage => "UFFDIO_ZEROPAGE",
+            Self::Move => "UFFDIO_MOVE",
+            Self::Continue => "UFFDIO_CONTINUE",
+            Self::WriteProtect => "UFFDIO_WRITEPROTECT",
             Self::Poison => "UFFDIO_POISON",
             Self::Read => "read",
             Self::Fcntl => "fcntl",
@@ -54,7 +66,7 @@ pub enum UffdError {
     /// that the pool is empty, so the rounds have to be counted.
     #[error("a page is already present")]
     PageExist,
-    /// ESRCH, or ENOMEM of UNREGISTER: the process whose memory it is has exited or called exec.
+    /// ESRCH, or ENOMEM of REGISTER and UNREGISTER once a probe has confirmed it: the process whose memory it is has exited or called exec.
     #[error("the process of this userfaultfd is gone")]
     UffdClosed,
     /// EAGAIN with a count: the first `done` bytes are in and their waiters woken. Go on behind them to learn what

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use userfaultfd_sys as sys;
 
 use crate::error::UffdError;
+use crate::features::Features;
 use crate::userfaultfd::Userfaultfd;
 
 const MESSAGE: usize = size_of::<sys::uffd_msg>();
@@ -85,7 +86,7 @@ pub struct EventBuffer {
     filled: usize,
     /// Messages taken out so far.
     taken: usize,
-    features: Option<u64>,
+    features: Option<Features>,
     thread_ids: bool,
 }
 

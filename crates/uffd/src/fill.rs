@@ -27,6 +27,36 @@ impl Default for CopyOptions {
     }
 }
 
+/// How pages of the page cache are mapped in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContinueOptions {
+    /// Wake the threads that wait for these pages. Default: yes.
+    pub wake: bool,
+    /// Map the pages write-protected; the range must be registered for that. Default: no.
+    pub write_protect: bool,
+}
+
+impl Default for ContinueOptions {
+    fn default() -> Self {
+        Self { wake: true, write_protect: false }
+    }
+}
+
+/// How pages are moved in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MoveOptions {
+    /// Wake the threads that wait for these pages. Default: yes.
+    pub wake: bool,
+    /// Pass over pages that are missing in the source: they stay missing. Default: no.
+    pub allow_source_holes: bool,
+}
+
+impl Default for MoveOptions {
+    fn default() -> Self {
+        Self { wake: true, allow_source_holes: false }
+    }
+}
+
 impl CopyOptions {
     fn mode(self) -> u64 {
         let wake = if self.wake { 0 } else { sys::UFFDIO_COPY_MODE_DONTWAKE };
@@ -101,31 +131,80 @@ impl Userfaultfd {
         result.map_err(|errno| UffdError::System { operation: Operation::Wake, errno })
     }
 
-    /// `UFFDIO_UNREGISTER`, followed by `UFFDIO_WAKE` of the same range: the kernel itself does not wake the waiters of
-    /// ranges registered only for write-protect or minor faults. Pages still missing read zero from now on.
+    /// `UFFDIO_CONTINUE` (Linux 5.13): maps pages of shared memory that are in the page cache already.
     ///
     /// # Errors
     ///
-    /// [`UffdError::UffdClosed`] when the process is gone; else EINVAL, or ENOMEM where splitting mappings hits a limit.
-    pub fn unregister(&self, start: u64, len: u64) -> Result<(), UffdError> {
-        let mut arg = sys::uffdio_range { start, len };
-        // SAFETY: `arg` lives across the call and has the size that the number encodes.
-        let result = retried(|| unsafe { ioctl::unregister(self.raw(), &raw mut arg) });
-        match result {
-            Ok(()) => self.wake(start, len),
-            // Ambiguous by itself: also the limit of mappings.
-            Err(Errno::ENOMEM) if self.is_dead() => Err(UffdError::UffdClosed),
-            Err(errno) => Err(UffdError::System { operation: Operation::Unregister, errno }),
-        }
+    /// See [`UffdError`]. EFAULT where the page cache has no page, EINVAL for private anonymous memory.
+    pub fn continue_pages(&self, start: u64, len: u64, options: ContinueOptions) -> Result<(), UffdError> {
+        let wake = if options.wake { 0 } else { sys::UFFDIO_CONTINUE_MODE_DONTWAKE };
+        let protect = if options.write_protect { sys::UFFDIO_CONTINUE_MODE_WP } else { 0 };
+        let range = sys::uffdio_range { start, len };
+        let mut arg = sys::uffdio_continue { range, mode: wake | protect, mapped: 0 };
+        // SAFETY: `arg` lives across the call and has the size that the number encodes. It maps what the memory's file
+        // already holds.
+        let result = retried(|| unsafe { ioctl::continue_pages(self.raw(), &raw mut arg) });
+        result.map_err(|errno| UffdError::of_fill(Operation::Continue, errno, arg.mapped, len))
     }
 
-    fn raw(&self) -> i32 {
+    /// `UFFDIO_MOVE` (Linux 6.8): moves pages from `src` to `dst` without copying; `src` is missing afterwards. Private
+    /// anonymous memory of this process only, on both sides.
+    ///
+    /// # Safety
+    ///
+    /// No Rust reference to `src..src + len` or `dst..dst + len` exists.
+    ///
+    /// # Errors
+    ///
+    /// See [`UffdError`]; here `NotRegistered` says that the source (or an unmapped destination) is not there, and
+    /// EINVAL that the destination is not registered. Overlapping ranges are refused with EINVAL without asking the
+    /// kernel, which would misplace pages.
+    pub unsafe fn move_pages(
+        &self,
+        dst: u64,
+        src: u64,
+        len: u64,
+        options: MoveOptions,
+    ) -> Result<(), UffdError> {
+        if dst < src.saturating_add(len) && src < dst.saturating_add(len) {
+            return Err(UffdError::System { operation: Operation::Move, errno: Errno::EINVAL });
+        }
+        let wake = if options.wake { 0 } else { sys::UFFDIO_MOVE_MODE_DONTWAKE };
+        let holes = if options.allow_source_holes { sys::UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES } else { 0 };
+        let mut arg = sys::uffdio_move { dst, src, len, mode: wake | holes, move_: 0 };
+        // SAFETY: `arg` lives across the call and has the size that the number encodes. That nobody refers to the pages
+        // is the caller's promise.
+        let result = retried(|| unsafe { ioctl::move_pages(self.raw(), &raw mut arg) });
+        result.map_err(|errno| UffdError::of_fill(Operation::Move, errno, arg.move_, len))
+    }
+
+    /// `UFFDIO_WRITEPROTECT` (Linux 5.7): protects a range registered for that, or takes the protection off and (unless
+    /// `wake` is false) wakes who waits for it. Holes of anonymous memory are skipped without a word unless
+    /// `wp-unpopulated` is in use. The kernel reports no count; it may have done a first part before it failed.
+    ///
+    /// # Errors
+    ///
+    /// See [`UffdError`].
+    pub fn write_protect(&self, start: u64, len: u64, protect: bool, wake: bool) -> Result<(), UffdError> {
+        // Protecting and "do not wake" exclude each other: protecting wakes nobody.
+        let mode = match (protect, wake) {
+            (true, _) => sys::UFFDIO_WRITEPROTECT_MODE_WP,
+            (false, true) => 0,
+            (false, false) => sys::UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
+        };
+        let mut arg = sys::uffdio_writeprotect { range: sys::uffdio_range { start, len }, mode };
+        // SAFETY: `arg` lives across the call and has the size that the number encodes.
+        let result = retried(|| unsafe { ioctl::write_protect(self.raw(), &raw mut arg) });
+        result.map_err(|errno| UffdError::of_fill(Operation::WriteProtect, errno, 0, len))
+    }
+
+    pub(crate) fn raw(&self) -> i32 {
         self.as_upstream().as_raw_fd()
     }
 }
 
 /// Calls again while a signal interrupts.
-fn retried(mut call: impl FnMut() -> nix::Result<libc::c_int>) -> Result<(), Errno> {
+pub(crate) fn retried(mut call: impl FnMut() -> nix::Result<libc::c_int>) -> Result<(), Errno> {
     loop {
         match call() {
             Err(Errno::EINTR) => {}

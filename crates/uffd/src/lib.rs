@@ -6,15 +6,23 @@
 
 pub mod error;
 pub mod event;
+pub mod factory;
 pub mod fd_passing;
+mod features;
 mod fill;
 mod ioctl;
 pub mod liveness;
+mod mapping;
 mod page;
+mod registering;
+mod registrations;
 mod userfaultfd;
 
 pub use error::{AdoptError, Operation, UffdError};
 pub use event::{Event, EventBuffer, Fault, FaultKind};
-pub use fill::CopyOptions;
+pub use factory::{Backend, CreateError, CreateOptions, Factory, Faults, Supported};
+pub use features::{Features, Ioctls, Modes};
+pub use fill::{ContinueOptions, CopyOptions, MoveOptions};
+pub use mapping::{Mapping, MappingKind};
 pub use page::page_size;
-pub use userfaultfd::{Userfaultfd, Waiting};
+pub use userfaultfd::{Origin, Userfaultfd, Waiting};

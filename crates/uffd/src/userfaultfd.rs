@@ -3,13 +3,17 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Mutex;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use userfaultfd_sys as sys;
 
 use crate::error::{AdoptError, Operation, UffdError};
+use crate::factory::Backend;
+use crate::features::Features;
 use crate::page::page_size;
+use crate::registrations::Registrations;
 
 /// A userfaultfd of this or another process.
 ///
@@ -22,8 +26,21 @@ use crate::page::page_size;
 #[derive(Debug)]
 pub struct Userfaultfd {
     inner: userfaultfd::Uffd,
-    /// As the kernel shows them; `None` where /proc is not there.
-    features: Option<u64>,
+    /// In use; `None` where that cannot be known.
+    enabled: Option<Features>,
+    /// What the kernel has; known of those created here.
+    supported: Option<Features>,
+    origin: Option<Origin>,
+    registrations: Mutex<Registrations>,
+}
+
+/// How a userfaultfd of this process was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// From the device, or by the system call.
+    pub backend: Backend,
+    /// It sees faults of user mode only.
+    pub user_mode_only: bool,
 }
 
 /// How many threads wait, as /proc/self/fdinfo shows it.
@@ -58,10 +75,8 @@ impl Userfaultfd {
         let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(failed)?;
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK)).map_err(failed)?;
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed)?;
-        let features = fdinfo(fd.as_fd()).ok().and_then(|info| info.features);
-        // SAFETY: `into_raw_fd` gives up ownership; from here on `inner` alone closes it.
-        let inner = unsafe { userfaultfd::Uffd::from_raw_fd(fd.into_raw_fd()) };
-        Ok(Self { inner, features })
+        let enabled = fdinfo(fd.as_fd()).ok().and_then(|info| info.features);
+        Ok(Self::wrap(fd, enabled.map(Features::from_bits_retain)))
     }
 
     /// The upstream crate's object. Its `copy`, `zeropage` and event methods have known holes; those here do not.
@@ -70,10 +85,32 @@ impl Userfaultfd {
         &self.inner
     }
 
-    /// The features in use (`UFFD_FEATURE_*`), as /proc shows them; `None` where it does not.
+    /// The features in use; of one that came from elsewhere as /proc shows them, `None` where it does not.
     #[must_use]
-    pub fn enabled_features(&self) -> Option<u64> {
-        self.features
+    pub fn enabled_features(&self) -> Option<Features> {
+        self.enabled
+    }
+
+    /// The features the kernel has; `None` for one that came from elsewhere.
+    #[must_use]
+    pub fn supported_features(&self) -> Option<Features> {
+        self.supported
+    }
+
+    /// How it was made; `None` for one that came from elsewhere.
+    #[must_use]
+    pub fn origin(&self) -> Option<Origin> {
+        self.origin
+    }
+
+    /// Gives the descriptor up without closing it.
+    #[must_use]
+    pub fn into_owned_fd(self) -> OwnedFd {
+        let fd = self.inner.as_raw_fd();
+        // The upstream type would close the descriptor it hands out.
+        std::mem::forget(self.inner);
+        // SAFETY: `inner` owned it and will not close it any more.
+        unsafe { OwnedFd::from_raw_fd(fd) }
     }
 
     /// Whether the process of this uffd has exited or called exec. Has no side effect and needs no memory of it.
@@ -94,14 +131,34 @@ impl Userfaultfd {
     /// Whether fault messages carry the thread's id.
     pub(crate) fn has_thread_ids(&self) -> bool {
         // Unknown: an id of 0 then says that it is not in use.
-        self.features.is_none_or(|features| features & sys::UFFD_FEATURE_THREAD_ID != 0)
+        self.enabled.is_none_or(|features| features.contains(Features::THREAD_ID))
     }
 
     /// Wraps the descriptor of a FORK event: the kernel has made it ready for use, with the parent's features.
-    pub(crate) fn of_fork(fd: OwnedFd, features: Option<u64>) -> Self {
+    pub(crate) fn of_fork(fd: OwnedFd, enabled: Option<Features>) -> Self {
+        Self::wrap(fd, enabled)
+    }
+
+    /// Wraps a descriptor whose handshake was just made.
+    pub(crate) fn created(
+        fd: OwnedFd,
+        enabled: Features,
+        supported: Features,
+        backend: Backend,
+        user_mode_only: bool,
+    ) -> Self {
+        let origin = Some(Origin { backend, user_mode_only });
+        Self { supported: Some(supported), origin, ..Self::wrap(fd, Some(enabled)) }
+    }
+
+    fn wrap(fd: OwnedFd, enabled: Option<Features>) -> Self {
         // SAFETY: `into_raw_fd` gives up ownership; from here on `inner` alone closes it.
         let inner = unsafe { userfaultfd::Uffd::from_raw_fd(fd.into_raw_fd()) };
-        Self { inner, features }
+        Self { inner, enabled, supported: None, origin: None, registrations: Mutex::default() }
+    }
+
+    pub(crate) fn registrations(&self) -> &Mutex<Registrations> {
+        &self.registrations
     }
 }
 

@@ -75,14 +75,23 @@ fn bytes_written_across_two_regions_are_read_back_in_image_order() {
 }
 
 #[test]
-fn touch_obeys_stride_and_limit() {
+fn touch_with_a_stride_loads_only_every_page_so_far_apart() {
     needs_uffd!();
     let mut peer = peer();
 
-    // 28 pages in image order: every fourth, and of these the first five.
-    let answer = peer.command("touch stride=16K limit=5");
+    // 28 pages in image order: every fourth.
+    let answer = peer.command("touch stride=16K");
 
-    assert_eq!((pages(&answer), answer["bytes"].as_u64()), (5, Some(5 * 4096)));
+    assert_eq!((pages(&answer), answer["bytes"].as_u64()), (7, Some(7 * 4096)));
+    assert_eq!(pages(&peer.command("resident")), 7);
+}
+
+#[test]
+fn touch_with_a_limit_stops_there() {
+    needs_uffd!();
+    let mut peer = peer();
+
+    assert_eq!(pages(&peer.command("touch limit=5")), 5);
     assert_eq!(pages(&peer.command("resident")), 5);
 }
 
@@ -143,6 +152,18 @@ fn a_random_discard_counts_the_pages_it_really_emptied() {
     assert!((4..=24).contains(&discarded), "{discarded}");
     assert_eq!(pages(&peer.command("resident")), 28 - discarded);
     assert_eq!(pages(&peer.command("zeros")), discarded);
+}
+
+#[test]
+fn a_random_run_longer_than_any_region_discards_one_region_as_a_whole() {
+    needs_uffd!();
+    let mut peer = peer();
+
+    for seed in 1..=16 {
+        let discarded = pages(&peer.command(&format!("discard-random count=1 pages=28 seed={seed}")));
+
+        assert!([16, 8, 4].contains(&discarded), "seed {seed}: {discarded}");
+    }
 }
 
 #[test]

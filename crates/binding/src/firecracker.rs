@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use napi::bindgen_prelude::Function;
@@ -61,6 +62,8 @@ impl Shared {
 #[napi]
 pub struct NativeServer {
     shared: Arc<Shared>,
+    /// The thread that starts the server, until its notice has been taken.
+    starting: Option<JoinHandle<()>>,
     teardown: Option<CleanupEnvHook<Weak<Shared>>>,
 }
 
@@ -93,13 +96,13 @@ pub fn start_firecracker_server(
     let starting = Arc::clone(&shared);
     let spawned =
         std::thread::Builder::new().name("uffd-start".into()).spawn(move || start(&starting, options));
-    if let Err(error) = spawned {
+    if let Err(error) = &spawned {
         let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
         let error =
             PagerError::Exhausted(format!("no thread could be started for the server (errno {errno})"));
         shared.notices.push(NativeNotice::failed(&error));
     }
-    Ok(NativeServer { shared, teardown: Some(teardown) })
+    Ok(NativeServer { shared, starting: spawned.ok(), teardown: Some(teardown) })
 }
 
 fn start(shared: &Shared, options: NativeServerOptions) {
@@ -134,8 +137,15 @@ fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Resu
 impl NativeServer {
     /// Everything that has happened since the last call.
     #[napi(catch_unwind)]
-    pub fn take_notices(&self) -> Vec<NativeNotice> {
-        self.shared.notices.take()
+    pub fn take_notices(&mut self) -> Vec<NativeNotice> {
+        let notices = self.shared.notices.take();
+        if notices.iter().any(|notice| matches!(notice.kind.as_str(), "listening" | "failed"))
+            && let Some(starting) = self.starting.take()
+        {
+            // Its notice was the last it did: no thread of it is left when JavaScript hears of it.
+            let _ = starting.join();
+        }
+        notices
     }
 
     #[napi(catch_unwind)]

@@ -303,11 +303,16 @@ impl EventLoop {
             server.alive -= 1;
         }
         let Some((end, leave_open)) = session.ended() else { return };
+        // Everything of it is closed by the time anybody hears of its end.
+        let Session { uffd, process, connection, .. } = session;
         if leave_open {
             // Closing it would give zeros to every thread that waits. It stays open, on purpose, until this
             // process ends.
-            std::mem::forget(session.uffd);
+            std::mem::forget(uffd);
+        } else {
+            drop(uffd);
         }
+        drop((process, connection));
         observer.notice(Notice::SessionEnded { id, end });
     }
 

@@ -78,7 +78,7 @@ pub(crate) struct Session {
     batch: Vec<usize>,
     /// What answering this batch has installed: later faults of it in there were woken by that.
     answered: Vec<Range<usize>>,
-    _connection: OwnedFd,
+    pub(crate) connection: OwnedFd,
 }
 
 /// A read that a worker is doing.
@@ -120,7 +120,7 @@ impl Session {
             in_flight: Vec::new(),
             batch: Vec::new(),
             answered: Vec::new(),
-            _connection: connection,
+            connection,
         }
     }
 

@@ -140,8 +140,11 @@ impl EventLoop {
 
     fn reject(&mut self, id: u64, error: PagerError) {
         let Some(pending) = self.forget_handshake(id) else { return };
-        if let Some(server) = self.servers.get(&pending.server) {
-            server.observer.notice(Notice::Rejected { peer: Some(Peer::from(pending.credentials)), error });
+        let (server, peer) = (pending.server, Peer::from(pending.credentials));
+        // Everything it sent is closed by the time anybody hears of it.
+        drop(pending);
+        if let Some(server) = self.servers.get(&server) {
+            server.observer.notice(Notice::Rejected { peer: Some(peer), error });
         }
     }
 

@@ -6,7 +6,7 @@ const rust = `install Rust 1.88 or newer (${RUSTUP}, or the distribution's \`car
 const causes = [
   {
     // napi-cli looks for cargo itself and reports in its own words.
-    sign: /cargo: (command )?not found|spawn(Sync)? cargo ENOENT|cargo could not be started|`?cargo`? .*command not found/i,
+    sign: /cargo metadata failed to run|cargo: (command )?not found|spawn(Sync)? cargo ENOENT|cargo could not be started|`?cargo`? .*command not found/i,
     advice: `no Rust toolchain: ${rust}.`,
   },
   {

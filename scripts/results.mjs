@@ -10,7 +10,11 @@
  * @property {string[]} failures What the failed ones printed, ready to be shown.
  */
 
-const SKIPPED = /(?:^|\s)skipped: (.+)$/;
+// With one test at a time, what its children write to fd 2 lands behind the harness's `test <name> ... `.
+const SKIPPED = /^(?:test \S+ \.\.\. )?\s*skipped: (.+)$/;
+
+/** Cargo's heading of a test program's output. As narrow as it is, because tests print too. */
+const PROGRAM = /^ {5}(?=Running .+-[0-9a-f]{16}\)$)|^ {3}(?=Doc-tests \S+$)/m;
 
 /**
  * Reads the output of `cargo test --no-fail-fast -- --show-output`, stdout and stderr in one text. With that option
@@ -22,7 +26,7 @@ const SKIPPED = /(?:^|\s)skipped: (.+)$/;
 export function readCargoTest(text) {
   const results = { passed: 0, failed: 0, skipped: [], failures: [] };
   // One part for each test program; what stands before the first is the compiler's.
-  const [, ...programs] = text.split(/^ +(?=(?:Running|Doc-tests) )/m);
+  const [, ...programs] = text.split(PROGRAM);
   for (const program of programs) readTestProgram(program, results);
   return results;
 }
@@ -30,7 +34,7 @@ export function readCargoTest(text) {
 /** What one test program, named in the first line of `text`, adds to `results`. */
 function readTestProgram(text, results) {
   const [title, ...lines] = text.split('\n');
-  const name = title.replace(/^Running |\(.*\)$/g, '').trim();
+  const name = title.replace(/^Running (.+) \((?:.*\/)?([^/]+)-[0-9a-f]{16}\)$/, '$2 ($1)');
   let passed = 0;
   let failed = 0;
   let finished = false;

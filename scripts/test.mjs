@@ -11,12 +11,19 @@ import { bin } from './paths.mjs';
 import { readCargoTest, readTap } from './results.mjs';
 import { run, seconds } from './run.mjs';
 
-const { values } = parseArgs({ options: { only: { type: 'string' }, match: { type: 'string' } } });
-const { only, match } = values;
-if (only !== undefined && only !== 'rust' && only !== 'ts') {
-  process.stdout.write(`--only takes rust or ts, not ${only}\n`);
-  process.exit(2);
+/** The command line; one that cannot be understood ends the process before anything runs. */
+function readArguments() {
+  try {
+    const { values } = parseArgs({ options: { only: { type: 'string' }, match: { type: 'string' } } });
+    if (values.only === undefined || values.only === 'rust' || values.only === 'ts') return values;
+    process.stdout.write(`--only takes rust or ts, not ${values.only}\n`);
+  } catch (error) {
+    process.stdout.write(`${error.message}\n`);
+  }
+  return process.exit(2);
 }
+
+const { only, match } = readArguments();
 
 /** @type {import('./results.mjs').Results} */
 const total = { passed: 0, failed: 0, skipped: [], failures: [] };
@@ -45,11 +52,21 @@ async function prepare(step) {
   return false;
 }
 
+/** `prepare` for steps of which each needs those before it; `false` from the first that failed. */
+async function prepareAll(wanted) {
+  for (const step of wanted) {
+    if (!(await prepare(step))) return false;
+  }
+  return true;
+}
+
 /** A command that prints the results of many tests. */
 async function tests(name, command, read, options) {
   const result = await run(command, options);
   const results = read(result);
-  if (!result.ok && results.failed === 0) {
+  // ava fails where no name matches; with a pattern given, the other half may have what was meant.
+  const noneMatched = match !== undefined && /^1\.\.0$/m.test(result.stdout);
+  if (!result.ok && results.failed === 0 && !noneMatched) {
     results.failed = 1;
     results.failures.push(explain(result));
   }
@@ -65,7 +82,7 @@ async function tests(name, command, read, options) {
 }
 
 async function checkRust() {
-  await check('rustfmt', ['cargo', 'fmt', '--all', '--check']);
+  await check('rustfmt', ['cargo', 'fmt', '--all', '--check', '--', '--color', 'never']);
   await check('clippy', ['cargo', 'clippy', '--workspace', '--all-targets', '--', '-D', 'warnings']);
   await check('rustdoc', ['cargo', 'doc', '--workspace', '--no-deps'], { RUSTDOCFLAGS: '-D warnings' });
 }
@@ -87,6 +104,8 @@ async function checkTypeScript() {
   await check('lint', [bin('oxlint'), '--deny-warnings', '--report-unused-disable-directives']);
   await check('prettier', [bin('prettier'), '--check', '--log-level', 'warn', '.']);
   await check('tree', [process.execPath, 'scripts/check-tree.mjs']);
+  // The sum at the end is only as good as the reading of what the test programs print.
+  await check('scripts', [process.execPath, '--test', 'scripts/results.test.mjs']);
 }
 
 async function testTypeScript() {
@@ -102,13 +121,11 @@ async function main() {
     await testRust();
   }
   if (only !== 'rust') {
-    const built = [];
-    for (const step of [steps.addon, steps.library, steps.peer, steps.tests]) {
-      built.push(await prepare(step));
-      if (!built.at(-1)) return;
-    }
+    const ready = await prepareAll([steps.addon, steps.library, steps.peer, steps.tests]);
+    // These say what they find without a build, too; only the tests need all of it.
     await checkTypeScript();
-    await testTypeScript();
+    if (ready) await testTypeScript();
+    else process.stdout.write('ava                          not run: what it needs could not be built\n');
   }
 }
 

@@ -8,6 +8,7 @@
  * @property {number} failed
  * @property {{ test: string, reason: string }[]} skipped One entry for each test; its reasons are joined.
  * @property {string[]} failures What the failed ones printed, ready to be shown.
+ * @property {boolean} [cut] The output stops before its end, so that what went wrong may stand elsewhere.
  */
 
 // With one test at a time, what its children write to fd 2 lands behind the harness's `test <name> ... `.
@@ -121,6 +122,7 @@ export function readTap(text) {
   }
   if (!/^1\.\.\d+$/m.test(text)) {
     results.failed += 1;
+    results.cut = true;
     results.failures.push('the output stops before its end');
   }
   return results;

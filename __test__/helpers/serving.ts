@@ -115,15 +115,25 @@ export function canRun(t: ExecutionContext): boolean {
 
 const POOL = '/proc/sys/vm/nr_hugepages';
 
-/** Reserves 2 MiB pages for the test, where that is allowed and they can be had. */
+/** A figure of the 2 MiB pool, from /proc/meminfo. */
+function poolFigure(name: 'Total' | 'Free'): number {
+  return Number(
+    new RegExp(`^HugePages_${name}:\\s*(\\d+)`, 'm').exec(readFileSync('/proc/meminfo', 'utf8'))?.[1],
+  );
+}
+
+/**
+ * Makes exactly `count` pages of 2 MiB free for the test, where that is allowed and they can be had: not more, because
+ * tests of an empty pool rely on it, whatever the pool held before.
+ */
 export function reserveHugePages(t: ExecutionContext, count: number): boolean {
   try {
     const before = readFileSync(POOL, 'utf8').trim();
     t.teardown(() => writeFileSync(POOL, before));
-    writeFileSync(POOL, `${Number(before) + count}`);
-    const free = /^HugePages_Free:\s*(\d+)/m.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1];
-    if (Number(free) >= count) return true;
-    t.log(`skipped: only ${free ?? 0} of ${count} huge pages could be reserved`);
+    writeFileSync(POOL, `${poolFigure('Total') - poolFigure('Free') + count}`);
+    const free = poolFigure('Free');
+    if (free === count) return true;
+    t.log(`skipped: ${free} huge pages are free where ${count} were asked for`);
   } catch (error) {
     t.log(`skipped: huge pages cannot be reserved (${String(error)})`);
   }

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 use crate::support::peer::{Peer, command, run};
-use crate::support::{free_huge_pages, needs_uffd};
+use crate::support::{Pool, needs_uffd};
 
 /// Without privileges: `nobody` on every Linux.
 const NOBODY: u32 = 65534;
@@ -93,10 +93,7 @@ fn a_cpu_that_does_not_exist_is_status_2_and_named() {
 
 #[test]
 fn huge_pages_from_an_empty_pool_are_status_2_and_name_the_pool() {
-    if free_huge_pages() > 0 {
-        eprintln!("skipped: the pool of huge pages is not empty");
-        return;
-    }
+    let Some(_pool) = Pool::with(0) else { return };
 
     let line = complaint(&["--no-connect", "--region", "2M", "--page-size", "2097152"]);
 

@@ -9,7 +9,7 @@ use tempfile::NamedTempFile;
 use crate::support::pager::{Pager, Plan};
 use crate::support::peer::Peer;
 use crate::support::receiver::{Connection, Receiver};
-use crate::support::{PAGE, free_huge_pages, image, needs_uffd, sha256};
+use crate::support::{PAGE, Pool, image, needs_uffd, sha256};
 
 const PAGES: usize = 64;
 
@@ -234,10 +234,7 @@ fn in_user_mode_only_a_probe_does_not_fault_but_a_load_does() {
 fn huge_pages_are_touched_hashed_and_discarded_as_such() {
     needs_uffd!();
     // Two of image, and one that a discarded page comes back to.
-    if free_huge_pages() < 3 {
-        eprintln!("skipped: fewer than 3 free huge pages");
-        return;
-    }
+    let Some(_pool) = Pool::with(3) else { return };
     let huge = 2 << 20;
     let plan = Plan { image: image(2 * huge / PAGE), ..Plan::default() };
     let expected = sha256(&plan.image);

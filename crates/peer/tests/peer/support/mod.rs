@@ -6,6 +6,7 @@ pub(crate) mod receiver;
 
 use std::fs::{self, OpenOptions};
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -45,10 +46,54 @@ macro_rules! needs_uffd {
 }
 pub(crate) use needs_uffd;
 
-/// Free huge pages of 2 MiB.
-pub(crate) fn free_huge_pages() -> u64 {
-    fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
-        .map_or(0, |text| text.trim().parse().unwrap())
+/// The pool of 2 MiB pages with a number of free ones that a test has chosen; as it was before when dropped. One at
+/// a time, because the pool is the machine's.
+pub(crate) struct Pool {
+    before: u64,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Pool {
+    const DIRECTORY: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+    fn figure(name: &str) -> Option<u64> {
+        fs::read_to_string(format!("{}/{name}", Self::DIRECTORY)).ok()?.trim().parse().ok()
+    }
+
+    /// Makes exactly `free` pages free; `None`, with the reason printed, where that cannot be had.
+    pub(crate) fn with(free: u64) -> Option<Self> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let figures = Self::figure("nr_hugepages").zip(Self::figure("free_hugepages"));
+        let Some((total, unused)) = figures else {
+            eprintln!("skipped: this kernel has no pool of 2 MiB pages");
+            return None;
+        };
+        let pool = Self { before: total, _alone: alone };
+        let wanted = (total - unused + free).to_string();
+        if let Err(error) = fs::write(format!("{}/nr_hugepages", Self::DIRECTORY), wanted)
+            && unused != free
+        {
+            eprintln!(
+                "skipped: {unused} huge pages are free where {free} are needed, and the pool may not be changed: {error}"
+            );
+            return None;
+        }
+        match Self::figure("free_hugepages") {
+            Some(now) if now == free => Some(pool),
+            now => {
+                eprintln!("skipped: {now:?} huge pages are free where {free} were asked for");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // Where it may not be written, it was not changed either.
+        let _ = fs::write(format!("{}/nr_hugepages", Self::DIRECTORY), self.before.to_string());
+    }
 }
 
 /// An image in which no two 8-byte words are alike and none is zero.

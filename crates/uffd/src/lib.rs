@@ -4,6 +4,7 @@
 //! It wraps the `userfaultfd` crate. What that crate gets wrong (the count of a refused COPY, the count of a
 //! partial ZEROPAGE, interrupted reads, the descriptor of an unread FORK event) is issued here.
 
+mod deadline;
 pub mod error;
 pub mod event;
 pub mod factory;
@@ -13,7 +14,12 @@ mod fill;
 mod ioctl;
 pub mod liveness;
 mod mapping;
+mod mapping_advice;
+mod mapping_options;
+mod mapping_place;
 mod page;
+pub mod pagemap;
+pub mod regions;
 mod registering;
 mod registrations;
 mod userfaultfd;
@@ -23,6 +29,11 @@ pub use event::{Event, EventBuffer, Fault, FaultKind};
 pub use factory::{Backend, CreateError, CreateOptions, Factory, Faults, Supported};
 pub use features::{Features, Ioctls, Modes};
 pub use fill::{ContinueOptions, CopyOptions, MoveOptions};
-pub use mapping::{Mapping, MappingKind};
+pub use mapping::Mapping;
+pub use mapping_advice::{Collapsed, Populate, Residency};
+pub use mapping_options::{
+    AnonymousOptions, FileAccess, FileOptions, MappingError, MappingKind, MemfdOptions, Pages,
+    transparent_huge_page_size,
+};
 pub use page::page_size;
 pub use userfaultfd::{Origin, Userfaultfd, Waiting};

@@ -1,13 +1,26 @@
-//! Processes held by pidfd: a uffd never tells that its process died.
+//! Knowing that a process is gone, which its uffd never tells: no message, no hang-up.
+//!
+//! A pidfd says it without being asked; it needs to have been taken while the process lived. The uffd itself can be
+//! asked: [`Userfaultfd::is_dead`] needs nothing and changes nothing. [`DeadUffdChecker`] asks in the way that is known
+//! from crosvm, for programs that have it.
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 
+use crate::deadline::Deadline;
+use crate::error::UffdError;
 use crate::fd_passing::peer_credentials;
+use crate::features::Modes;
+use crate::mapping::Mapping;
+use crate::mapping_options::{AnonymousOptions, MappingError};
+use crate::page::page_size;
+use crate::userfaultfd::Userfaultfd;
 
 /// `SO_PEERPIDFD` (Linux 6.5), which libc does not name yet.
 const SO_PEERPIDFD: libc::c_int = 77;
@@ -63,10 +76,15 @@ impl PidFd {
                 let raw = unsafe { raw.assume_init() };
                 // SAFETY: the kernel has just put this descriptor into our table; nobody else knows of it.
                 let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-                Ok(Self { fd, pid: credentials.pid })
+                let peer = Self { fd, pid: credentials.pid };
+                // Since Linux 6.16 there is a pidfd of a process that was reaped, too.
+                match peer.send_signal(0) {
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(LivenessError::Gone),
+                    _ => Ok(peer),
+                }
             }
             Err(Errno::ENOPROTOOPT) => Self::open(credentials.pid),
-            // ENODATA and EINVAL: reaped before the kernel could tell, depending on its version.
+            // ENODATA and EINVAL: reaped before the kernel was asked; which one depends on its version.
             Err(Errno::ESRCH | Errno::ENODATA | Errno::EINVAL) => Err(LivenessError::Gone),
             Err(errno) => Err(failed("SO_PEERPIDFD", errno.into())),
         }
@@ -100,8 +118,26 @@ impl PidFd {
     ///
     /// When poll(2) fails.
     pub fn has_exited(&self) -> io::Result<bool> {
-        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
-        Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
+        self.wait(Duration::ZERO)
+    }
+
+    /// Waits until it has exited; `false` when `timeout` passes first. The descriptor is readable from then on, so an
+    /// event loop needs no thread for this.
+    ///
+    /// # Errors
+    ///
+    /// When poll(2) fails.
+    pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        Deadline::after(timeout).wait_for(self.fd.as_fd(), PollFlags::POLLIN)
+    }
+
+    /// Another descriptor of the same process.
+    ///
+    /// # Errors
+    ///
+    /// When no descriptor is free.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, pid: self.pid })
     }
 
     /// `pidfd_send_signal(2)`: never reaches another process that got the same number.
@@ -121,6 +157,67 @@ impl PidFd {
 impl AsFd for PidFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Asks uffds whether their process lives by zero-filling one page that was registered with each of them.
+///
+/// The page is shared memory that this process and those forked from it have at the same address. A check fills it, so
+/// [`DeadUffdChecker::reset`] follows each round of checks; without it the answers stay right, but the page stays
+/// resident.
+#[derive(Debug)]
+pub struct DeadUffdChecker {
+    page: Mapping,
+}
+
+impl DeadUffdChecker {
+    /// Maps the page. To be done before the processes that are to be checked are forked: they inherit it.
+    ///
+    /// # Errors
+    ///
+    /// See [`MappingError`].
+    pub fn new() -> Result<Self, MappingError> {
+        let options = AnonymousOptions { shared: true, ..AnonymousOptions::default() };
+        Ok(Self { page: Mapping::anonymous(page_size(), options)? })
+    }
+
+    /// The addresses of the page: events about them are the checker's doing.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        let start = self.page.address();
+        start..start + self.page.len() as u64
+    }
+
+    /// Registers the page with a uffd, for missing faults. Nobody touches the page, so no fault comes of it.
+    ///
+    /// # Errors
+    ///
+    /// [`UffdError::UffdClosed`] when the process is gone already; EINVAL when it does not have the page; else as
+    /// [`Userfaultfd::register`].
+    pub fn register(&self, uffd: &Userfaultfd) -> Result<(), UffdError> {
+        // SAFETY: nobody has a reference to the page, nor a way to get one.
+        unsafe { uffd.register(self.page.address(), self.page.len() as u64, Modes::MISSING) }.map(drop)
+    }
+
+    /// Whether the process of a uffd has exited or called exec. Only the kernel's word for that counts: a uffd that the
+    /// page was not registered with, or whose events have to be read first, is alive.
+    #[must_use]
+    pub fn is_dead(&self, uffd: &Userfaultfd) -> bool {
+        // Nobody waits for the page, so there is nobody to wake.
+        uffd.zero(self.page.address(), self.page.len() as u64, false) == Err(UffdError::UffdClosed)
+    }
+
+    /// Empties the page, in every process (MADV_REMOVE).
+    ///
+    /// Where a uffd of this process has REMOVE events on and the page registered, this waits until the event has been
+    /// read: never call it on the thread that reads. Dropping the checker unmaps the page, which waits likewise where
+    /// UNMAP events are on.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn reset(&self) -> Result<(), MappingError> {
+        self.page.discard(0, self.page.len())
     }
 }
 

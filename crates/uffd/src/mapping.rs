@@ -1,38 +1,47 @@
 //! Memory of this process that can be registered: mapped here, so that its ranges are known, and reached through raw
-//! pointers only, because other threads and the kernel change it.
+//! pointers only, because other threads, other processes and the kernel change it.
+//!
+//! What a mapping is made of is in `mapping_options.rs`; giving pages back, getting them and looking at them is in
+//! `mapping_advice.rs`.
 
-use std::ffi::CString;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::ptr::NonNull;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::{self, NonNull};
 
-use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 
+use crate::mapping_options::{
+    AnonymousOptions, FileAccess, FileOptions, MappingError, MappingKind, MemfdOptions, Pages,
+};
+use crate::mapping_place::{Place, READ_WRITE, create_memfd, size_code};
 use crate::page::page_size;
-
-/// What a mapping is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MappingKind {
-    /// `MAP_PRIVATE | MAP_ANONYMOUS`.
-    Private,
-    /// A memfd, mapped shared: minor faults, other processes, `SharedArrayBuffer`.
-    Shared,
-    /// Private anonymous huge pages of this many bytes (2 MiB, 1 GiB) from the pool.
-    Huge(usize),
-    /// A memfd of huge pages of this many bytes, mapped shared.
-    SharedHuge(usize),
-}
 
 /// A mapping. Unmapped when dropped.
 ///
-/// No reference to its memory is ever made: reading and writing copy through raw pointers. Touching a page that is
-/// registered and missing waits for whoever serves it, in every method that reads or writes.
+/// No reference to its memory is ever made: reading and writing copy through raw pointers. What several threads or
+/// processes write at the same time comes out mixed, as with any shared memory. Touching a page that is registered and
+/// missing waits for whoever serves it, in every method that reads or writes; touching a poisoned one, or one behind the
+/// end of a file that was cut short, ends the process (SIGBUS).
+///
+/// A userfaultfd does not keep a mapping alive. Unregister before dropping it: the threads that wait for a page of
+/// unmapped memory are not woken by the kernel.
 #[derive(Debug)]
 pub struct Mapping {
     address: NonNull<u8>,
     len: usize,
     page_size: usize,
-    memfd: Option<OwnedFd>,
+    shared: bool,
+    writable: bool,
+    backing: Backing,
+}
+
+#[derive(Debug)]
+enum Backing {
+    Anonymous,
+    Memfd(OwnedFd),
+    File(OwnedFd),
 }
 
 // SAFETY: the mapping is plain memory that any thread may touch; concurrent access goes through raw pointers, and the
@@ -42,39 +51,108 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// `mmap(2)` of `len` bytes, rounded up to whole pages. Nothing is resident.
+    /// The usual mappings of `len` bytes, rounded up to whole pages. Nothing is resident.
     ///
     /// # Errors
     ///
-    /// EINVAL for no bytes or an impossible page size, ENOMEM without room (or without huge pages in the pool).
-    pub fn new(len: usize, kind: MappingKind) -> io::Result<Self> {
-        let page_size = match kind {
-            MappingKind::Private | MappingKind::Shared => page_size(),
-            MappingKind::Huge(size) | MappingKind::SharedHuge(size) => size,
-        };
-        let len =
-            len.checked_next_multiple_of(page_size).filter(|&len| len > 0 && page_size.is_power_of_two());
-        let Some(len) = len else { return Err(Errno::EINVAL.into()) };
-        let huge = page_size.trailing_zeros().wrapping_shl(libc::MAP_HUGE_SHIFT as u32);
-        let memfd = match kind {
-            MappingKind::Private | MappingKind::Huge(_) => None,
-            MappingKind::Shared => Some(memfd(0, len)?),
-            MappingKind::SharedHuge(_) => Some(memfd(libc::MFD_HUGETLB | huge, len)?),
-        };
-        let flags = match kind {
-            MappingKind::Private => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            MappingKind::Shared | MappingKind::SharedHuge(_) => libc::MAP_SHARED,
-            MappingKind::Huge(_) => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | huge as i32,
-        };
-        let fd = memfd.as_ref().map_or(-1, |fd| fd.as_raw_fd());
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping where the kernel likes: it replaces nothing.
-        let address = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, 0) };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+    /// See [`MappingError`].
+    pub fn new(len: usize, kind: MappingKind) -> Result<Self, MappingError> {
+        let anonymous = |pages| Self::anonymous(len, AnonymousOptions { pages, shared: false });
+        let memfd = |pages| Self::with_memfd(len, &MemfdOptions { pages, ..MemfdOptions::default() });
+        match kind {
+            MappingKind::Private => anonymous(Pages::Ordinary),
+            MappingKind::Shared => memfd(Pages::Ordinary),
+            MappingKind::Huge(size) => anonymous(Pages::Huge(size)),
+            MappingKind::SharedHuge(size) => memfd(Pages::Huge(size)),
         }
-        let Some(address) = NonNull::new(address.cast()) else { return Err(Errno::ENOMEM.into()) };
-        Ok(Self { address, len, page_size, memfd })
+    }
+
+    /// `mmap(2)` of `len` bytes without a file, rounded up to whole pages. Nothing is resident; ordinary pages are not
+    /// counted against the system's memory before they are filled.
+    ///
+    /// # Errors
+    ///
+    /// See [`MappingError`].
+    pub fn anonymous(len: usize, options: AnonymousOptions) -> Result<Self, MappingError> {
+        let page_size = size_of_page(options.pages)?;
+        let len = whole_pages(len, page_size)?;
+        let sharing = if options.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        let from_pool = match options.pages {
+            Pages::Huge(size) => libc::MAP_HUGETLB | (size_code(size) << libc::MAP_HUGE_SHIFT) as libc::c_int,
+            _ => libc::MAP_NORESERVE,
+        };
+        let flags = sharing | libc::MAP_ANONYMOUS | from_pool;
+        let place = Place { len, protection: READ_WRITE, flags, fd: None, offset: 0 };
+        let address = place.map(options.pages)?;
+        let mapping = Self {
+            address,
+            len,
+            page_size,
+            shared: options.shared,
+            writable: true,
+            backing: Backing::Anonymous,
+        };
+        mapping.advise_pages(options.pages)?;
+        Ok(mapping)
+    }
+
+    /// `memfd_create(2)` of `len` bytes, rounded up to whole pages, and `mmap(2)` of all of it. Nothing is resident.
+    ///
+    /// # Errors
+    ///
+    /// See [`MappingError`].
+    pub fn with_memfd(len: usize, options: &MemfdOptions<'_>) -> Result<Self, MappingError> {
+        let page_size = size_of_page(options.pages)?;
+        let len = whole_pages(len, page_size)?;
+        let memfd = create_memfd(options)?;
+        nix::unistd::ftruncate(&memfd, len as libc::off_t).map_err(MappingError::of("ftruncate"))?;
+        if options.fixed_size {
+            let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+            fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals)).map_err(MappingError::of("F_ADD_SEALS"))?;
+        }
+        let flags = if options.private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
+        let place = Place { len, protection: READ_WRITE, flags, fd: Some(memfd.as_fd()), offset: 0 };
+        let address = place.map(options.pages)?;
+        let (shared, backing) = (!options.private, Backing::Memfd(memfd));
+        let mapping = Self { address, len, page_size, shared, writable: true, backing };
+        mapping.advise_pages(options.pages)?;
+        Ok(mapping)
+    }
+
+    /// `mmap(2)` of a file, or of a memfd that came from elsewhere. The mapping is made of whole pages: what is behind
+    /// the end of the file on the last one reads zero.
+    ///
+    /// Files of a disk can be mapped and used as a source of bytes, but not registered.
+    ///
+    /// # Errors
+    ///
+    /// See [`MappingError`]; EACCES when the descriptor does not allow `access`, EPERM when a seal does not.
+    pub fn of_file(file: OwnedFd, options: FileOptions) -> Result<Self, MappingError> {
+        let page_size = size_of_file_page(&file)?;
+        let size = fstat(&file).map_err(MappingError::of("fstat"))?.st_size as u64;
+        let offset = options.offset;
+        let wanted = match options.len {
+            Some(len) => len as u64,
+            None => size.saturating_sub(offset),
+        };
+        if offset.checked_add(wanted).is_none_or(|end| end > size) {
+            return Err(MappingError::BeyondFile { offset, len: wanted, size });
+        }
+        let wanted = usize::try_from(wanted).map_err(|_| MappingError::TooLarge { len: usize::MAX })?;
+        if !offset.is_multiple_of(page_size as u64) {
+            return Err(MappingError::Unaligned { offset, len: wanted, page_size });
+        }
+        let len = whole_pages(wanted, page_size)?;
+        let (shared, writable) = match options.access {
+            FileAccess::ReadOnly => (false, false),
+            FileAccess::CopyOnWrite => (false, true),
+            FileAccess::Shared => (true, true),
+        };
+        let protection = if writable { READ_WRITE } else { libc::PROT_READ };
+        let flags = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_NORESERVE };
+        let place = Place { len, protection, flags, fd: Some(file.as_fd()), offset };
+        let address = place.map(Pages::Ordinary)?;
+        Ok(Self { address, len, page_size, shared, writable, backing: Backing::File(file) })
     }
 
     /// Its first address.
@@ -101,95 +179,166 @@ impl Mapping {
         false
     }
 
-    /// Bytes of one of its pages.
+    /// Bytes of one of its pages, which is what the kernel fills, protects and takes back. Transparent huge pages are
+    /// still made of ordinary ones.
     #[must_use]
     pub fn page_size(&self) -> usize {
         self.page_size
     }
 
-    /// The memfd behind shared memory.
+    /// Whether what is written reaches others: the memfd or file, or forked children.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Whether it can be written to at all.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The memfd it was made with.
     #[must_use]
     pub fn memfd(&self) -> Option<BorrowedFd<'_>> {
-        self.memfd.as_ref().map(AsFd::as_fd)
+        match &self.backing {
+            Backing::Memfd(memfd) => Some(memfd.as_fd()),
+            _ => None,
+        }
+    }
+
+    /// The file that was mapped.
+    #[must_use]
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.backing {
+            Backing::File(file) => Some(file.as_fd()),
+            _ => None,
+        }
+    }
+
+    /// The addresses of whole pages, as operations of a userfaultfd take them.
+    ///
+    /// # Errors
+    ///
+    /// When the range is empty, not whole pages, or leaves the mapping.
+    pub fn range(&self, offset: usize, len: usize) -> Result<Range<u64>, MappingError> {
+        let start = self.pages_at(offset, len)? as u64;
+        Ok(start..start + len as u64)
     }
 
     /// Copies bytes out. Waits where a page is missing and registered.
     ///
     /// # Errors
     ///
-    /// EINVAL when the range leaves the mapping.
-    pub fn read(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
-        let from = self.at(offset, into.len())?;
-        // SAFETY: `at` has checked that the range lies in the mapping, which lives as long as `self`; `into` is another
-        // allocation. What others write meanwhile makes the bytes indeterminate, not the copy.
-        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
-        Ok(())
+    /// When the range leaves the mapping.
+    pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), MappingError> {
+        // SAFETY: `into` can be written to for its length, and is no part of the mapping, of which no reference exists.
+        unsafe { self.read_to(offset, into.as_mut_ptr(), into.len()) }
     }
 
     /// Copies bytes in. Waits where a page is missing and registered.
     ///
     /// # Errors
     ///
-    /// EINVAL when the range leaves the mapping.
-    pub fn write(&self, offset: usize, from: &[u8]) -> io::Result<()> {
-        let to = self.at(offset, from.len())?;
-        // SAFETY: as in `read`, the other way round.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
+    /// When the range leaves the mapping, or the mapping is for reading only.
+    pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), MappingError> {
+        // SAFETY: `from` can be read for its length, and is no part of the mapping, of which no reference exists.
+        unsafe { self.write_from(offset, from.as_ptr(), from.len()) }
+    }
+
+    /// [`Mapping::read`] into memory that no reference can be made to, because others write to it.
+    ///
+    /// # Safety
+    ///
+    /// `into` can be written to for `len` bytes and does not overlap the mapping.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mapping::read`].
+    pub unsafe fn read_to(&self, offset: usize, into: *mut u8, len: usize) -> Result<(), MappingError> {
+        let from = self.at(offset, len)?;
+        // SAFETY: `at` has checked that the range lies in the mapping, which lives as long as `self`; `into` is the
+        // caller's promise. What others write meanwhile makes the bytes indeterminate, not the copy.
+        unsafe { ptr::copy_nonoverlapping(from, into, len) };
         Ok(())
     }
 
-    /// Gives pages back: they are missing again. Private memory by MADV_DONTNEED, shared by MADV_REMOVE (for everybody).
-    /// Where REMOVE events are on, this waits until the event has been read: never call it on the thread that reads.
+    /// [`Mapping::write`] from memory that no reference can be made to, because others write to it.
+    ///
+    /// # Safety
+    ///
+    /// `from` can be read for `len` bytes and does not overlap the mapping.
     ///
     /// # Errors
     ///
-    /// EINVAL when the range is unaligned or leaves the mapping.
-    pub fn discard(&self, offset: usize, len: usize) -> io::Result<()> {
-        let start = self.at(offset, len)?;
-        let advice = if self.memfd.is_some() { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
-        // SAFETY: the range lies in the mapping; no reference to its memory exists, so discarding bytes breaks nothing.
-        let result = unsafe { libc::madvise(start.cast(), len, advice) };
-        Errno::result(result).map(drop).map_err(io::Error::from)
+    /// As [`Mapping::write`].
+    pub unsafe fn write_from(&self, offset: usize, from: *const u8, len: usize) -> Result<(), MappingError> {
+        let to = self.at(offset, len)?;
+        if !self.writable {
+            return Err(MappingError::ReadOnly);
+        }
+        // SAFETY: as in `read_to`, the other way round; the mapping was made writable.
+        unsafe { ptr::copy_nonoverlapping(from, to, len) };
+        Ok(())
     }
 
-    /// Which pages of the range are resident, one byte a page (`mincore(2)`).
-    ///
-    /// # Errors
-    ///
-    /// EINVAL when the range is unaligned or leaves the mapping.
-    pub fn residency(&self, offset: usize, len: usize) -> io::Result<Vec<bool>> {
-        let start = self.at(offset, len)?;
-        let mut pages = vec![0_u8; len.div_ceil(page_size())];
-        // SAFETY: the kernel writes a byte for each ordinary page of the range, and `pages` has that many.
-        let result = unsafe { libc::mincore(start.cast(), len, pages.as_mut_ptr()) };
-        Errno::result(result)?;
-        Ok(pages.iter().step_by(self.page_size / page_size()).map(|page| page & 1 != 0).collect())
+    /// Whether a page here can be missing while the file behind the mapping has it.
+    pub(crate) fn has_page_cache(&self) -> bool {
+        self.shared || !matches!(self.backing, Backing::Anonymous)
     }
 
-    fn at(&self, offset: usize, len: usize) -> io::Result<*mut u8> {
+    /// The address of whole pages.
+    pub(crate) fn pages_at(&self, offset: usize, len: usize) -> Result<*mut u8, MappingError> {
+        let page_size = self.page_size;
+        if len == 0 {
+            return Err(MappingError::Empty);
+        }
+        if !offset.is_multiple_of(page_size) || !len.is_multiple_of(page_size) {
+            return Err(MappingError::Unaligned { offset: offset as u64, len, page_size });
+        }
+        self.at(offset, len)
+    }
+
+    fn at(&self, offset: usize, len: usize) -> Result<*mut u8, MappingError> {
         match offset.checked_add(len) {
             // The end of an allocation is a valid pointer too; `wrapping_add` needs no more than that.
             Some(end) if end <= self.len => Ok(self.address.as_ptr().wrapping_add(offset)),
-            _ => Err(Errno::EINVAL.into()),
+            _ => Err(MappingError::OutOfRange { offset, len, size: self.len }),
         }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, unmapped only here, and nothing borrows from it any more.
+        // SAFETY: mapped by the constructor, unmapped only here, and nothing borrows from it any more.
         unsafe { libc::munmap(self.address.as_ptr().cast(), self.len) };
     }
 }
 
-fn memfd(flags: libc::c_uint, len: usize) -> io::Result<OwnedFd> {
-    let name = CString::default();
-    // SAFETY: the name is NUL-terminated and lives across the call. By number: the libc wrapper needs a newer libc than
-    // the package's floor.
-    let raw = unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), flags | libc::MFD_CLOEXEC) };
-    let raw = Errno::result(raw)? as i32;
-    // SAFETY: the kernel has just put this descriptor into our table; nobody else knows of it.
-    let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-    nix::unistd::ftruncate(&fd, len as libc::off_t)?;
-    Ok(fd)
+fn size_of_page(pages: Pages) -> Result<usize, MappingError> {
+    match pages {
+        Pages::Huge(page_size) if page_size.is_power_of_two() && page_size > self::page_size() => {
+            Ok(page_size)
+        }
+        Pages::Huge(page_size) => Err(MappingError::PageSize { page_size }),
+        Pages::Ordinary | Pages::Small | Pages::Transparent => Ok(page_size()),
+    }
+}
+
+/// Files of hugetlbfs (and its memfds) are made of huge pages; their file system says of what size.
+fn size_of_file_page(file: &OwnedFd) -> Result<usize, MappingError> {
+    let file_system = fstatfs(file).map_err(MappingError::of("fstatfs"))?;
+    if file_system.filesystem_type() != HUGETLBFS_MAGIC {
+        return Ok(page_size());
+    }
+    Ok(usize::try_from(file_system.block_size()).unwrap_or_else(|_| page_size()))
+}
+
+fn whole_pages(len: usize, page_size: usize) -> Result<usize, MappingError> {
+    match len.checked_next_multiple_of(page_size) {
+        Some(0) => Err(MappingError::Empty),
+        // Offsets of pointers are signed.
+        Some(whole) if isize::try_from(whole).is_ok() => Ok(whole),
+        _ => Err(MappingError::TooLarge { len }),
+    }
 }

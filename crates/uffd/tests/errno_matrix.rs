@@ -7,8 +7,8 @@ mod support;
 use std::os::fd::AsRawFd;
 
 use uffd::{
-    ContinueOptions, CopyOptions, EventBuffer, Features, Mapping, MappingKind, Modes, MoveOptions, UffdError,
-    Userfaultfd,
+    ContinueOptions, CopyOptions, EventBuffer, Features, Mapping, MappingKind, MemfdOptions, Modes,
+    MoveOptions, UffdError, Userfaultfd,
 };
 
 use support::{PAGE, elsewhere, events, finish, pages, register, uffd};
@@ -55,8 +55,11 @@ struct World {
 
 impl World {
     fn new(kind: MappingKind, modes: Modes) -> Self {
+        Self::of(pages(8, kind), modes)
+    }
+
+    fn of(memory: Mapping, modes: Modes) -> Self {
         let uffd = uffd(Features::empty()).expect("checked before the first row");
-        let memory = pages(8, kind);
         if !modes.is_empty() {
             register(&uffd, &memory, modes);
         }
@@ -68,7 +71,9 @@ impl World {
     }
 
     fn shared(modes: Modes) -> Self {
-        Self::new(MappingKind::Shared, modes)
+        // Rows cut the memfd short, which a seal would forbid.
+        let options = MemfdOptions { fixed_size: false, ..MemfdOptions::default() };
+        Self::of(Mapping::with_memfd(8 * PAGE as usize, &options).unwrap(), modes)
     }
 
     fn at(&self, page: u64) -> u64 {

@@ -1,4 +1,17 @@
-export { UffdError, type UffdErrorCode } from './src/errors.js';
+export { capabilities, type Capabilities, type HugePagePool } from './src/capabilities.js';
+export { DeadUffdChecker } from './src/checker.js';
+export { UffdError, type UffdErrorCode, type UffdErrorKind } from './src/errors.js';
+export {
+  EventBatch,
+  type FaultEvent,
+  type FaultKind,
+  type ForkEvent,
+  type RemapEvent,
+  type RemoveEvent,
+  type UffdEvent,
+  type UnknownEvent,
+} from './src/events.js';
+export { type Backend, UserfaultfdFactory } from './src/factory.js';
 export {
   type AcceptOptions,
   FirecrackerServer,
@@ -7,7 +20,21 @@ export {
   type RejectedConnection,
   serveFirecracker,
 } from './src/firecracker.js';
+export { type CopyOptions, type FillOptions, type MoveOptions, PageOperations } from './src/filling.js';
+export {
+  type AnonymousOptions,
+  type FileMappingOptions,
+  type MappingRange,
+  type MemfdOptions,
+  MemoryMapping,
+  type PageKind,
+  type Residency,
+  type WrittenPages,
+} from './src/mapping.js';
+export type { Feature, Ioctl, OrBit, RegisterMode } from './src/names.js';
 export type { FailurePolicy, Rest } from './src/policy.js';
+export type { AddressRange, MemoryRange } from './src/range.js';
+export { registerRegions, type RegionsTarget, unregisterRegions } from './src/regions.js';
 export {
   type CloseOptions,
   type Peer,
@@ -18,3 +45,4 @@ export {
   type SessionStats,
 } from './src/session.js';
 export { GiB, KiB, MiB } from './src/units.js';
+export { type CreateOptions, Userfaultfd, type UserfaultfdCloseOptions } from './src/userfaultfd.js';

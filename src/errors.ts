@@ -3,10 +3,16 @@ import type { NativeError } from '#native';
 /**
  * The stable codes of {@link UffdError}; match on these, not on messages.
  *
+ * - `ERR_UFFD_CHANGING`: the address space is changing; read the events, then try again.
+ * - `ERR_UFFD_CLONE`: another descriptor of the same object could not be had.
  * - `ERR_UFFD_CLOSED`: the process whose memory it was is gone.
  * - `ERR_UFFD_EXHAUSTED`: a limit was reached (sessions, descriptors, huge pages); the message names it.
+ * - `ERR_UFFD_FAULTS_WAITING`: closing now would give zeros to threads that wait; `waiting` says what they are to get.
+ * - `ERR_UFFD_NOT_PERMITTED`: this process lacks a right; the message says which.
  * - `ERR_UFFD_NOT_REGISTERED`: a range is not registered, or leaves its mapping.
+ * - `ERR_UFFD_PAGE_EXIST`: a page is present already.
  * - `ERR_UFFD_PAGER_LOST`: the native pager itself ended.
+ * - `ERR_UFFD_PARTIALLY_COPIED`: only the first `done` bytes were done.
  * - `ERR_UFFD_PEER_NOT_ALLOWED`: a process of another user connected.
  * - `ERR_UFFD_PROTOCOL`: the other side did not keep to the protocol.
  * - `ERR_UFFD_REGION`: a region that was handed over is not acceptable.
@@ -19,10 +25,16 @@ import type { NativeError } from '#native';
  * - `ERR_UFFD_USE_AFTER_CLOSE`: the object was closed before.
  */
 export type UffdErrorCode =
+  | 'ERR_UFFD_CHANGING'
+  | 'ERR_UFFD_CLONE'
   | 'ERR_UFFD_CLOSED'
   | 'ERR_UFFD_EXHAUSTED'
+  | 'ERR_UFFD_FAULTS_WAITING'
+  | 'ERR_UFFD_NOT_PERMITTED'
   | 'ERR_UFFD_NOT_REGISTERED'
+  | 'ERR_UFFD_PAGE_EXIST'
   | 'ERR_UFFD_PAGER_LOST'
+  | 'ERR_UFFD_PARTIALLY_COPIED'
   | 'ERR_UFFD_PEER_NOT_ALLOWED'
   | 'ERR_UFFD_PROTOCOL'
   | 'ERR_UFFD_REGION'
@@ -34,6 +46,35 @@ export type UffdErrorCode =
   | 'ERR_UFFD_UNSUPPORTED_PLATFORM'
   | 'ERR_UFFD_USE_AFTER_CLOSE';
 
+/**
+ * What a {@link UffdError} of an operation means for the caller: crosvm's names for those it has, `Userfaultfd` being
+ * everything that only `errno` tells apart.
+ */
+export type UffdErrorKind =
+  | 'PageExist'
+  | 'UffdClosed'
+  | 'PartiallyCopied'
+  | 'Clone'
+  | 'Userfaultfd'
+  | 'Changing'
+  | 'NotRegistered'
+  | 'NotPermitted'
+  | 'Unsupported'
+  | 'UseAfterClose';
+
+const KINDS: { [code in UffdErrorCode]?: UffdErrorKind } = {
+  ERR_UFFD_CHANGING: 'Changing',
+  ERR_UFFD_CLONE: 'Clone',
+  ERR_UFFD_CLOSED: 'UffdClosed',
+  ERR_UFFD_NOT_PERMITTED: 'NotPermitted',
+  ERR_UFFD_NOT_REGISTERED: 'NotRegistered',
+  ERR_UFFD_PAGE_EXIST: 'PageExist',
+  ERR_UFFD_PARTIALLY_COPIED: 'PartiallyCopied',
+  ERR_UFFD_SYSTEM: 'Userfaultfd',
+  ERR_UFFD_UNSUPPORTED: 'Unsupported',
+  ERR_UFFD_USE_AFTER_CLOSE: 'UseAfterClose',
+};
+
 /** Details of a {@link UffdError}. */
 export interface UffdErrorDetails {
   /** Number of the system error. */
@@ -42,6 +83,8 @@ export interface UffdErrorDetails {
   syscall?: string | undefined;
   /** What to do about it. */
   hint?: string | undefined;
+  /** Bytes done before it failed. */
+  done?: number | undefined;
   /** What caused it. */
   cause?: unknown;
 }
@@ -59,6 +102,8 @@ export class UffdError extends Error {
   readonly syscall?: string;
   /** What to do about it, where that is known. */
   readonly hint?: string;
+  /** Bytes done before it failed; of the operations that fill pages. */
+  readonly done?: number;
 
   static {
     // On the prototype, as Node's own errors have it: not a property of each instance.
@@ -72,6 +117,12 @@ export class UffdError extends Error {
     if (details.errno !== undefined) this.errno = details.errno;
     if (details.syscall !== undefined) this.syscall = details.syscall;
     if (details.hint !== undefined) this.hint = details.hint;
+    if (details.done !== undefined) this.done = details.done;
+  }
+
+  /** What it means for the caller; `undefined` for errors of servers and sessions. */
+  get kind(): UffdErrorKind | undefined {
+    return KINDS[this.code];
   }
 }
 

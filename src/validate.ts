@@ -1,7 +1,7 @@
 import { inspect } from 'node:util';
 
 /** Node's own argument errors, so that callers match on codes they know. */
-function argumentError(
+export function argumentError(
   Type: typeof TypeError | typeof RangeError,
   code: 'ERR_INVALID_ARG_TYPE' | 'ERR_INVALID_ARG_VALUE' | 'ERR_OUT_OF_RANGE',
   message: string,
@@ -9,7 +9,8 @@ function argumentError(
   return Object.assign(new Type(message), { code });
 }
 
-function got(value: unknown): string {
+/** The end of a message: what it was instead. */
+export function got(value: unknown): string {
   return `got ${inspect(value, { depth: 0, maxStringLength: 60 })}`;
 }
 
@@ -96,4 +97,41 @@ export function validatePowerOfTwo(name: string, value: unknown, least: number, 
     );
   }
   return number;
+}
+
+/** `true` or `false`; `fallback` where it was left out. */
+export function validateBoolean(name: string, value: unknown, fallback: boolean): boolean {
+  if (value === undefined) return fallback;
+  if (typeof value !== 'boolean') {
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_TYPE',
+      `Expected \`${name}\` to be true or false, ${got(value)}`,
+    );
+  }
+  return value;
+}
+
+/** A list of some of a few strings. */
+export function validateNames<T extends string>(name: string, value: unknown, choices: readonly T[]): T[] {
+  if (value === undefined) return [];
+  if (!Array.isArray(value)) {
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_TYPE',
+      `Expected \`${name}\` to be an array of names, ${got(value)}`,
+    );
+  }
+  return value.map((one: unknown, index) => validateOneOf(`${name}[${index}]`, one, choices));
+}
+
+/** The bytes of any view, without a copy. */
+export function validateView(name: string, value: unknown): Uint8Array {
+  if (value instanceof Uint8Array) return value;
+  if (ArrayBuffer.isView(value)) return new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
+  throw argumentError(
+    TypeError,
+    'ERR_INVALID_ARG_TYPE',
+    `Expected \`${name}\` to be an ArrayBufferView, ${got(value)}`,
+  );
 }

@@ -6,7 +6,15 @@
 #![allow(unreachable_pub, reason = "exports are reached from JavaScript")]
 #![allow(missing_docs, reason = "generated types carry no documentation of their own")]
 
+mod creating;
+mod environment;
+mod failures;
 mod firecracker;
+mod jobs;
+mod memory;
 mod notices;
+mod operations;
 mod shared_pager;
+mod slots;
 mod values;
+mod views;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use nix::errno::Errno;
 
+use crate::features::Ioctls;
+
 /// The operations of a userfaultfd, by the kernel's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -83,6 +85,12 @@ pub enum UffdError {
     /// ENOENT: the range is not registered, or leaves its mapping.
     #[error("the range is not registered or leaves its mapping")]
     NotRegistered,
+    /// The range was registered, cannot take these ioctls that were required, and is as it was before again.
+    #[error("the range cannot take {missing}")]
+    MissingIoctls {
+        /// Those that were required and are not there.
+        missing: Ioctls,
+    },
     /// Everything else.
     #[error("{operation}: {errno}")]
     System {
@@ -102,6 +110,7 @@ impl UffdError {
             Self::UffdClosed => libc::ESRCH,
             Self::PartiallyCopied { .. } | Self::Changing => libc::EAGAIN,
             Self::NotRegistered => libc::ENOENT,
+            Self::MissingIoctls { .. } => libc::EOPNOTSUPP,
             Self::System { errno, .. } => *errno as i32,
         })
     }

@@ -9,6 +9,7 @@ use crate::error::{Operation, UffdError};
 use crate::features::{Ioctls, Modes};
 use crate::fill::retried;
 use crate::ioctl;
+use crate::page::page_size;
 use crate::userfaultfd::Userfaultfd;
 
 impl Userfaultfd {
@@ -28,6 +29,26 @@ impl Userfaultfd {
     /// so; EPERM for shared memory without write permission; EBUSY for memory of another userfaultfd;
     /// [`UffdError::UffdClosed`] when the process is gone. What was registered before stays as it was.
     pub unsafe fn register(&self, start: u64, len: u64, modes: Modes) -> Result<Ioctls, UffdError> {
+        // SAFETY: the same promise.
+        unsafe { self.register_requiring(start, len, modes, Ioctls::empty()) }
+    }
+
+    /// [`Userfaultfd::register`], undone where the range turns out not to take `require`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Userfaultfd::register`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Userfaultfd::register`], and [`UffdError::MissingIoctls`].
+    pub unsafe fn register_requiring(
+        &self,
+        start: u64,
+        len: u64,
+        modes: Modes,
+        require: Ioctls,
+    ) -> Result<Ioctls, UffdError> {
         let failed = |errno| UffdError::System { operation: Operation::Register, errno };
         let end = start
             .checked_add(len)
@@ -51,6 +72,13 @@ impl Userfaultfd {
                 }
             }
         }
+        let missing = require.difference(ioctls);
+        if !missing.is_empty() {
+            for piece in &pieces {
+                self.put_back(piece.start, piece.end, piece.modes);
+            }
+            return Err(UffdError::MissingIoctls { missing });
+        }
         for piece in pieces {
             registrations.set(piece.start, piece.end, piece.modes | modes);
         }
@@ -72,6 +100,44 @@ impl Userfaultfd {
         registrations.set(start, start.saturating_add(len), Modes::empty());
         drop(registrations);
         self.wake(start, len)
+    }
+
+    /// Whether anything is registered through this object.
+    #[must_use]
+    pub fn has_registrations(&self) -> bool {
+        !self.registrations().lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Poisons what is missing of all that is registered for missing faults: who waits for it, or touches it later, gets
+    /// SIGBUS instead of the zeros that closing would give.
+    ///
+    /// # Errors
+    ///
+    /// Where POISON is refused; EINVAL before Linux 6.6. What was poisoned stays so.
+    pub fn poison_missing(&self) -> Result<(), UffdError> {
+        let segments = self.registrations().lock().unwrap_or_else(PoisonError::into_inner).missing();
+        segments.into_iter().try_for_each(|(start, end)| self.poison_segment(start, end))
+    }
+
+    fn poison_segment(&self, start: u64, end: u64) -> Result<(), UffdError> {
+        let mut page = page_size() as u64;
+        let mut at = start;
+        while at < end {
+            match self.poison(at, end - at, true) {
+                Ok(()) | Err(UffdError::UffdClosed) => return Ok(()),
+                Err(UffdError::PartiallyCopied { done }) => at += done,
+                // Present, or nothing is mapped there any more: nobody waits for it.
+                Err(UffdError::PageExist | UffdError::NotRegistered) => at += page,
+                // A step into a huge page: the memory is made of larger ones.
+                Err(UffdError::System { errno: Errno::EINVAL, .. }) if at > start && page < 1 << 30 => {
+                    at = at - page + page * 512;
+                    page *= 512;
+                }
+                Err(UffdError::Changing) => std::thread::yield_now(),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn register_piece(&self, start: u64, end: u64, modes: Modes) -> Result<Ioctls, Errno> {

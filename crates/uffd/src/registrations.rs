@@ -40,6 +40,16 @@ impl Registrations {
         pieces
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// What is registered for missing faults.
+    pub(crate) fn missing(&self) -> Vec<(u64, u64)> {
+        let missing = self.segments.iter().filter(|segment| segment.modes.contains(Modes::MISSING));
+        missing.map(|segment| (segment.start, segment.end)).collect()
+    }
+
     /// Records that `start..end` has exactly these modes; none: not registered.
     pub(crate) fn set(&mut self, start: u64, end: u64, modes: Modes) {
         let mut kept = Vec::with_capacity(self.segments.len() + 2);

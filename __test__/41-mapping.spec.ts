@@ -1,0 +1,140 @@
+// Memory: what it can be made of, reading and writing it, giving it back, and what was written.
+
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+import test from 'ava';
+import { capabilities, GiB, MemoryMapping, MiB } from 'userfaultfd';
+
+import { make, mapped, PAGE, pageOf, registered } from './helpers/faults.js';
+import { folder, reserveHugePages } from './helpers/serving.js';
+
+test('memory is whole pages, reads zero, and keeps what is written', async t => {
+  for (const mapping of [
+    MemoryMapping.anonymous(PAGE + 1),
+    MemoryMapping.anonymous(PAGE + 1, { shared: true, pages: 'small' }),
+    MemoryMapping.anonymous(PAGE + 1, { pages: 'transparent' }),
+    MemoryMapping.memfd(PAGE + 1, { name: 'test', sealed: false }),
+  ]) {
+    mapped(t, mapping);
+    t.is(mapping.length, 2 * PAGE);
+    t.is(mapping.pageSize, PAGE);
+    await mapping.write(PAGE - 2, new Uint16Array([1, 2]));
+    t.deepEqual([...(await mapping.read(PAGE - 3, 6))], [0, 1, 0, 2, 0, 0]);
+    await mapping.discard();
+    t.deepEqual(mapping.residency(), ['absent', 'absent']);
+  }
+});
+
+test('what a private mapping of a memfd gives back is the memfd’s again', async t => {
+  const mapping = mapped(t, MemoryMapping.memfd(2 * PAGE, { shared: false }));
+  await mapping.write(0, pageOf(1));
+
+  await mapping.discard();
+
+  t.deepEqual(mapping.residency(), ['cached', 'absent']);
+  t.deepEqual([...(await mapping.read(0, 1))], [0]);
+});
+
+test('a file is mapped for reading, for writing to a copy, and for writing', async t => {
+  const path = join(folder(t), 'file');
+  writeFileSync(path, pageOf(1, 2));
+  const reading = mapped(t, MemoryMapping.file(path));
+  const copying = mapped(t, MemoryMapping.file(path, { access: 'copy-on-write' }));
+  const writing = mapped(t, MemoryMapping.file(path, { access: 'shared', offset: PAGE }));
+
+  await t.throwsAsync(reading.write(0, Buffer.from([9])), { code: 'ERR_UFFD_SYSTEM' });
+  await copying.write(PAGE, Buffer.from([8]));
+  await writing.write(1, Buffer.from([7]));
+
+  t.is(writing.length, PAGE);
+  t.deepEqual([...(await reading.read(PAGE, 3))], [1, 7, 1]);
+  t.deepEqual([...(await copying.read(PAGE, 1))], [8]);
+  t.throws(() => MemoryMapping.file(path, { offset: 0, length: 3 * PAGE }), { code: 'ERR_UFFD_SYSTEM' });
+  t.throws(() => MemoryMapping.file(join(path, 'none')), { message: /open/ });
+});
+
+test('huge pages come from the pool, and one that is empty is named', t => {
+  if (!reserveHugePages(t, 1)) return;
+  const mapping = mapped(t, MemoryMapping.memfd(1, { pages: 2 * MiB }));
+
+  t.is(mapping.length, 2 * MiB);
+  t.throws(() => mapping.range(0, PAGE), { code: 'ERR_OUT_OF_RANGE' });
+  t.throws(() => MemoryMapping.anonymous(4 * MiB, { pages: 2 * MiB }), {
+    code: 'ERR_UFFD_EXHAUSTED',
+    message: /nr_hugepages/,
+  });
+});
+
+test('mappings of more than 4 GiB are named by offset', async t => {
+  const mapping = mapped(t, MemoryMapping.anonymous(6 * GiB));
+
+  await mapping.write(5 * GiB, Buffer.from([1, 2]));
+
+  t.deepEqual([...(await mapping.read(5 * GiB - 1, 3))], [0, 1, 2]);
+  t.deepEqual(mapping.residency(5 * GiB - PAGE, 3 * PAGE).at(1), 'present');
+});
+
+test('reads that wait leave the event loop and other file work alone', async t => {
+  const made = registered(t, 8);
+  if (!made) return;
+  const { uffd, mapping } = made;
+  const waiting = Array.from({ length: 8 }, (_, page) => mapping.read(page * PAGE, 1));
+
+  const path = join(folder(t), 'other');
+  const { readFile, writeFile } = await import('node:fs/promises');
+  await writeFile(path, 'done');
+  t.is(await readFile(path, 'utf8'), 'done');
+  uffd.zero(mapping.range());
+
+  t.deepEqual(
+    (await Promise.all(waiting)).map(bytes => bytes[0]),
+    Array.from({ length: 8 }, () => 0),
+  );
+});
+
+test('what was written since it was protected is found once', async t => {
+  const uffd = make(t, { require: ['wp-async'] });
+  if (!uffd) return;
+  const mapping = mapped(t, MemoryMapping.anonymous(16 * PAGE, { pages: 'small' }));
+  uffd.register(mapping.range(), { modes: ['write-protect'] });
+  uffd.writeProtect(mapping.range());
+  for (const page of [1, 2, 9]) await mapping.write(page * PAGE, Buffer.from([1]));
+  const offsets = (found: ReturnType<MemoryMapping['writtenPages']>): number[][] =>
+    found.ranges.map(({ offset, length }) => [offset / PAGE, length / PAGE]);
+
+  const limited = mapping.writtenPages({ maxPages: 2 });
+  t.deepEqual(offsets(limited), [[1, 2]]);
+  t.deepEqual(offsets(mapping.writtenPages({ offset: limited.next })), [[9, 1]]);
+  t.deepEqual(offsets(mapping.writtenPages({ protect: true })), [
+    [1, 2],
+    [9, 1],
+  ]);
+  t.deepEqual(mapping.writtenPages(), { ranges: [], next: mapping.length });
+
+  const other = mapped(t, MemoryMapping.anonymous(PAGE));
+  t.throws(() => other.writtenPages(), { code: 'ERR_UFFD_NOT_REGISTERED' });
+});
+
+test('populating makes pages present, closing is final', async t => {
+  const mapping = mapped(t, MemoryMapping.anonymous(2 * PAGE));
+  await mapping.populate(PAGE, PAGE, { write: true });
+  t.deepEqual(mapping.residency(), ['absent', 'present']);
+
+  mapping.close();
+  mapping.close();
+
+  t.true(mapping.closed);
+  t.throws(() => mapping.range(), { code: 'ERR_UFFD_USE_AFTER_CLOSE' });
+  await t.throwsAsync(mapping.read(0, 1), { code: 'ERR_UFFD_USE_AFTER_CLOSE' });
+});
+
+test('a mapping that is registered is unregistered when it is closed', t => {
+  const made = registered(t, 1);
+  if (!made) return;
+  made.mapping.close();
+  // The addresses may be anybody's by now; nothing of the mapping is registered there.
+  t.false(made.uffd.isDead());
+  t.is(capabilities().pageSize, PAGE);
+  made.uffd.close();
+});

@@ -1,0 +1,51 @@
+//! The native objects of an environment (the main thread, or a worker) end with it.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use napi::{Env, Result};
+use uffd::{Mapping, Userfaultfd};
+
+use crate::slots::Slots;
+
+/// Userfaultfds by number.
+pub(crate) static UFFDS: Slots<Userfaultfd> = Slots::new();
+/// Mappings by number.
+pub(crate) static MAPPINGS: Slots<Mapping> = Slots::new();
+
+static KNOWN: Mutex<Option<HashSet<usize>>> = Mutex::new(None);
+
+/// The environment as a number; the first time, sees to it that its objects end with it.
+pub(crate) fn of(env: &Env) -> Result<usize> {
+    let id = env.raw() as usize;
+    // Only whole values are put in under this lock.
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if known.get_or_insert_default().insert(id) {
+        napi::bindgen_prelude::retain_current_module_for_unload_safety();
+        env.add_env_cleanup_hook(id, end)?;
+    }
+    Ok(id)
+}
+
+fn end(id: usize) {
+    if let Some(known) = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        known.remove(&id);
+    }
+    for uffd in UFFDS.remove_of(id) {
+        poison_if_last(&uffd);
+    }
+    drop(MAPPINGS.remove_of(id));
+}
+
+/// Whoever still waits gets SIGBUS and not zeros. (A kernel before 6.6 cannot: there closing is all that is left.)
+pub(crate) fn poison_if_last(uffd: &Arc<Userfaultfd>) {
+    let somebody_waits = uffd.waiting().map_or(true, |waiting| waiting.total > 0);
+    if somebody_waits && Arc::strong_count(uffd) == 1 {
+        let _ = uffd.poison_missing();
+    }
+}
+
+/// Puts a userfaultfd where JavaScript can name it.
+pub(crate) fn keep(env: &Env, uffd: Userfaultfd) -> Result<f64> {
+    Ok(UFFDS.insert(Arc::new(uffd), of(env)?))
+}

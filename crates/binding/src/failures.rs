@@ -1,0 +1,75 @@
+//! Errors of `crates/uffd` as data.
+
+use uffd::{AdoptError, CreateError, MappingError, UffdError};
+
+use crate::values::NativeError;
+
+fn failure(code: &str, message: String, errno: Option<i32>, syscall: Option<&str>) -> NativeError {
+    NativeError { code: code.to_owned(), message, errno, syscall: syscall.map(str::to_owned) }
+}
+
+impl From<UffdError> for NativeError {
+    fn from(error: UffdError) -> Self {
+        let code = match error {
+            UffdError::PageExist => "ERR_UFFD_PAGE_EXIST",
+            UffdError::UffdClosed => "ERR_UFFD_CLOSED",
+            UffdError::PartiallyCopied { .. } => "ERR_UFFD_PARTIALLY_COPIED",
+            UffdError::Changing => "ERR_UFFD_CHANGING",
+            UffdError::NotRegistered => "ERR_UFFD_NOT_REGISTERED",
+            UffdError::MissingIoctls { .. } => "ERR_UFFD_UNSUPPORTED",
+            _ => "ERR_UFFD_SYSTEM",
+        };
+        failure(code, error.to_string(), error.errno(), error.operation().map(uffd::Operation::as_str))
+    }
+}
+
+impl From<CreateError> for NativeError {
+    fn from(error: CreateError) -> Self {
+        let (code, syscall) = match error {
+            CreateError::Unsupported { .. } | CreateError::NoUserfaultfd { .. } => {
+                ("ERR_UFFD_UNSUPPORTED", None)
+            }
+            CreateError::NotPermitted { .. } => ("ERR_UFFD_NOT_PERMITTED", Some("userfaultfd")),
+            CreateError::ForkNotPermitted => ("ERR_UFFD_NOT_PERMITTED", Some("UFFDIO_API")),
+            CreateError::System { syscall, .. } => ("ERR_UFFD_SYSTEM", Some(syscall)),
+            _ => ("ERR_UFFD_SYSTEM", None),
+        };
+        failure(code, error.to_string(), error.errno(), syscall)
+    }
+}
+
+impl From<AdoptError> for NativeError {
+    fn from(error: AdoptError) -> Self {
+        match error {
+            AdoptError::ProcessGone => failure("ERR_UFFD_CLOSED", error.to_string(), Some(libc::ESRCH), None),
+            AdoptError::System { operation, errno } => {
+                failure("ERR_UFFD_SYSTEM", error.to_string(), Some(errno as i32), Some(operation.as_str()))
+            }
+            _ => failure("ERR_UFFD_PROTOCOL", error.to_string(), Some(libc::EINVAL), None),
+        }
+    }
+}
+
+impl From<MappingError> for NativeError {
+    fn from(error: MappingError) -> Self {
+        let (code, syscall) = match error {
+            MappingError::HugePagesExhausted { .. } => ("ERR_UFFD_EXHAUSTED", Some("mmap")),
+            MappingError::UnsupportedPageSize { .. } | MappingError::Unsupported { .. } => {
+                ("ERR_UFFD_UNSUPPORTED", None)
+            }
+            MappingError::System { syscall, .. } => ("ERR_UFFD_SYSTEM", Some(syscall)),
+            _ => ("ERR_UFFD_SYSTEM", None),
+        };
+        failure(code, error.to_string(), Some(error.errno()), syscall)
+    }
+}
+
+/// A descriptor number that is none, or a handle that was closed.
+pub(crate) fn closed(what: &str) -> NativeError {
+    failure("ERR_UFFD_USE_AFTER_CLOSE", format!("the {what} is closed"), Some(libc::EBADF), None)
+}
+
+/// A system call of the binding's own.
+pub(crate) fn system(syscall: &str, error: &std::io::Error) -> NativeError {
+    failure("ERR_UFFD_SYSTEM", format!("{syscall}: {error}"), error.raw_os_error(), Some(syscall))
+}

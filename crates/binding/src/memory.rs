@@ -1,0 +1,316 @@
+//! Mappings, and the checker that asks userfaultfds whether their process lives.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use napi::bindgen_prelude::{Float64Array, Object, Uint8Array};
+use napi::{Env, Result};
+use napi_derive::napi;
+use uffd::liveness::DeadUffdChecker;
+use uffd::pagemap::{Pagemap, PagemapError, ScanOptions};
+use uffd::{AnonymousOptions, FileAccess, FileOptions, Mapping, MappingError, MemfdOptions, Pages, Populate};
+
+use crate::environment::{self, MAPPINGS, UFFDS};
+use crate::failures;
+use crate::jobs;
+use crate::values::NativeError;
+use crate::views::View;
+
+#[napi(object, object_to_js = false)]
+pub struct NativeMappingOptions {
+    #[napi(ts_type = "'anonymous' | 'memfd' | 'file'")]
+    pub kind: String,
+    pub length: Option<f64>,
+    pub shared: bool,
+    /// 0: ordinary, 1: never joined, 2: transparent; else bytes of a huge page.
+    pub pages: f64,
+    pub name: String,
+    pub sealed: bool,
+    pub path: String,
+    pub fd: Option<i32>,
+    pub offset: f64,
+    /// 0: reading, 1: copy on write, 2: shared.
+    pub access: u32,
+}
+
+#[napi(object, object_from_js = false)]
+#[derive(Default)]
+pub struct NativeMapping {
+    pub error: Option<NativeError>,
+    pub handle: f64,
+    pub address: f64,
+    pub length: f64,
+    pub page_size: f64,
+    pub fd: Option<i32>,
+}
+
+#[napi(catch_unwind)]
+pub fn map_memory(env: &Env, options: NativeMappingOptions) -> Result<NativeMapping> {
+    let mapping = match try_map(&options) {
+        Ok(mapping) => Arc::new(mapping),
+        Err(error) => return Ok(NativeMapping { error: Some(error), ..NativeMapping::default() }),
+    };
+    Ok(NativeMapping {
+        error: None,
+        address: mapping.address() as f64,
+        length: mapping.len() as f64,
+        page_size: mapping.page_size() as f64,
+        fd: mapping.memfd().map(|fd| fd.as_raw_fd()),
+        handle: MAPPINGS.insert(mapping, environment::of(env)?),
+    })
+}
+
+fn try_map(options: &NativeMappingOptions) -> std::result::Result<Mapping, NativeError> {
+    let pages = match options.pages as usize {
+        0 => Pages::Ordinary,
+        1 => Pages::Small,
+        2 => Pages::Transparent,
+        size => Pages::Huge(size),
+    };
+    let len = options.length.map(|length| length as usize);
+    match options.kind.as_str() {
+        "file" => {
+            let access = match options.access {
+                0 => FileAccess::ReadOnly,
+                1 => FileAccess::CopyOnWrite,
+                _ => FileAccess::Shared,
+            };
+            let file = open(options, access).map_err(|error| failures::system("open", &error))?;
+            let options = FileOptions { access, offset: options.offset as u64, len };
+            Ok(Mapping::of_file(file, options)?)
+        }
+        "memfd" => {
+            let (private, fixed_size) = (!options.shared, options.sealed);
+            let memfd = MemfdOptions { name: &options.name, private, fixed_size, pages };
+            Ok(Mapping::with_memfd(len.unwrap_or(0), &memfd)?)
+        }
+        _ => {
+            let anonymous = AnonymousOptions { shared: options.shared, pages };
+            Ok(Mapping::anonymous(len.unwrap_or(0), anonymous)?)
+        }
+    }
+}
+
+fn open(options: &NativeMappingOptions, access: FileAccess) -> std::io::Result<OwnedFd> {
+    if let Some(fd) = options.fd {
+        if fd < 0 {
+            return Err(std::io::Error::from_raw_os_error(libc::EBADF));
+        }
+        // SAFETY: only borrowed for the call below, which refuses a number that is no open descriptor.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        return borrowed.try_clone_to_owned();
+    }
+    let shared = access == FileAccess::Shared;
+    File::options().read(true).write(shared).open(Path::new(&options.path)).map(OwnedFd::from)
+}
+
+/// Unmaps it when the last job that uses it is done.
+#[napi(catch_unwind)]
+pub fn unmap_memory(handle: f64) {
+    drop(MAPPINGS.remove(handle));
+}
+
+fn mapping(handle: f64) -> std::result::Result<Arc<Mapping>, NativeError> {
+    MAPPINGS.get(handle).ok_or_else(|| failures::closed("mapping"))
+}
+
+#[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
+pub fn read_memory<'env>(env: &'env Env, handle: f64, offset: f64, len: f64) -> Result<Object<'env>> {
+    let mapping = mapping(handle);
+    jobs::run(env, move || {
+        let mut bytes = vec![0; len as usize];
+        mapping?.read(offset as usize, &mut bytes)?;
+        Ok(Some(bytes))
+    })
+}
+
+#[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
+pub fn write_memory<'env>(
+    env: &'env Env,
+    handle: f64,
+    offset: f64,
+    #[napi(ts_arg_type = "Uint8Array")] bytes: View,
+) -> Result<Object<'env>> {
+    let mapping = mapping(handle);
+    let mut copy = vec![0_u8; bytes.len];
+    // SAFETY: a view is valid for its length during the call; the copy is ours. Others may write the view meanwhile, which
+    // mixes bytes and breaks nothing.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.data, copy.as_mut_ptr(), bytes.len) };
+    jobs::run(env, move || {
+        mapping?.write(offset as usize, &copy)?;
+        Ok(None)
+    })
+}
+
+/// On this thread: it waits here for a page that is missing.
+#[napi(catch_unwind)]
+pub fn read_memory_sync(
+    handle: f64,
+    offset: f64,
+    #[napi(ts_arg_type = "Uint8Array")] into: View,
+) -> Option<NativeError> {
+    // SAFETY: a view is valid for its length during the call, and never lies in a mapping.
+    let read = |mapping: Arc<Mapping>| unsafe { mapping.read_to(offset as usize, into.data, into.len) };
+    mapping(handle).and_then(|mapping| Ok(read(mapping)?)).err()
+}
+
+#[napi(catch_unwind)]
+pub fn write_memory_sync(
+    handle: f64,
+    offset: f64,
+    #[napi(ts_arg_type = "Uint8Array")] from: View,
+) -> Option<NativeError> {
+    // SAFETY: as in `read_memory_sync`.
+    let write = |mapping: Arc<Mapping>| unsafe { mapping.write_from(offset as usize, from.data, from.len) };
+    mapping(handle).and_then(|mapping| Ok(write(mapping)?)).err()
+}
+
+#[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
+pub fn discard_memory<'env>(env: &'env Env, handle: f64, offset: f64, len: f64) -> Result<Object<'env>> {
+    let mapping = mapping(handle);
+    jobs::run(env, move || {
+        mapping?.discard(offset as usize, len as usize)?;
+        Ok(None)
+    })
+}
+
+#[napi(catch_unwind)]
+pub fn discard_memory_sync(handle: f64, offset: f64, len: f64) -> Option<NativeError> {
+    mapping(handle).and_then(|mapping| Ok(mapping.discard(offset as usize, len as usize)?)).err()
+}
+
+#[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
+pub fn populate_memory<'env>(
+    env: &'env Env,
+    handle: f64,
+    offset: f64,
+    len: f64,
+    write: bool,
+) -> Result<Object<'env>> {
+    let mapping = mapping(handle);
+    let what_for = if write { Populate::ForWriting } else { Populate::ForReading };
+    jobs::run(env, move || {
+        mapping?.populate(offset as usize, len as usize, what_for)?;
+        Ok(None)
+    })
+}
+
+#[napi(object, object_from_js = false)]
+pub struct NativeResidency {
+    pub error: Option<NativeError>,
+    pub pages: Option<Uint8Array>,
+}
+
+#[napi(catch_unwind)]
+pub fn memory_residency(handle: f64, offset: f64, len: f64) -> NativeResidency {
+    let states = mapping(handle).and_then(|mapping| Ok(mapping.residency(offset as usize, len as usize)?));
+    match states {
+        Ok(states) => {
+            let bytes: Vec<u8> = states.into_iter().map(|state| state as u8).collect();
+            NativeResidency { error: None, pages: Some(bytes.into()) }
+        }
+        Err(error) => NativeResidency { error: Some(error), pages: None },
+    }
+}
+
+#[napi(object, object_from_js = false)]
+pub struct NativeScan {
+    pub error: Option<NativeError>,
+    /// Offset, length, offset, length, …
+    pub ranges: Option<Float64Array>,
+    /// Where going on starts.
+    pub next: f64,
+}
+
+/// What was written since it was last protected; with `protect` protected again in the same step.
+#[napi(catch_unwind)]
+pub fn scan_written(handle: f64, offset: f64, len: f64, protect: bool, most_pages: f64) -> NativeScan {
+    let failed = |error: NativeError| NativeScan { error: Some(error), ranges: None, next: offset };
+    let mapping = match mapping(handle) {
+        Ok(mapping) => mapping,
+        Err(error) => return failed(error),
+    };
+    let scan = match mapping.range(offset as usize, len as usize) {
+        Ok(range) => {
+            let take = ScanOptions { require_tracking: true, protect, ..ScanOptions::written() };
+            let options = ScanOptions { max_pages: std::num::NonZeroU64::new(most_pages as u64), ..take };
+            Pagemap::of_self().and_then(|map| map.scan_to_end(range.start, range.end, &options))
+        }
+        Err(error) => return failed(error.into()),
+    };
+    match scan {
+        Ok(scan) => {
+            let relative = |address: u64| (address - mapping.address()) as f64;
+            let regions = scan.regions.iter();
+            let ranges: Vec<f64> = regions
+                .flat_map(|region| [relative(region.start), (region.end - region.start) as f64])
+                .collect();
+            NativeScan { error: None, ranges: Some(ranges.into()), next: relative(scan.walk_end) }
+        }
+        Err(error) => failed(scan_error(&error)),
+    }
+}
+
+fn scan_error(error: &PagemapError) -> NativeError {
+    let code = match error {
+        PagemapError::Unsupported => "ERR_UFFD_UNSUPPORTED",
+        PagemapError::NotTracked { .. } => "ERR_UFFD_NOT_REGISTERED",
+        PagemapError::ProcessGone => "ERR_UFFD_CLOSED",
+        _ => "ERR_UFFD_SYSTEM",
+    };
+    NativeError {
+        code: code.to_owned(),
+        message: error.to_string(),
+        errno: Some(error.errno()),
+        syscall: Some("PAGEMAP_SCAN".to_owned()),
+    }
+}
+
+#[napi]
+pub struct NativeChecker {
+    checker: Arc<DeadUffdChecker>,
+}
+
+#[napi]
+impl NativeChecker {
+    #[napi(factory, catch_unwind)]
+    pub fn create() -> Result<Self> {
+        let failed = |error: MappingError| napi::Error::from_reason(error.to_string());
+        Ok(Self { checker: Arc::new(DeadUffdChecker::new().map_err(failed)?) })
+    }
+
+    #[napi(getter, catch_unwind)]
+    pub fn address(&self) -> f64 {
+        self.checker.range().start as f64
+    }
+
+    #[napi(catch_unwind)]
+    pub fn register(&self, handle: f64) -> Option<NativeError> {
+        match UFFDS.get(handle) {
+            Some(uffd) => self.checker.register(&uffd).err().map(NativeError::from),
+            None => Some(failures::closed("userfaultfd")),
+        }
+    }
+
+    #[napi(catch_unwind)]
+    pub fn is_dead(&self, handle: f64) -> bool {
+        UFFDS.get(handle).is_some_and(|uffd| self.checker.is_dead(&uffd))
+    }
+
+    #[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
+    pub fn reset<'env>(&self, env: &'env Env) -> Result<Object<'env>> {
+        let checker = Arc::clone(&self.checker);
+        jobs::run(env, move || {
+            checker.reset()?;
+            Ok(None)
+        })
+    }
+}
+
+/// Bytes of an ordinary page.
+#[napi(catch_unwind)]
+pub fn page_size() -> f64 {
+    uffd::page_size() as f64
+}

@@ -1,0 +1,298 @@
+//! The operations of a userfaultfd: a number in, a number out (bytes, or -errno). TypeScript makes errors of them.
+
+use std::sync::Arc;
+
+use napi::{Env, Result};
+use napi_derive::napi;
+use uffd::regions::{RegionsError, Target, register_regions, unregister_regions};
+use uffd::{
+    ContinueOptions, CopyOptions, Event, EventBuffer, FaultKind, Ioctls, Modes, MoveOptions, UffdError,
+    Userfaultfd,
+};
+
+use crate::environment::{self, UFFDS};
+use crate::failures;
+use crate::values::NativeError;
+use crate::views::View;
+
+/// Bits of `mode`, the same for every operation.
+const DONT_WAKE: u32 = 1;
+const PROTECT: u32 = 2;
+const SOURCE_HOLES: u32 = 4;
+
+fn negative(errno: i32) -> f64 {
+    -f64::from(errno)
+}
+
+/// What an operation that fills came to. A page in the way is woken: the kernel leaves its waiters asleep.
+fn filled(
+    handle: f64,
+    range: (f64, f64),
+    page: f64,
+    mode: u32,
+    act: impl FnOnce(&Userfaultfd) -> std::result::Result<(), UffdError>,
+) -> f64 {
+    let Some(uffd) = UFFDS.get(handle) else { return negative(libc::EBADF) };
+    match act(&uffd) {
+        Ok(()) => range.1,
+        Err(UffdError::PartiallyCopied { done }) => done as f64,
+        Err(UffdError::PageExist) => {
+            if mode & DONT_WAKE == 0 {
+                let _ = uffd.wake(range.0 as u64, page as u64);
+            }
+            negative(libc::EEXIST)
+        }
+        Err(error) => negative(error.errno().unwrap_or(libc::EIO)),
+    }
+}
+
+fn copied(handle: f64, dst: f64, src: *const u8, len: usize, page: f64, mode: u32) -> f64 {
+    let options = CopyOptions { wake: mode & DONT_WAKE == 0, write_protect: mode & PROTECT != 0 };
+    filled(handle, (dst, len as f64), page, mode, |uffd| {
+        // SAFETY: TypeScript passes a view of `len` bytes, or an address that the kernel checks; the kernel reads it, so
+        // whoever writes there meanwhile changes bytes and breaks nothing. The destination is memory of the package's own
+        // mappings or of another process: no reference to it exists.
+        unsafe { uffd.copy(dst as u64, src, len, options) }
+    })
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_copy(
+    handle: f64,
+    dst: f64,
+    #[napi(ts_arg_type = "Uint8Array")] source: View,
+    page: f64,
+    mode: u32,
+) -> f64 {
+    copied(handle, dst, source.data, source.len, page, mode)
+}
+
+/// From a part of a view, for what is left of a bulk copy.
+#[napi(catch_unwind)]
+pub fn uffd_copy_part(
+    handle: f64,
+    dst: f64,
+    #[napi(ts_arg_type = "Uint8Array")] source: View,
+    from: f64,
+    page: f64,
+    mode: u32,
+) -> f64 {
+    let from = from as usize;
+    if from >= source.len {
+        return negative(libc::EINVAL);
+    }
+    copied(handle, dst, source.data.wrapping_add(from), source.len - from, page, mode)
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_copy_from(handle: f64, dst: f64, source: f64, len: f64, page: f64, mode: u32) -> f64 {
+    copied(handle, dst, source as u64 as *const u8, len as usize, page, mode)
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_zero(handle: f64, start: f64, len: f64, page: f64, mode: u32) -> f64 {
+    filled(handle, (start, len), page, mode, |uffd| {
+        uffd.zero(start as u64, len as u64, mode & DONT_WAKE == 0)
+    })
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_poison(handle: f64, start: f64, len: f64, page: f64, mode: u32) -> f64 {
+    filled(handle, (start, len), page, mode, |uffd| {
+        uffd.poison(start as u64, len as u64, mode & DONT_WAKE == 0)
+    })
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_continue(handle: f64, start: f64, len: f64, page: f64, mode: u32) -> f64 {
+    let options = ContinueOptions { wake: mode & DONT_WAKE == 0, write_protect: mode & PROTECT != 0 };
+    filled(handle, (start, len), page, mode, |uffd| uffd.continue_pages(start as u64, len as u64, options))
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_move(handle: f64, dst: f64, source: f64, len: f64, page: f64, mode: u32) -> f64 {
+    let options = MoveOptions { wake: mode & DONT_WAKE == 0, allow_source_holes: mode & SOURCE_HOLES != 0 };
+    filled(handle, (dst, len), page, mode, |uffd| {
+        // SAFETY: both sides are memory of the package's own mappings, of which no reference exists.
+        unsafe { uffd.move_pages(dst as u64, source as u64, len as u64, options) }
+    })
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_write_protect(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
+    let (protect, wake) = (mode & PROTECT != 0, mode & DONT_WAKE == 0);
+    filled(handle, (start, len), len, DONT_WAKE, |uffd| {
+        uffd.write_protect(start as u64, len as u64, protect, wake)
+    })
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_wake(handle: f64, start: f64, len: f64) -> f64 {
+    filled(handle, (start, len), len, DONT_WAKE, |uffd| uffd.wake(start as u64, len as u64))
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_is_dead(handle: f64) -> bool {
+    UFFDS.get(handle).is_some_and(|uffd| uffd.is_dead())
+}
+
+#[napi(object, object_from_js = false)]
+pub struct NativeRegistered {
+    pub error: Option<NativeError>,
+    pub ioctls: Vec<String>,
+}
+
+fn modes(bits: u32) -> Modes {
+    Modes::from_bits_truncate(u64::from(bits))
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_register(handle: f64, start: f64, len: f64, mode: u32, require: Vec<String>) -> NativeRegistered {
+    let failed = |error| NativeRegistered { error: Some(error), ioctls: Vec::new() };
+    let Some(uffd) = UFFDS.get(handle) else { return failed(failures::closed("userfaultfd")) };
+    let require: Ioctls = require.iter().filter_map(|name| Ioctls::of_name(name)).collect();
+    // SAFETY: memory of the package's own mappings, of which no reference exists, or of another process.
+    match unsafe { uffd.register_requiring(start as u64, len as u64, modes(mode), require) } {
+        Ok(ioctls) => NativeRegistered { error: None, ioctls: ioctls.names() },
+        Err(error) => failed(error.into()),
+    }
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_unregister(handle: f64, start: f64, len: f64) -> Option<NativeError> {
+    match UFFDS.get(handle) {
+        Some(uffd) => uffd.unregister(start as u64, len as u64).err().map(NativeError::from),
+        None => Some(failures::closed("userfaultfd")),
+    }
+}
+
+/// Ranges of one userfaultfd: start, length, start, length, …
+#[napi(object, object_to_js = false)]
+pub struct NativeTarget {
+    pub handle: f64,
+    pub ranges: Vec<f64>,
+}
+
+#[napi(object, object_from_js = false)]
+pub struct NativeRegions {
+    pub error: Option<NativeError>,
+    /// Targets whose process is gone, by index.
+    pub dead: Vec<u32>,
+    /// The target that was refused, and how many more ranges were.
+    pub refused: Option<u32>,
+    pub others: u32,
+}
+
+type Regions = Vec<(Arc<Userfaultfd>, Vec<std::ops::Range<u64>>)>;
+
+fn targets(given: &[NativeTarget]) -> std::result::Result<Regions, NativeError> {
+    let target = |target: &NativeTarget| {
+        let uffd = UFFDS.get(target.handle).ok_or_else(|| failures::closed("userfaultfd"))?;
+        let (pairs, _) = target.ranges.as_chunks::<2>();
+        let ranges = pairs.iter().map(|&[start, len]| start as u64..start as u64 + len as u64);
+        Ok((uffd, ranges.collect()))
+    };
+    given.iter().map(target).collect()
+}
+
+fn regions(result: std::result::Result<Vec<usize>, RegionsError>) -> NativeRegions {
+    let indices = |list: Vec<usize>| list.into_iter().map(|index| index as u32).collect();
+    match result {
+        Ok(dead) => NativeRegions { error: None, dead: indices(dead), refused: None, others: 0 },
+        Err(error) => NativeRegions {
+            refused: Some(error.refused.target as u32),
+            others: error.others.len() as u32,
+            error: Some(NativeError { message: error.to_string(), ..error.refused.error.into() }),
+            dead: indices(error.dead),
+        },
+    }
+}
+
+fn on_regions(
+    given: &[NativeTarget],
+    act: impl for<'a> FnOnce(&[Target<'a>]) -> std::result::Result<Vec<usize>, RegionsError>,
+) -> NativeRegions {
+    match targets(given) {
+        Ok(owned) => {
+            let borrowed: Vec<_> = owned.iter().map(|(uffd, ranges)| (&**uffd, ranges.as_slice())).collect();
+            regions(act(&borrowed))
+        }
+        Err(error) => NativeRegions { error: Some(error), dead: Vec::new(), refused: None, others: 0 },
+    }
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_register_regions(given: Vec<NativeTarget>, mode: u32) -> NativeRegions {
+    // SAFETY: as in `uffd_register`.
+    on_regions(&given, |targets| unsafe { register_regions(targets, modes(mode)) })
+}
+
+#[napi(catch_unwind)]
+pub fn uffd_unregister_regions(given: Vec<NativeTarget>) -> NativeRegions {
+    on_regions(&given, unregister_regions)
+}
+
+/// Waits until there is something to read: 1, or 0 when `milliseconds` (at most 100) have passed, or -errno.
+#[napi(catch_unwind)]
+pub fn uffd_wait(handle: f64, milliseconds: u32) -> f64 {
+    let Some(uffd) = UFFDS.get(handle) else { return negative(libc::EBADF) };
+    let mut poll = libc::pollfd {
+        fd: std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&*uffd)),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one structure, which lives across the call.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, milliseconds.min(100) as libc::c_int) };
+    if ready < 0 {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+        return if errno == libc::EINTR { 0.0 } else { negative(errno) };
+    }
+    // POLLERR: a blocking descriptor cannot be polled.
+    if poll.revents & libc::POLLERR != 0 { negative(libc::EOPNOTSUPP) } else { f64::from(ready) }
+}
+
+/// Words of a message: kind and flags, then up to three of its own.
+const WORDS: usize = 4;
+
+/// Reads messages into words; how many, or -errno.
+#[napi(catch_unwind)]
+pub fn uffd_read_events(
+    env: &Env,
+    handle: f64,
+    #[napi(ts_arg_type = "BigUint64Array")] words: View,
+) -> Result<f64> {
+    let Some(uffd) = UFFDS.get(handle) else { return Ok(negative(libc::EBADF)) };
+    let mut buffer = EventBuffer::new((words.len / size_of::<u64>() / WORDS).max(1));
+    let count = match uffd.read_events(&mut buffer) {
+        Ok(count) => count,
+        Err(error) => return Ok(negative(error.errno().unwrap_or(libc::EIO))),
+    };
+    for (index, event) in buffer.drain().enumerate() {
+        let message = message_of(env, event)?;
+        let at = words.data.cast::<u64>().wrapping_add(index * WORDS);
+        // SAFETY: there are at most as many messages as the view has room for (`EventBuffer::new` above), and a
+        // BigUint64Array is aligned for its words.
+        unsafe { std::ptr::copy_nonoverlapping(message.as_ptr(), at, WORDS) };
+    }
+    Ok(count as f64)
+}
+
+/// Kinds as TypeScript reads them: 0 to 2 faults (missing, write-protect, minor), 16 added for a write; then the rest.
+fn message_of(env: &Env, event: Event) -> Result<[u64; WORDS]> {
+    Ok(match event {
+        Event::Fault(fault) => {
+            let kind = match fault.kind {
+                FaultKind::Missing => 0,
+                FaultKind::WriteProtect => 1,
+                FaultKind::Minor => 2,
+            };
+            let write = if fault.write { 16 } else { 0 };
+            [kind | write, fault.address, u64::from(fault.thread_id.unwrap_or(0)), 0]
+        }
+        Event::Fork { child } => [3, environment::keep(env, child)? as u64, 0, 0],
+        Event::Remap { from, to, len } => [4, from, to, len],
+        Event::Remove { start, end } => [5, start, end, 0],
+        Event::Unmap { start, end } => [6, start, end, 0],
+        Event::Unknown { event } => [7, u64::from(event), 0, 0],
+    })
+}

@@ -1,0 +1,256 @@
+import { native } from './native.js';
+import { errno, errorOf } from './outcome.js';
+import { type MemoryRange, pageOf, sourceOf, startOf } from './range.js';
+import { argumentError, validateBoolean, validateOneOf, validateOptions, validateView } from './validate.js';
+
+/** How pages are filled. */
+export interface FillOptions {
+  /** Wake the threads that wait for them. Default: `true`. */
+  wake?: boolean;
+  /**
+   * What to do where a page is present already: throw `ERR_UFFD_PAGE_EXIST`, or wake who waits for it and go on behind it.
+   * Default: `'throw'`. (The `try` forms stop there.)
+   */
+  onPresent?: 'throw' | 'skip';
+}
+
+/** How pages are copied in, or mapped in from the page cache. */
+export interface CopyOptions extends FillOptions {
+  /** Install them write-protected; the range is registered for that. Default: `false`. */
+  writeProtect?: boolean;
+}
+
+/** How pages are moved in. */
+export interface MoveOptions extends FillOptions {
+  /** Pass over pages that are missing in the source: they stay missing. Default: `false`. */
+  allowSourceHoles?: boolean;
+}
+
+const DONT_WAKE = 1;
+const PROTECT = 2;
+const SOURCE_HOLES = 4;
+const FILL = ['wake', 'onPresent'] as const;
+const COPY = [...FILL, 'writeProtect'] as const;
+const MOVE = [...FILL, 'allowSourceHoles'] as const;
+const NO_OPTIONS: CopyOptions & MoveOptions = Object.freeze({});
+
+function modeOf(options: CopyOptions & MoveOptions, known: readonly string[]): number {
+  if (options === NO_OPTIONS) return 0;
+  validateOptions('options', options, known);
+  let mode = 0;
+  if (!validateBoolean('options.wake', options.wake, true)) mode |= DONT_WAKE;
+  if (validateBoolean('options.writeProtect', options.writeProtect, false)) mode |= PROTECT;
+  if (validateBoolean('options.allowSourceHoles', options.allowSourceHoles, false)) mode |= SOURCE_HOLES;
+  if (options.onPresent !== undefined)
+    validateOneOf('options.onPresent', options.onPresent, ['throw', 'skip']);
+  return mode;
+}
+
+/** The operations on pages, shared by everything that has a userfaultfd. Not to be constructed. */
+export abstract class PageOperations {
+  /** @hidden */
+  abstract handle(): number;
+
+  /**
+   * Fills missing pages (`UFFDIO_COPY`). Goes on by itself where the kernel stops on the way.
+   *
+   * @param source Bytes: any view, a range of a mapping, or addresses of this process; as many as `range` has.
+   * @throws {@linkcode UffdError} with `done`: `ERR_UFFD_PAGE_EXIST`, `ERR_UFFD_CHANGING` or `ERR_UFFD_PARTIALLY_COPIED`
+   *   (read the events, then go on), `ERR_UFFD_NOT_REGISTERED`, `ERR_UFFD_CLOSED`, `ERR_UFFD_SYSTEM`
+   */
+  copy(range: MemoryRange, source: ArrayBufferView | MemoryRange, options: CopyOptions = NO_OPTIONS): void {
+    const start = startOf('range', range);
+    const mode = modeOf(options, COPY);
+    const page = pageOf(range);
+    const { length } = range;
+    const handle = this.handle();
+    const from = this.#source(source, length);
+    const step =
+      typeof from === 'number'
+        ? (done: number): number =>
+            native().uffdCopyFrom(handle, start + done, from + done, length - done, page, mode)
+        : (done: number): number => native().uffdCopyPart(handle, start + done, from, done, page, mode);
+    complete('UFFDIO_COPY', length, page, options, step);
+  }
+
+  /** {@link Userfaultfd.copy}, once: bytes done, or `-errno`. The fastest form. */
+  tryCopy(
+    range: MemoryRange,
+    source: ArrayBufferView | MemoryRange,
+    options: CopyOptions = NO_OPTIONS,
+  ): number {
+    const start = startOf('range', range);
+    const mode = options === NO_OPTIONS ? 0 : modeOf(options, COPY);
+    const from = this.#source(source, range.length);
+    return typeof from === 'number'
+      ? native().uffdCopyFrom(this.handle(), start, from, range.length, pageOf(range), mode)
+      : native().uffdCopy(this.handle(), start, from, pageOf(range), mode);
+  }
+
+  /**
+   * Fills missing pages with zeros (`UFFDIO_ZEROPAGE`; where that cannot be done, which is on huge pages, by copying zeros).
+   *
+   * @throws {@linkcode UffdError} as {@link Userfaultfd.copy}
+   */
+  zero(range: MemoryRange, options: FillOptions = NO_OPTIONS): void {
+    const start = startOf('range', range);
+    const page = pageOf(range);
+    if (page > 4096) return this.copy(range, new Uint8Array(range.length), options);
+    const mode = modeOf(options, FILL);
+    const handle = this.handle();
+    complete('UFFDIO_ZEROPAGE', range.length, page, options, done =>
+      native().uffdZero(handle, start + done, range.length - done, page, mode),
+    );
+  }
+
+  /** `UFFDIO_ZEROPAGE`, once: bytes done, or `-errno` (EINVAL on huge pages). */
+  tryZero(range: MemoryRange, options: FillOptions = NO_OPTIONS): number {
+    const start = startOf('range', range);
+    return native().uffdZero(this.handle(), start, range.length, pageOf(range), modeOf(options, FILL));
+  }
+
+  /**
+   * Makes touching missing pages a SIGBUS (`UFFDIO_POISON`, Linux 6.6), also for who waits now. Outlives the registration.
+   *
+   * @throws {@linkcode UffdError} as {@link Userfaultfd.copy}; EINVAL before Linux 6.6
+   */
+  poison(range: MemoryRange, options: FillOptions = NO_OPTIONS): void {
+    const start = startOf('range', range);
+    const mode = modeOf(options, FILL);
+    const page = pageOf(range);
+    const handle = this.handle();
+    complete('UFFDIO_POISON', range.length, page, options, done =>
+      native().uffdPoison(handle, start + done, range.length - done, page, mode),
+    );
+  }
+
+  /** {@link Userfaultfd.poison}, once: bytes done, or `-errno`. */
+  tryPoison(range: MemoryRange, options: FillOptions = NO_OPTIONS): number {
+    const start = startOf('range', range);
+    return native().uffdPoison(this.handle(), start, range.length, pageOf(range), modeOf(options, FILL));
+  }
+
+  /**
+   * Maps pages of shared memory that are in the page cache (`UFFDIO_CONTINUE`, Linux 5.13): the answer to a minor fault.
+   *
+   * @throws {@linkcode UffdError} as {@link Userfaultfd.copy}; EFAULT where the page cache has no page
+   */
+  continue(range: MemoryRange, options: CopyOptions = NO_OPTIONS): void {
+    const start = startOf('range', range);
+    const mode = modeOf(options, COPY);
+    const page = pageOf(range);
+    const handle = this.handle();
+    complete('UFFDIO_CONTINUE', range.length, page, options, done =>
+      native().uffdContinue(handle, start + done, range.length - done, page, mode),
+    );
+  }
+
+  /** {@link Userfaultfd.continue}, once: bytes done, or `-errno`. */
+  tryContinue(range: MemoryRange, options: CopyOptions = NO_OPTIONS): number {
+    const start = startOf('range', range);
+    return native().uffdContinue(this.handle(), start, range.length, pageOf(range), modeOf(options, COPY));
+  }
+
+  /**
+   * Moves pages in without copying (`UFFDIO_MOVE`, Linux 6.8): private anonymous memory of this process on both sides;
+   * the source is missing afterwards.
+   *
+   * @param source As long as `range`, and apart from it.
+   * @throws {@linkcode UffdError} as {@link Userfaultfd.copy}; `ERR_UFFD_NOT_REGISTERED` also where the source has holes
+   */
+  move(range: MemoryRange, source: MemoryRange, options: MoveOptions = NO_OPTIONS): void {
+    const start = startOf('range', range);
+    const from = this.#moveSource(start, range, source);
+    const mode = modeOf(options, MOVE);
+    const page = pageOf(range);
+    const handle = this.handle();
+    complete('UFFDIO_MOVE', range.length, page, options, done =>
+      native().uffdMove(handle, start + done, from + done, range.length - done, page, mode),
+    );
+  }
+
+  /** {@link Userfaultfd.move}, once: bytes done, or `-errno`. */
+  tryMove(range: MemoryRange, source: MemoryRange, options: MoveOptions = NO_OPTIONS): number {
+    const start = startOf('range', range);
+    const from = this.#moveSource(start, range, source);
+    const mode = modeOf(options, MOVE);
+    return native().uffdMove(this.handle(), start, from, range.length, pageOf(range), mode);
+  }
+
+  /**
+   * Write-protects a range registered for that, or takes the protection off and wakes who waits for it
+   * (`UFFDIO_WRITEPROTECT`). Holes of anonymous memory are passed over unless `wp-unpopulated` is in use.
+   *
+   * @param options `protect` (default: `true`); `wake`, when taking it off (default: `true`).
+   * @throws {@linkcode UffdError} `ERR_UFFD_CHANGING`, `ERR_UFFD_NOT_REGISTERED`, `ERR_UFFD_CLOSED`, `ERR_UFFD_SYSTEM`
+   */
+  writeProtect(range: MemoryRange, options: { protect?: boolean; wake?: boolean } = {}): void {
+    const result = this.tryWriteProtect(range, options);
+    if (result < 0) throw errorOf('UFFDIO_WRITEPROTECT', -result, 0);
+  }
+
+  /** {@link Userfaultfd.writeProtect}: the length, or `-errno`. */
+  tryWriteProtect(range: MemoryRange, options: { protect?: boolean; wake?: boolean } = {}): number {
+    const start = startOf('range', range);
+    validateOptions('options', options, ['protect', 'wake']);
+    const protect = validateBoolean('options.protect', options.protect, true) ? PROTECT : 0;
+    const wake = validateBoolean('options.wake', options.wake, true) ? 0 : DONT_WAKE;
+    return native().uffdWriteProtect(this.handle(), start, range.length, protect | wake);
+  }
+
+  /** Makes the threads that wait for a range look again (`UFFDIO_WAKE`); they fault again where nothing was filled. */
+  wake(range: MemoryRange): void {
+    const result = this.tryWake(range);
+    if (result < 0) throw errorOf('UFFDIO_WAKE', -result, 0);
+  }
+
+  /** {@link Userfaultfd.wake}: the length, or `-errno`. */
+  tryWake(range: MemoryRange): number {
+    return native().uffdWake(this.handle(), startOf('range', range), range.length);
+  }
+
+  #source(source: ArrayBufferView | MemoryRange, length: number): Uint8Array | number {
+    const isView = ArrayBuffer.isView(source);
+    const bytes = isView ? source.byteLength : undefined;
+    if (isView && bytes === length) return validateView('source', source);
+    const from = isView ? 0 : sourceOf('source', source);
+    if ((bytes ?? (source as MemoryRange).length) !== length) {
+      throw argumentError(
+        RangeError,
+        'ERR_OUT_OF_RANGE',
+        `Expected \`source\` to have the ${length} bytes of \`range\`, got ${bytes ?? (source as MemoryRange).length}`,
+      );
+    }
+    return from;
+  }
+
+  #moveSource(start: number, range: MemoryRange, source: MemoryRange): number {
+    const from = startOf('source', source);
+    const { length } = range;
+    if (source.length !== length || (from < start + length && start < from + length)) {
+      throw argumentError(
+        RangeError,
+        'ERR_OUT_OF_RANGE',
+        `Expected \`source\` to have the ${length} bytes of \`range\` and to be apart from it, got ${source.length} bytes`,
+      );
+    }
+    return from;
+  }
+}
+
+/** Repeats a step until all is done, and throws with `done` where it cannot go on. */
+function complete(
+  syscall: string,
+  length: number,
+  page: number,
+  options: FillOptions,
+  step: (done: number) => number,
+): void {
+  let done = 0;
+  while (done < length) {
+    const result = step(done);
+    if (result >= 0) done += result;
+    else if (result === -errno.EEXIST && options.onPresent === 'skip') done += page;
+    else throw errorOf(syscall, -result, done);
+  }
+}

@@ -1,0 +1,341 @@
+import process from 'node:process';
+
+import type { NativeFactory, NativeUserfaultfd } from '#native';
+
+import { fromNative, UffdError } from './errors.js';
+import { EventBatch } from './events.js';
+import type { Backend } from './factory.js';
+import { PageOperations } from './filling.js';
+import type { MemoryMapping } from './mapping.js';
+import { type Feature, FEATURES, type Ioctl, IOCTLS, MODES, type OrBit, type RegisterMode } from './names.js';
+import { native } from './native.js';
+import { errorOf } from './outcome.js';
+import { type MemoryRange, startOf } from './range.js';
+import {
+  argumentError,
+  got,
+  validateBoolean,
+  validateInteger,
+  validateNames,
+  validateOneOf,
+  validateOptions,
+} from './validate.js';
+
+/** What is wanted of a new userfaultfd. */
+export interface CreateOptions {
+  /** Reading does not wait (`O_NONBLOCK`); without it the descriptor cannot be polled. Default: `true`. */
+  nonBlocking?: boolean;
+  /** Closed by exec (`O_CLOEXEC`). Default: `true`. */
+  closeOnExec?: boolean;
+  /**
+   * Which faults it sees: `'all'` (also those inside system calls; needs the device, CAP_SYS_PTRACE, or
+   * vm.unprivileged_userfaultfd=1), `'user'` (those of user mode; anybody may), or `'permitted'`: all where that is
+   * permitted, else those of user mode. Default: `'permitted'`.
+   */
+  faults?: 'permitted' | 'all' | 'user';
+  /** Features without which it is of no use. Default: none. */
+  require?: readonly Feature[];
+  /** Features to have where the kernel has them and they are permitted. Default: none. */
+  prefer?: readonly Feature[];
+}
+
+/** How a userfaultfd is closed. */
+export interface UserfaultfdCloseOptions {
+  /** What threads get that wait for a page: SIGBUS (Linux 6.6), or zeros. Default: closing is refused. */
+  waiting?: 'poison' | 'zero';
+}
+
+/** @hidden */
+export function modeBits(modes: readonly RegisterMode[]): number {
+  if (modes.length === 0) {
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_VALUE',
+      'Expected `options.modes` to name at least one mode: a range registered for no faults would only look registered',
+    );
+  }
+  return modes.reduce((bits, mode) => bits | (1 << MODES.indexOf(mode)), 0);
+}
+
+const collected = new FinalizationRegistry<number>(handle => {
+  if (!native().forgetUserfaultfd(handle)) return;
+  process.emitWarning('A Userfaultfd with registered memory was collected without close(); it stays open', {
+    code: 'UFFD_NOT_CLOSED',
+  });
+});
+
+/**
+ * A userfaultfd (userfaultfd(2)): the kernel tells it of page faults, and it decides what the pages contain. It belongs to
+ * the memory of the process that created it, for ever. All methods are synchronous, never wait (but `waitSync`), and may
+ * be called on the main thread and in workers; an object belongs to the thread that made it.
+ *
+ * Addresses are `bigint`, lengths are bytes, ranges are whole pages. Each operation has a `try` form that returns a number:
+ * the bytes done (fewer than asked for where a page was in the way further on), or `-errno`.
+ *
+ * @example
+ * ```ts
+ * using uffd = Userfaultfd.create({ prefer: ['thread-id'] });
+ * using mapping = MemoryMapping.anonymous(1 * MiB);
+ * uffd.register(mapping.range(), { modes: ['missing'] });
+ * const reading = mapping.read(8192, 5); // waits in another thread
+ * uffd.copy(mapping.range(8192, 4096), page);
+ * await reading;
+ * ```
+ */
+export class Userfaultfd extends PageOperations {
+  /** Features in use; `undefined` for an adopted one where /proc does not tell. */
+  readonly enabledFeatures: readonly OrBit<Feature>[] | undefined;
+  /** Features the kernel has; `undefined` for one that came from elsewhere. */
+  readonly supportedFeatures: readonly OrBit<Feature>[] | undefined;
+  /** How it was made; `undefined` for one that came from elsewhere. */
+  readonly backend: Backend | undefined;
+  /** Whether it sees faults of user mode only; `undefined` for one that came from elsewhere. */
+  readonly userModeOnly: boolean | undefined;
+  readonly #handle: number;
+  readonly #mappings = new Set<MemoryMapping>();
+  #closed = false;
+
+  private constructor(made: NativeUserfaultfd) {
+    if (made.error) throw fromNative(made.error);
+    super();
+    this.#handle = made.handle;
+    this.enabledFeatures = made.enabled as OrBit<Feature>[] | undefined;
+    this.supportedFeatures = made.supported as OrBit<Feature>[] | undefined;
+    this.backend = made.backend as Backend | undefined;
+    this.userModeOnly = made.userModeOnly ?? undefined;
+    collected.register(this, this.#handle, this);
+  }
+
+  /**
+   * Creates one for the memory of this process, through /dev/userfaultfd or userfaultfd(2), and makes the handshake
+   * (`UFFDIO_API`).
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_NOT_PERMITTED` (the message says what would permit it; also for a required
+   *   `event-fork` without CAP_SYS_PTRACE), `ERR_UFFD_UNSUPPORTED` (a required feature, or userfaultfd itself, is not
+   *   there), `ERR_UFFD_SYSTEM`
+   */
+  static create(options: CreateOptions = {}): Userfaultfd {
+    return Userfaultfd.createWith(native().NativeFactory.open(), options);
+  }
+
+  /**
+   * Takes a descriptor over that came from elsewhere; it becomes nonblocking and close-on-exec. Reading its events is the
+   * caller's: an unread fork or remove event stops the other process.
+   *
+   * @param fd From then on this object's, unless this throws.
+   * @throws {@linkcode UffdError} `ERR_UFFD_PROTOCOL` (no userfaultfd, or its creator has not made the handshake),
+   *   `ERR_UFFD_CLOSED` (its process is gone), `ERR_UFFD_SYSTEM`
+   */
+  static adopt(fd: number): Userfaultfd {
+    validateInteger('fd', fd, 0, 2 ** 31 - 1);
+    return new Userfaultfd(native().adoptUserfaultfd(fd));
+  }
+
+  /** @hidden */
+  static createWith(factory: NativeFactory, options: CreateOptions): Userfaultfd {
+    const known = ['nonBlocking', 'closeOnExec', 'faults', 'require', 'prefer'];
+    validateOptions('options', options, known);
+    const made = factory.create({
+      nonBlocking: validateBoolean('options.nonBlocking', options.nonBlocking, true),
+      closeOnExec: validateBoolean('options.closeOnExec', options.closeOnExec, true),
+      faults: validateOneOf('options.faults', options.faults ?? 'permitted', ['permitted', 'all', 'user']),
+      require: validateNames('options.require', options.require, FEATURES),
+      prefer: validateNames('options.prefer', options.prefer, FEATURES),
+    });
+    return new Userfaultfd(made);
+  }
+
+  /** @hidden */
+  static fromHandle(handle: number): Userfaultfd {
+    return new Userfaultfd(native().describeUserfaultfd(handle));
+  }
+
+  /** The descriptor, to be polled or sent; it stays this object's. */
+  get fd(): number {
+    return native().userfaultfdFd(this.handle());
+  }
+
+  /** Whether {@link Userfaultfd.close} or {@link Userfaultfd.releaseFd} was called. */
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  /**
+   * Registers memory (`UFFDIO_REGISTER`): from now on touching it waits for whoever serves it, in these modes and those
+   * it was registered for before.
+   *
+   * @param range Of own memory a range of a mapping; addresses only where the memory is another process's.
+   * @param options `modes`: at least one; `requireIoctls`: what the range must be able to take, else it is as before.
+   * @returns The ioctls that the range can take.
+   * @throws {@linkcode UffdError} `ERR_UFFD_CLOSED` (the process is gone), `ERR_UFFD_UNSUPPORTED` (an ioctl is missing),
+   *   `ERR_UFFD_SYSTEM` (EINVAL: memory that cannot be registered so; EBUSY: another userfaultfd has it; EPERM: shared
+   *   memory without write permission)
+   */
+  register(
+    range: MemoryRange,
+    options: { modes: readonly RegisterMode[]; requireIoctls?: readonly Ioctl[] },
+  ): OrBit<Ioctl>[] {
+    validateOptions('options', options, ['modes', 'requireIoctls']);
+    const modes = modeBits(validateNames('options.modes', options.modes, MODES));
+    const require = validateNames('options.requireIoctls', options.requireIoctls, IOCTLS);
+    const start = this.registrableStart('range', range);
+    const { error, ioctls } = native().uffdRegister(this.handle(), start, range.length, modes, require);
+    if (error) throw fromNative(error);
+    this.noteRegistered(range);
+    return ioctls as OrBit<Ioctl>[];
+  }
+
+  /**
+   * Ends a registration (`UFFDIO_UNREGISTER`) and wakes who waits for the range: what is missing reads zero from now on.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_CLOSED`, `ERR_UFFD_SYSTEM`
+   */
+  unregister(range: MemoryRange): void {
+    const error = native().uffdUnregister(this.handle(), startOf('range', range), range.length);
+    if (error) throw fromNative(error);
+  }
+
+  /**
+   * Reads the messages that are there into `batch` (read(2)); never waits. Faults come before older events.
+   *
+   * @returns How many; 0 when there are none.
+   * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM`: EMFILE when a fork event needs a descriptor and none is free (it
+   *   stays to be read). Reading can go on afterwards.
+   */
+  readEvents(batch: EventBatch): number {
+    if (!(batch instanceof EventBatch)) {
+      throw argumentError(
+        TypeError,
+        'ERR_INVALID_ARG_TYPE',
+        `Expected \`batch\` to be an EventBatch, ${got(batch)}`,
+      );
+    }
+    const count = batch.fill(this.handle(), handle => Userfaultfd.fromHandle(handle));
+    if (count < 0) throw errorOf('read', -count, 0);
+    return count;
+  }
+
+  /**
+   * Waits on this thread until there are messages, then reads them: for a worker that does nothing else. Never on a
+   * thread whose own memory is served by it.
+   *
+   * @param options `timeout`: milliseconds. Default: for ever.
+   * @returns How many; 0 when the time is up; -1 when the process is gone.
+   */
+  waitSync(batch: EventBatch, options: { timeout?: number } = {}): number {
+    validateOptions('options', options, ['timeout']);
+    const { timeout = Number.MAX_SAFE_INTEGER } = options;
+    const until = performance.now() + validateInteger('options.timeout', timeout, 0, Number.MAX_SAFE_INTEGER);
+    for (;;) {
+      const count = this.readEvents(batch);
+      if (count > 0) return count;
+      const left = until - performance.now();
+      if (left <= 0 && timeout > 0) return 0;
+      if (this.isDead()) return -1;
+      if (timeout === 0) return 0;
+      // In slices: a worker can be terminated only between two calls.
+      const ready = native().uffdWait(this.handle(), Math.max(0, Math.min(100, Math.ceil(left))));
+      if (ready < 0) throw errorOf('poll', -ready, 0);
+    }
+  }
+
+  /** Threads that wait in a fault, as /proc/self/fdinfo tells: read or not. */
+  waitingThreads(): number {
+    const count = native().userfaultfdWaiting(this.handle(), false);
+    if (count < 0) throw errorOf('/proc/self/fdinfo', -count, 0);
+    return count;
+  }
+
+  /** Whether its process has exited or called exec. Asks the kernel, has no side effects. */
+  isDead(): boolean {
+    return native().uffdIsDead(this.handle());
+  }
+
+  /** Another object for the same userfaultfd, closed on its own; the kernel's ends with the last. */
+  clone(): Userfaultfd {
+    return Userfaultfd.fromHandle(native().cloneUserfaultfd(this.handle()));
+  }
+
+  /**
+   * Gives the descriptor up without closing it: it is the caller's, and this object is closed.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_CLONE`: there is a clone, and no descriptor is free for this one.
+   */
+  releaseFd(): number {
+    const fd = native().releaseUserfaultfd(this.handle());
+    if (fd < 0)
+      throw new UffdError('ERR_UFFD_CLONE', 'no descriptor is free', { errno: -fd, syscall: 'fcntl' });
+    this.#ended();
+    return fd;
+  }
+
+  /**
+   * Closes it. Events that nobody has read are read first. Idempotent.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_FAULTS_WAITING`: threads wait and would get zeros; it stays open. `waiting`
+   *   says what they are to get.
+   */
+  close(options: UserfaultfdCloseOptions = {}): void {
+    if (this.#closed) return;
+    validateOptions('options', options, ['waiting']);
+    const { waiting } = options;
+    if (waiting === undefined) this.#refuseIfWaiting(true);
+    else validateOneOf('options.waiting', waiting, ['poison', 'zero']);
+    const error = native().closeUserfaultfd(this.#handle, waiting === 'poison');
+    if (error) throw fromNative(error);
+    this.#ended();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /** @hidden */
+  override handle(): number {
+    if (this.#closed) throw new UffdError('ERR_UFFD_USE_AFTER_CLOSE', 'the userfaultfd is closed');
+    return this.#handle;
+  }
+
+  /** @hidden Own memory is registered by mapping only: anything else in this process is not ours to take away. */
+  registrableStart(name: string, range: MemoryRange): number {
+    const start = startOf(name, range);
+    if (this.backend !== undefined && !('mapping' in range)) {
+      throw argumentError(
+        TypeError,
+        'ERR_INVALID_ARG_VALUE',
+        `Expected \`${name}\` to be a range of a MemoryMapping: memory of this process is registered by its mapping`,
+      );
+    }
+    return start;
+  }
+
+  /** @hidden */
+  noteRegistered(range: MemoryRange): void {
+    if (!('mapping' in range) || this.backend === undefined) return;
+    this.#mappings.add(range.mapping);
+    range.mapping.registeredBy(this);
+  }
+
+  /** @hidden A mapping is about to be unmapped. */
+  leave(mapping: MemoryMapping): void {
+    if (this.#closed) return;
+    this.#refuseIfWaiting(false);
+    this.unregister(mapping.range());
+    this.#mappings.delete(mapping);
+  }
+
+  #refuseIfWaiting(ofLastOnly: boolean): void {
+    const count = native().userfaultfdWaiting(this.#handle, ofLastOnly);
+    if (count <= 0) return;
+    throw new UffdError('ERR_UFFD_FAULTS_WAITING', `${count} threads wait for pages and would read zeros`, {
+      hint: "Fill their pages first, or close with `{ waiting: 'poison' }` (SIGBUS) or `{ waiting: 'zero' }`.",
+    });
+  }
+
+  #ended(): void {
+    this.#closed = true;
+    collected.unregister(this);
+    for (const mapping of this.#mappings) mapping.leftBy(this);
+    this.#mappings.clear();
+  }
+}

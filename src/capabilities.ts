@@ -1,6 +1,8 @@
 import { accessSync, constants, existsSync, readdirSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 
+import type { NativeFactory } from '#native';
+
 import { fromNative, type UffdError } from './errors.js';
 import type { Feature, Ioctl, OrBit } from './names.js';
 import { native } from './native.js';
@@ -55,12 +57,16 @@ const CAP_SYS_PTRACE = 19n;
 export function capabilities(): Capabilities {
   const factory = native().NativeFactory.open();
   const probe = factory.probe();
+  const faults = probe.error ? undefined : seen(factory);
+  // Not left to the garbage collector: it has a descriptor.
+  factory.close();
   const sysctl = text('/proc/sys/vm/unprivileged_userfaultfd');
   const transparent = Number(text('/sys/kernel/mm/transparent_hugepage/hpage_pmd_size') ?? 0);
   return {
     kernel: release(),
     usable: !probe.error,
-    ...(probe.error ? { error: fromNative(probe.error) } : { faults: seen() }),
+    ...(probe.error ? { error: fromNative(probe.error) } : {}),
+    ...(faults === undefined ? {} : { faults }),
     features: probe.features as OrBit<Feature>[],
     ioctls: probe.ioctls as OrBit<Ioctl>[],
     device: { exists: existsSync(DEVICE), readable: readable(DEVICE) },
@@ -72,8 +78,7 @@ export function capabilities(): Capabilities {
   };
 }
 
-function seen(): 'all' | 'user' {
-  const factory = native().NativeFactory.open();
+function seen(factory: NativeFactory): 'all' | 'user' {
   const made = factory.create({
     nonBlocking: true,
     closeOnExec: true,

@@ -115,7 +115,13 @@ export class Userfaultfd extends PageOperations {
    *   there), `ERR_UFFD_SYSTEM`
    */
   static create(options: CreateOptions = {}): Userfaultfd {
-    return Userfaultfd.createWith(native().NativeFactory.open(), options);
+    const factory = native().NativeFactory.open();
+    try {
+      return Userfaultfd.createWith(factory, options);
+    } finally {
+      // Not left to the garbage collector: it has a descriptor.
+      factory.close();
+    }
   }
 
   /**

@@ -223,11 +223,18 @@ pub fn userfaultfd_fd(handle: f64) -> i32 {
 pub fn release_userfaultfd(handle: f64) -> i32 {
     let Some(uffd) = UFFDS.remove(handle) else { return -libc::EBADF };
     match Arc::try_unwrap(uffd) {
-        Ok(uffd) => uffd.into_owned_fd().into_raw_fd(),
-        Err(shared) => match shared.as_fd().try_clone_to_owned() {
-            Ok(fd) => fd.into_raw_fd(),
-            Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+        Ok(guarded) => match guarded.into_userfaultfd() {
+            Ok(uffd) => uffd.into_owned_fd().into_raw_fd(),
+            Err(shared) => duplicate_of(&shared),
         },
+        Err(shared) => duplicate_of(&shared),
+    }
+}
+
+fn duplicate_of(uffd: &Userfaultfd) -> i32 {
+    match uffd.as_fd().try_clone_to_owned() {
+        Ok(fd) => fd.into_raw_fd(),
+        Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
     }
 }
 
@@ -254,6 +261,7 @@ pub fn close_userfaultfd(handle: f64, poison: bool) -> Option<NativeError> {
     }
     drop(UFFDS.remove(handle));
     if Arc::strong_count(&uffd) == 1 {
+        uffd.end_guard();
         let mut buffer = uffd::EventBuffer::new(16);
         while uffd.read_events(&mut buffer).is_ok_and(|count| count > 0) {}
     }

@@ -4,12 +4,13 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use napi::{Env, Result};
+use pager::Guarded;
 use uffd::{Mapping, Userfaultfd};
 
 use crate::slots::Slots;
 
 /// Userfaultfds by number.
-pub(crate) static UFFDS: Slots<Userfaultfd> = Slots::new();
+pub(crate) static UFFDS: Slots<Guarded> = Slots::new();
 /// Mappings by number.
 pub(crate) static MAPPINGS: Slots<Mapping> = Slots::new();
 
@@ -32,13 +33,14 @@ fn end(id: usize) {
         known.remove(&id);
     }
     for uffd in UFFDS.remove_of(id) {
+        uffd.end_guard();
         poison_if_last(&uffd);
     }
     drop(MAPPINGS.remove_of(id));
 }
 
 /// Whoever still waits gets SIGBUS and not zeros. (A kernel before 6.6 cannot: there closing is all that is left.)
-pub(crate) fn poison_if_last(uffd: &Arc<Userfaultfd>) {
+pub(crate) fn poison_if_last(uffd: &Arc<Guarded>) {
     let somebody_waits = uffd.waiting().map_or(true, |waiting| waiting.total > 0);
     if somebody_waits && Arc::strong_count(uffd) == 1 {
         let _ = uffd.poison_missing();
@@ -47,5 +49,5 @@ pub(crate) fn poison_if_last(uffd: &Arc<Userfaultfd>) {
 
 /// Puts a userfaultfd where JavaScript can name it.
 pub(crate) fn keep(env: &Env, uffd: Userfaultfd) -> Result<f64> {
-    Ok(UFFDS.insert(Arc::new(uffd), of(env)?))
+    Ok(UFFDS.insert(Arc::new(Guarded::new(uffd)), of(env)?))
 }

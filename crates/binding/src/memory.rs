@@ -121,7 +121,7 @@ pub fn read_memory<'env>(env: &'env Env, handle: f64, offset: f64, len: f64) -> 
     let mapping = mapping(handle);
     jobs::run(env, move || {
         let mut bytes = vec![0; len as usize];
-        mapping?.read(offset as usize, &mut bytes)?;
+        mapping?.read_checked(offset as usize, &mut bytes)?;
         Ok(Some(bytes))
     })
 }
@@ -139,7 +139,7 @@ pub fn write_memory<'env>(
     // mixes bytes and breaks nothing.
     unsafe { std::ptr::copy_nonoverlapping(bytes.data, copy.as_mut_ptr(), bytes.len) };
     jobs::run(env, move || {
-        mapping?.write(offset as usize, &copy)?;
+        mapping?.write_checked(offset as usize, &copy)?;
         Ok(None)
     })
 }
@@ -289,7 +289,10 @@ impl NativeChecker {
     #[napi(catch_unwind)]
     pub fn register(&self, handle: f64) -> Option<NativeError> {
         match UFFDS.get(handle) {
-            Some(uffd) => self.checker.register(&uffd).err().map(NativeError::from),
+            Some(uffd) => match crate::operations::guarded(&uffd) {
+                Ok(()) => self.checker.register(&uffd).err().map(NativeError::from),
+                Err(error) => Some(error),
+            },
             None => Some(failures::closed("userfaultfd")),
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use napi::{Env, Result};
 use napi_derive::napi;
+use pager::Guarded;
 use uffd::regions::{RegionsError, Target, register_regions, unregister_regions};
 use uffd::{
     ContinueOptions, CopyOptions, Event, EventBuffer, FaultKind, Ioctls, Modes, MoveOptions, UffdError,
@@ -142,6 +143,14 @@ pub struct NativeRegistered {
     pub ioctls: Vec<String>,
 }
 
+/// The memory of another process is the caller's to read for; only what is made here is guarded.
+pub(crate) fn guarded(uffd: &Guarded) -> std::result::Result<(), NativeError> {
+    match uffd.origin() {
+        Some(_) => uffd.guard().map_err(|error| failures::system("pthread_create", &error)),
+        None => Ok(()),
+    }
+}
+
 fn modes(bits: u32) -> Modes {
     Modes::from_bits_truncate(u64::from(bits))
 }
@@ -151,6 +160,9 @@ pub fn uffd_register(handle: f64, start: f64, len: f64, mode: u32, require: Vec<
     let failed = |error| NativeRegistered { error: Some(error), ioctls: Vec::new() };
     let Some(uffd) = UFFDS.get(handle) else { return failed(failures::closed("userfaultfd")) };
     let require: Ioctls = require.iter().filter_map(|name| Ioctls::of_name(name)).collect();
+    if let Err(error) = guarded(&uffd) {
+        return failed(error);
+    }
     // SAFETY: memory of the package's own mappings, of which no reference exists, or of another process.
     match unsafe { uffd.register_requiring(start as u64, len as u64, modes(mode), require) } {
         Ok(ioctls) => NativeRegistered { error: None, ioctls: ioctls.names() },
@@ -183,11 +195,12 @@ pub struct NativeRegions {
     pub others: u32,
 }
 
-type Regions = Vec<(Arc<Userfaultfd>, Vec<std::ops::Range<u64>>)>;
+type Regions = Vec<(Arc<Guarded>, Vec<std::ops::Range<u64>>)>;
 
 fn targets(given: &[NativeTarget]) -> std::result::Result<Regions, NativeError> {
     let target = |target: &NativeTarget| {
         let uffd = UFFDS.get(target.handle).ok_or_else(|| failures::closed("userfaultfd"))?;
+        guarded(&uffd)?;
         let (pairs, _) = target.ranges.as_chunks::<2>();
         let ranges = pairs.iter().map(|&[start, len]| start as u64..start as u64 + len as u64);
         Ok((uffd, ranges.collect()))
@@ -214,7 +227,7 @@ fn on_regions(
 ) -> NativeRegions {
     match targets(given) {
         Ok(owned) => {
-            let borrowed: Vec<_> = owned.iter().map(|(uffd, ranges)| (&**uffd, ranges.as_slice())).collect();
+            let borrowed: Vec<_> = owned.iter().map(|(uffd, ranges)| (&***uffd, ranges.as_slice())).collect();
             regions(act(&borrowed))
         }
         Err(error) => NativeRegions { error: Some(error), dead: Vec::new(), refused: None, others: 0 },
@@ -236,8 +249,11 @@ pub fn uffd_unregister_regions(given: Vec<NativeTarget>) -> NativeRegions {
 #[napi(catch_unwind)]
 pub fn uffd_wait(handle: f64, milliseconds: u32) -> f64 {
     let Some(uffd) = UFFDS.get(handle) else { return negative(libc::EBADF) };
+    if uffd.has_kept() {
+        return 1.0;
+    }
     let mut poll = libc::pollfd {
-        fd: std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&*uffd)),
+        fd: std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&**uffd)),
         events: libc::POLLIN,
         revents: 0,
     };
@@ -263,11 +279,12 @@ pub fn uffd_read_events(
 ) -> Result<f64> {
     let Some(uffd) = UFFDS.get(handle) else { return Ok(negative(libc::EBADF)) };
     let mut buffer = EventBuffer::new((words.len / size_of::<u64>() / WORDS).max(1));
-    let count = match uffd.read_events(&mut buffer) {
-        Ok(count) => count,
-        Err(error) => return Ok(negative(error.errno().unwrap_or(libc::EIO))),
-    };
-    for (index, event) in buffer.drain().enumerate() {
+    let mut events = Vec::with_capacity(buffer.capacity());
+    if let Err(error) = uffd.take_events(buffer.capacity(), &mut buffer, |event| events.push(event)) {
+        return Ok(negative(error.errno().unwrap_or(libc::EIO)));
+    }
+    let count = events.len();
+    for (index, event) in events.into_iter().enumerate() {
         let message = message_of(env, event)?;
         let at = words.data.cast::<u64>().wrapping_add(index * WORDS);
         // SAFETY: there are at most as many messages as the view has room for (`EventBuffer::new` above), and a

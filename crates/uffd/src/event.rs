@@ -136,6 +136,12 @@ impl EventBuffer {
         Some(event)
     }
 
+    /// Whether every message was taken.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        (self.taken + 1) * MESSAGE > self.filled
+    }
+
     fn clear(&mut self) {
         // Closes the descriptors of FORK messages that nobody took.
         while self.take().is_some() {}

@@ -14,6 +14,7 @@ mod fill;
 mod ioctl;
 pub mod liveness;
 mod mapping;
+mod mapping_access;
 mod mapping_advice;
 mod mapping_options;
 mod mapping_place;

@@ -299,6 +299,11 @@ impl Mapping {
         self.at(offset, len)
     }
 
+    /// The address of any bytes.
+    pub(crate) fn byte_at(&self, offset: usize, len: usize) -> Result<*mut u8, MappingError> {
+        self.at(offset, len)
+    }
+
     fn at(&self, offset: usize, len: usize) -> Result<*mut u8, MappingError> {
         match offset.checked_add(len) {
             // The end of an allocation is a valid pointer too; `wrapping_add` needs no more than that.

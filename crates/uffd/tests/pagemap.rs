@@ -113,6 +113,24 @@ fn ranges_that_end_before_they_start_are_refused() {
 }
 
 #[test]
+fn a_poisoned_page_is_an_error_where_the_kernel_does_the_copying() {
+    let Some((uffd, memory)) = registered(3, Modes::MISSING, Features::POISON) else { return };
+    uffd.zero(memory.address(), PAGE, true).unwrap();
+    memory.write_checked(0, &[5; 8]).unwrap();
+    uffd.poison(memory.address() + PAGE, PAGE, true).unwrap();
+    let mut bytes = [0; 8];
+
+    memory.read_checked(0, &mut bytes).unwrap();
+
+    assert_eq!(bytes, [5; 8]);
+    let refused = [
+        memory.read_checked(PAGE as usize - 4, &mut bytes).unwrap_err(),
+        memory.write_checked(PAGE as usize, &bytes).unwrap_err(),
+    ];
+    assert_eq!(refused.map(|error| error.errno()), [libc::EFAULT; 2]);
+}
+
+#[test]
 fn residency_tells_absent_cached_noted_and_present_apart() {
     let memory = pages(4, MappingKind::Shared);
     memory.write(0, &[1]).unwrap();

@@ -29,15 +29,17 @@ export interface MoveOptions extends FillOptions {
 const DONT_WAKE = 1;
 const PROTECT = 2;
 const SOURCE_HOLES = 4;
+const PAGE_SHIFT = 8;
 const FILL = ['wake', 'onPresent'] as const;
 const COPY = [...FILL, 'writeProtect'] as const;
 const MOVE = [...FILL, 'allowSourceHoles'] as const;
 const NO_OPTIONS: CopyOptions & MoveOptions = Object.freeze({});
 
-function modeOf(options: CopyOptions & MoveOptions, known: readonly string[]): number {
-  if (options === NO_OPTIONS) return 0;
+/** The bits that go along with an operation: options, and the logarithm of the page size above them. */
+function modeOf(range: MemoryRange, options: CopyOptions & MoveOptions, known: readonly string[]): number {
+  let mode = (31 - Math.clz32(pageOf(range))) << PAGE_SHIFT;
+  if (options === NO_OPTIONS) return mode;
   validateOptions('options', options, known);
-  let mode = 0;
   if (!validateBoolean('options.wake', options.wake, true)) mode |= DONT_WAKE;
   if (validateBoolean('options.writeProtect', options.writeProtect, false)) mode |= PROTECT;
   if (validateBoolean('options.allowSourceHoles', options.allowSourceHoles, false)) mode |= SOURCE_HOLES;
@@ -60,7 +62,7 @@ export abstract class PageOperations {
    */
   copy(range: MemoryRange, source: ArrayBufferView | MemoryRange, options: CopyOptions = NO_OPTIONS): void {
     const start = startOf('range', range);
-    const mode = modeOf(options, COPY);
+    const mode = modeOf(range, options, COPY);
     const page = pageOf(range);
     const { length } = range;
     const handle = this.handle();
@@ -68,8 +70,8 @@ export abstract class PageOperations {
     const step =
       typeof from === 'number'
         ? (done: number): number =>
-            native().uffdCopyFrom(handle, start + done, from + done, length - done, page, mode)
-        : (done: number): number => native().uffdCopyPart(handle, start + done, from, done, page, mode);
+            native().uffdCopyFrom(handle, start + done, from + done, length - done, mode)
+        : (done: number): number => native().uffdCopyPart(handle, start + done, from, done, mode);
     complete('UFFDIO_COPY', length, page, options, step);
   }
 
@@ -80,11 +82,11 @@ export abstract class PageOperations {
     options: CopyOptions = NO_OPTIONS,
   ): number {
     const start = startOf('range', range);
-    const mode = options === NO_OPTIONS ? 0 : modeOf(options, COPY);
+    const mode = modeOf(range, options, COPY);
     const from = this.#source(source, range.length);
     return typeof from === 'number'
-      ? native().uffdCopyFrom(this.handle(), start, from, range.length, pageOf(range), mode)
-      : native().uffdCopy(this.handle(), start, from, pageOf(range), mode);
+      ? native().uffdCopyFrom(this.handle(), start, from, range.length, mode)
+      : native().uffdCopy(this.handle(), start, from, mode);
   }
 
   /**
@@ -96,17 +98,17 @@ export abstract class PageOperations {
     const start = startOf('range', range);
     const page = pageOf(range);
     if (page > 4096) return this.copy(range, new Uint8Array(range.length), options);
-    const mode = modeOf(options, FILL);
+    const mode = modeOf(range, options, FILL);
     const handle = this.handle();
     complete('UFFDIO_ZEROPAGE', range.length, page, options, done =>
-      native().uffdZero(handle, start + done, range.length - done, page, mode),
+      native().uffdZero(handle, start + done, range.length - done, mode),
     );
   }
 
   /** `UFFDIO_ZEROPAGE`, once: bytes done, or `-errno` (EINVAL on huge pages). */
   tryZero(range: MemoryRange, options: FillOptions = NO_OPTIONS): number {
     const start = startOf('range', range);
-    return native().uffdZero(this.handle(), start, range.length, pageOf(range), modeOf(options, FILL));
+    return native().uffdZero(this.handle(), start, range.length, modeOf(range, options, FILL));
   }
 
   /**
@@ -116,18 +118,18 @@ export abstract class PageOperations {
    */
   poison(range: MemoryRange, options: FillOptions = NO_OPTIONS): void {
     const start = startOf('range', range);
-    const mode = modeOf(options, FILL);
+    const mode = modeOf(range, options, FILL);
     const page = pageOf(range);
     const handle = this.handle();
     complete('UFFDIO_POISON', range.length, page, options, done =>
-      native().uffdPoison(handle, start + done, range.length - done, page, mode),
+      native().uffdPoison(handle, start + done, range.length - done, mode),
     );
   }
 
   /** {@link Userfaultfd.poison}, once: bytes done, or `-errno`. */
   tryPoison(range: MemoryRange, options: FillOptions = NO_OPTIONS): number {
     const start = startOf('range', range);
-    return native().uffdPoison(this.handle(), start, range.length, pageOf(range), modeOf(options, FILL));
+    return native().uffdPoison(this.handle(), start, range.length, modeOf(range, options, FILL));
   }
 
   /**
@@ -137,18 +139,18 @@ export abstract class PageOperations {
    */
   continue(range: MemoryRange, options: CopyOptions = NO_OPTIONS): void {
     const start = startOf('range', range);
-    const mode = modeOf(options, COPY);
+    const mode = modeOf(range, options, COPY);
     const page = pageOf(range);
     const handle = this.handle();
     complete('UFFDIO_CONTINUE', range.length, page, options, done =>
-      native().uffdContinue(handle, start + done, range.length - done, page, mode),
+      native().uffdContinue(handle, start + done, range.length - done, mode),
     );
   }
 
   /** {@link Userfaultfd.continue}, once: bytes done, or `-errno`. */
   tryContinue(range: MemoryRange, options: CopyOptions = NO_OPTIONS): number {
     const start = startOf('range', range);
-    return native().uffdContinue(this.handle(), start, range.length, pageOf(range), modeOf(options, COPY));
+    return native().uffdContinue(this.handle(), start, range.length, modeOf(range, options, COPY));
   }
 
   /**
@@ -161,11 +163,11 @@ export abstract class PageOperations {
   move(range: MemoryRange, source: MemoryRange, options: MoveOptions = NO_OPTIONS): void {
     const start = startOf('range', range);
     const from = this.#moveSource(start, range, source);
-    const mode = modeOf(options, MOVE);
+    const mode = modeOf(range, options, MOVE);
     const page = pageOf(range);
     const handle = this.handle();
     complete('UFFDIO_MOVE', range.length, page, options, done =>
-      native().uffdMove(handle, start + done, from + done, range.length - done, page, mode),
+      native().uffdMove(handle, start + done, from + done, range.length - done, mode),
     );
   }
 
@@ -173,8 +175,8 @@ export abstract class PageOperations {
   tryMove(range: MemoryRange, source: MemoryRange, options: MoveOptions = NO_OPTIONS): number {
     const start = startOf('range', range);
     const from = this.#moveSource(start, range, source);
-    const mode = modeOf(options, MOVE);
-    return native().uffdMove(this.handle(), start, from, range.length, pageOf(range), mode);
+    const mode = modeOf(range, options, MOVE);
+    return native().uffdMove(this.handle(), start, from, range.length, mode);
   }
 
   /**
@@ -210,6 +212,8 @@ export abstract class PageOperations {
   }
 
   #source(source: ArrayBufferView | MemoryRange, length: number): Uint8Array | number {
+    // The common case first: this stands in front of every copy.
+    if (source instanceof Uint8Array && source.byteLength === length) return source;
     const isView = ArrayBuffer.isView(source);
     const bytes = isView ? source.byteLength : undefined;
     if (isView && bytes === length) return validateView('source', source);

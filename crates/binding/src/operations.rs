@@ -20,6 +20,8 @@ use crate::views::View;
 const DONT_WAKE: u32 = 1;
 const PROTECT: u32 = 2;
 const SOURCE_HOLES: u32 = 4;
+/// From here on `mode` has the logarithm of the page size: one argument less for every call.
+const PAGE_SHIFT: u32 = 8;
 
 fn negative(errno: i32) -> f64 {
     -f64::from(errno)
@@ -29,7 +31,6 @@ fn negative(errno: i32) -> f64 {
 fn filled(
     handle: f64,
     range: (f64, f64),
-    page: f64,
     mode: u32,
     act: impl FnOnce(&Userfaultfd) -> std::result::Result<(), UffdError>,
 ) -> f64 {
@@ -39,7 +40,7 @@ fn filled(
         Err(UffdError::PartiallyCopied { done }) => done as f64,
         Err(UffdError::PageExist) => {
             if mode & DONT_WAKE == 0 {
-                let _ = uffd.wake(range.0 as u64, page as u64);
+                let _ = uffd.wake(range.0 as u64, 1 << (mode >> PAGE_SHIFT));
             }
             negative(libc::EEXIST)
         }
@@ -47,9 +48,9 @@ fn filled(
     }
 }
 
-fn copied(handle: f64, dst: f64, src: *const u8, len: usize, page: f64, mode: u32) -> f64 {
+fn copied(handle: f64, dst: f64, src: *const u8, len: usize, mode: u32) -> f64 {
     let options = CopyOptions { wake: mode & DONT_WAKE == 0, write_protect: mode & PROTECT != 0 };
-    filled(handle, (dst, len as f64), page, mode, |uffd| {
+    filled(handle, (dst, len as f64), mode, |uffd| {
         // SAFETY: TypeScript passes a view of `len` bytes, or an address that the kernel checks; the kernel reads it, so
         // whoever writes there meanwhile changes bytes and breaks nothing. The destination is memory of the package's own
         // mappings or of another process: no reference to it exists.
@@ -58,14 +59,8 @@ fn copied(handle: f64, dst: f64, src: *const u8, len: usize, page: f64, mode: u3
 }
 
 #[napi(catch_unwind)]
-pub fn uffd_copy(
-    handle: f64,
-    dst: f64,
-    #[napi(ts_arg_type = "Uint8Array")] source: View,
-    page: f64,
-    mode: u32,
-) -> f64 {
-    copied(handle, dst, source.data, source.len, page, mode)
+pub fn uffd_copy(handle: f64, dst: f64, #[napi(ts_arg_type = "Uint8Array")] source: View, mode: u32) -> f64 {
+    copied(handle, dst, source.data, source.len, mode)
 }
 
 /// From a part of a view, for what is left of a bulk copy.
@@ -75,45 +70,40 @@ pub fn uffd_copy_part(
     dst: f64,
     #[napi(ts_arg_type = "Uint8Array")] source: View,
     from: f64,
-    page: f64,
     mode: u32,
 ) -> f64 {
     let from = from as usize;
     if from >= source.len {
         return negative(libc::EINVAL);
     }
-    copied(handle, dst, source.data.wrapping_add(from), source.len - from, page, mode)
+    copied(handle, dst, source.data.wrapping_add(from), source.len - from, mode)
 }
 
 #[napi(catch_unwind)]
-pub fn uffd_copy_from(handle: f64, dst: f64, source: f64, len: f64, page: f64, mode: u32) -> f64 {
-    copied(handle, dst, source as u64 as *const u8, len as usize, page, mode)
+pub fn uffd_copy_from(handle: f64, dst: f64, source: f64, len: f64, mode: u32) -> f64 {
+    copied(handle, dst, source as u64 as *const u8, len as usize, mode)
 }
 
 #[napi(catch_unwind)]
-pub fn uffd_zero(handle: f64, start: f64, len: f64, page: f64, mode: u32) -> f64 {
-    filled(handle, (start, len), page, mode, |uffd| {
-        uffd.zero(start as u64, len as u64, mode & DONT_WAKE == 0)
-    })
+pub fn uffd_zero(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
+    filled(handle, (start, len), mode, |uffd| uffd.zero(start as u64, len as u64, mode & DONT_WAKE == 0))
 }
 
 #[napi(catch_unwind)]
-pub fn uffd_poison(handle: f64, start: f64, len: f64, page: f64, mode: u32) -> f64 {
-    filled(handle, (start, len), page, mode, |uffd| {
-        uffd.poison(start as u64, len as u64, mode & DONT_WAKE == 0)
-    })
+pub fn uffd_poison(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
+    filled(handle, (start, len), mode, |uffd| uffd.poison(start as u64, len as u64, mode & DONT_WAKE == 0))
 }
 
 #[napi(catch_unwind)]
-pub fn uffd_continue(handle: f64, start: f64, len: f64, page: f64, mode: u32) -> f64 {
+pub fn uffd_continue(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
     let options = ContinueOptions { wake: mode & DONT_WAKE == 0, write_protect: mode & PROTECT != 0 };
-    filled(handle, (start, len), page, mode, |uffd| uffd.continue_pages(start as u64, len as u64, options))
+    filled(handle, (start, len), mode, |uffd| uffd.continue_pages(start as u64, len as u64, options))
 }
 
 #[napi(catch_unwind)]
-pub fn uffd_move(handle: f64, dst: f64, source: f64, len: f64, page: f64, mode: u32) -> f64 {
+pub fn uffd_move(handle: f64, dst: f64, source: f64, len: f64, mode: u32) -> f64 {
     let options = MoveOptions { wake: mode & DONT_WAKE == 0, allow_source_holes: mode & SOURCE_HOLES != 0 };
-    filled(handle, (dst, len), page, mode, |uffd| {
+    filled(handle, (dst, len), mode, |uffd| {
         // SAFETY: both sides are memory of the package's own mappings, of which no reference exists.
         unsafe { uffd.move_pages(dst as u64, source as u64, len as u64, options) }
     })
@@ -122,14 +112,14 @@ pub fn uffd_move(handle: f64, dst: f64, source: f64, len: f64, page: f64, mode: 
 #[napi(catch_unwind)]
 pub fn uffd_write_protect(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
     let (protect, wake) = (mode & PROTECT != 0, mode & DONT_WAKE == 0);
-    filled(handle, (start, len), len, DONT_WAKE, |uffd| {
+    filled(handle, (start, len), DONT_WAKE, |uffd| {
         uffd.write_protect(start as u64, len as u64, protect, wake)
     })
 }
 
 #[napi(catch_unwind)]
 pub fn uffd_wake(handle: f64, start: f64, len: f64) -> f64 {
-    filled(handle, (start, len), len, DONT_WAKE, |uffd| uffd.wake(start as u64, len as u64))
+    filled(handle, (start, len), DONT_WAKE, |uffd| uffd.wake(start as u64, len as u64))
 }
 
 #[napi(catch_unwind)]

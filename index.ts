@@ -1,5 +1,6 @@
 export { capabilities, type Capabilities, type HugePagePool } from './src/capabilities.js';
 export { DeadUffdChecker } from './src/checker.js';
+export { peerOf, type ReceivedFds, receiveFds, sendFds } from './src/descriptors.js';
 export { UffdError, type UffdErrorCode, type UffdErrorKind } from './src/errors.js';
 export {
   EventBatch,
@@ -11,6 +12,7 @@ export {
   type UffdEvent,
   type UnknownEvent,
 } from './src/events.js';
+export { onExit } from './src/exited.js';
 export { type Backend, UserfaultfdFactory } from './src/factory.js';
 export {
   type AcceptOptions,

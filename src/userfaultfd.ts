@@ -3,7 +3,8 @@ import process from 'node:process';
 import type { NativeFactory, NativeUserfaultfd } from '#native';
 
 import { fromNative, UffdError } from './errors.js';
-import { EventBatch } from './events.js';
+import { EventBatch, type UffdEvent } from './events.js';
+import { validateSignal } from './exited.js';
 import type { Backend } from './factory.js';
 import { PageOperations } from './filling.js';
 import type { MemoryMapping } from './mapping.js';
@@ -242,6 +243,53 @@ export class Userfaultfd extends PageOperations {
       // In slices: a worker can be terminated only between two calls.
       const ready = native().uffdWait(this.handle(), Math.max(0, Math.min(100, Math.ceil(left))));
       if (ready < 0) throw errorOf('poll', -ready, 0);
+    }
+  }
+
+  /**
+   * Waits until there are messages, without holding up this thread (poll(2) on a thread of the package).
+   *
+   * @param options `timeout`: milliseconds (default: for ever); `signal`: ends the waiting with its reason.
+   * @returns Whether there are: `false` when the time is up, or the process is gone.
+   */
+  async wait(options: { timeout?: number; signal?: AbortSignal } = {}): Promise<boolean> {
+    validateOptions('options', options, ['timeout', 'signal']);
+    const { timeout = Number.MAX_SAFE_INTEGER } = options;
+    const until = performance.now() + validateInteger('options.timeout', timeout, 0, Number.MAX_SAFE_INTEGER);
+    const signal = validateSignal(options.signal);
+    for (;;) {
+      signal?.throwIfAborted();
+      const slice = Math.max(0, Math.min(100, Math.ceil(until - performance.now())));
+      const { error, ready } = await native().uffdWaitAsync(this.handle(), slice);
+      if (error) throw fromNative(error);
+      if (ready) return true;
+      if (performance.now() >= until || this.isDead()) return false;
+    }
+  }
+
+  /**
+   * The messages as they come, one array for each read, until the process is gone, this is closed, or the loop is left.
+   * Nothing is read ahead of the loop: messages it has not asked for stay in the kernel, which keeps their causes waiting.
+   *
+   * @param options `signal`: ends the iteration with its reason; `capacity`: messages of one read (default: 64).
+   */
+  async *events(
+    options: { signal?: AbortSignal; capacity?: number } = {},
+  ): AsyncGenerator<UffdEvent[], void, undefined> {
+    validateOptions('options', options, ['signal', 'capacity']);
+    const signal = validateSignal(options.signal);
+    const batch = new EventBatch(options.capacity);
+    while (!this.#closed) {
+      signal?.throwIfAborted();
+      if (this.readEvents(batch) > 0) {
+        yield [...batch];
+        continue;
+      }
+      const ready = await this.wait(signal ? { signal } : {}).catch((error: unknown) => {
+        if (this.#closed) return false;
+        throw error;
+      });
+      if (!ready) return;
     }
   }
 

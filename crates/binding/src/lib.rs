@@ -18,3 +18,4 @@ mod shared_pager;
 mod slots;
 mod values;
 mod views;
+mod waiting;

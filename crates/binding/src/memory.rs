@@ -14,7 +14,7 @@ use uffd::{AnonymousOptions, FileAccess, FileOptions, Mapping, MappingError, Mem
 
 use crate::environment::{self, MAPPINGS, UFFDS};
 use crate::failures;
-use crate::jobs;
+use crate::jobs::{self, Product};
 use crate::values::NativeError;
 use crate::views::View;
 
@@ -119,10 +119,10 @@ fn mapping(handle: f64) -> std::result::Result<Arc<Mapping>, NativeError> {
 #[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
 pub fn read_memory<'env>(env: &'env Env, handle: f64, offset: f64, len: f64) -> Result<Object<'env>> {
     let mapping = mapping(handle);
-    jobs::run(env, move || {
+    jobs::run(env, &jobs::ACCESSES, move || {
         let mut bytes = vec![0; len as usize];
         mapping?.read_checked(offset as usize, &mut bytes)?;
-        Ok(Some(bytes))
+        Ok(Product { bytes: Some(bytes), ..Product::default() })
     })
 }
 
@@ -138,9 +138,9 @@ pub fn write_memory<'env>(
     // SAFETY: a view is valid for its length during the call; the copy is ours. Others may write the view meanwhile, which
     // mixes bytes and breaks nothing.
     unsafe { std::ptr::copy_nonoverlapping(bytes.data, copy.as_mut_ptr(), bytes.len) };
-    jobs::run(env, move || {
+    jobs::run(env, &jobs::ACCESSES, move || {
         mapping?.write_checked(offset as usize, &copy)?;
-        Ok(None)
+        Ok(Product::default())
     })
 }
 
@@ -170,9 +170,9 @@ pub fn write_memory_sync(
 #[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
 pub fn discard_memory<'env>(env: &'env Env, handle: f64, offset: f64, len: f64) -> Result<Object<'env>> {
     let mapping = mapping(handle);
-    jobs::run(env, move || {
+    jobs::run(env, &jobs::ACCESSES, move || {
         mapping?.discard(offset as usize, len as usize)?;
-        Ok(None)
+        Ok(Product::default())
     })
 }
 
@@ -191,9 +191,9 @@ pub fn populate_memory<'env>(
 ) -> Result<Object<'env>> {
     let mapping = mapping(handle);
     let what_for = if write { Populate::ForWriting } else { Populate::ForReading };
-    jobs::run(env, move || {
+    jobs::run(env, &jobs::ACCESSES, move || {
         mapping?.populate(offset as usize, len as usize, what_for)?;
-        Ok(None)
+        Ok(Product::default())
     })
 }
 
@@ -305,9 +305,9 @@ impl NativeChecker {
     #[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
     pub fn reset<'env>(&self, env: &'env Env) -> Result<Object<'env>> {
         let checker = Arc::clone(&self.checker);
-        jobs::run(env, move || {
+        jobs::run(env, &jobs::ACCESSES, move || {
             checker.reset()?;
-            Ok(None)
+            Ok(Product::default())
         })
     }
 }

@@ -1,0 +1,86 @@
+import { fromNative } from './errors.js';
+import { native } from './native.js';
+import type { Peer } from './session.js';
+import { argumentError, got, validateInteger, validateOptions, validateView } from './validate.js';
+
+/** What the kernel lets ride with one message (`SCM_MAX_FD`). */
+const MOST_FDS = 253;
+const LARGEST_FD = 2 ** 31 - 1;
+const MOST_BYTES = 2 ** 30;
+const LONGEST = 2 ** 31 - 1;
+
+/** What {@link receiveFds} received. */
+export interface ReceivedFds {
+  /** As many bytes as were asked for. */
+  bytes: Buffer;
+  /** Descriptors, close-on-exec: the caller's. */
+  fds: number[];
+}
+
+/**
+ * Sends descriptors over a connected Unix socket (sendmsg(2), `SCM_RIGHTS`), riding with the first byte of a payload.
+ *
+ * @param socket Descriptor of the socket; it may be nonblocking.
+ * @param fds 1 to 253; they stay the caller's.
+ * @param payload At least one byte.
+ * @param options `timeout`: milliseconds for all of it. Default: 5000.
+ * @throws {@linkcode UffdError} `ERR_UFFD_TIMEOUT`, `ERR_UFFD_PROTOCOL` (the other end is gone), `ERR_UFFD_SYSTEM`
+ */
+export async function sendFds(
+  socket: number,
+  fds: readonly number[],
+  payload: ArrayBufferView,
+  options: { timeout?: number } = {},
+): Promise<void> {
+  validateInteger('socket', socket, 0, LARGEST_FD);
+  if (!Array.isArray(fds)) {
+    throw argumentError(TypeError, 'ERR_INVALID_ARG_TYPE', `Expected \`fds\` to be an array, ${got(fds)}`);
+  }
+  validateInteger('fds.length', fds.length, 1, MOST_FDS);
+  const numbers = fds.map((fd: unknown, index) => validateInteger(`fds[${index}]`, fd, 0, LARGEST_FD));
+  const bytes = validateView('payload', payload);
+  validateInteger('payload.byteLength', bytes.byteLength, 1, MOST_BYTES);
+  const { error } = await native().sendDescriptors(socket, numbers, bytes, timeoutOf(options, ['timeout']));
+  if (error) throw fromNative(error);
+}
+
+/**
+ * Receives a payload of a known length over a connected Unix socket, and the descriptors that ride with it (recvmsg(2)).
+ * More descriptors than accepted are refused and closed, never cut off silently.
+ *
+ * @param socket Descriptor of the socket; it may be nonblocking.
+ * @param options `length`: bytes (default: 1); `maxFds` (default: 1); `timeout`: milliseconds (default: 5000).
+ * @throws {@linkcode UffdError} `ERR_UFFD_TIMEOUT`, `ERR_UFFD_PROTOCOL` (too many descriptors, or the stream ended first),
+ *   `ERR_UFFD_SYSTEM`
+ */
+export async function receiveFds(
+  socket: number,
+  options: { length?: number; maxFds?: number; timeout?: number } = {},
+): Promise<ReceivedFds> {
+  validateInteger('socket', socket, 0, LARGEST_FD);
+  const timeout = timeoutOf(options, ['length', 'maxFds', 'timeout']);
+  const { length = 1, maxFds = 1 } = options;
+  validateInteger('options.length', length, 1, MOST_BYTES);
+  validateInteger('options.maxFds', maxFds, 0, MOST_FDS);
+  const { error, bytes, fds } = await native().receiveDescriptors(socket, length, maxFds, timeout);
+  if (error) throw fromNative(error);
+  return { bytes: bytes ?? Buffer.alloc(0), fds: fds ?? [] };
+}
+
+/**
+ * Who connected a Unix socket, as of that moment (`SO_PEERCRED`).
+ *
+ * @param socket Descriptor of the socket.
+ * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM`: it is no connected Unix socket.
+ */
+export function peerOf(socket: number): Peer {
+  validateInteger('socket', socket, 0, LARGEST_FD);
+  const { error, peer } = native().credentialsOfPeer(socket);
+  if (error || !peer) throw fromNative(error ?? { code: 'ERR_UFFD_SYSTEM', message: 'no credentials' });
+  return peer;
+}
+
+function timeoutOf(options: { timeout?: number }, known: readonly string[]): number {
+  validateOptions('options', options, known);
+  return validateInteger('options.timeout', options.timeout ?? 5000, 0, LONGEST);
+}

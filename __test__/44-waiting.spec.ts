@@ -88,7 +88,8 @@ async function sockets(t: ExecutionContext): Promise<[Socket, number, Socket, nu
       .filter(socket => !socket.closed)
       .map(async socket => once(socket, 'close'));
     [client, accepted].forEach(socket => socket.destroy());
-    await Promise.all([...closed, new Promise(resolve => server.close(resolve))]);
+    server.close();
+    await Promise.all([...closed, once(server, 'close')]);
   });
   // oxlint-disable-next-line no-underscore-dangle -- Node has no public name for it
   const fdOf = (socket: Socket): number => (socket as unknown as { _handle: { fd: number } })._handle.fd;

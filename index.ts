@@ -1,6 +1,6 @@
 export { capabilities, type Capabilities, type HugePagePool } from './src/capabilities.js';
 export { DeadUffdChecker } from './src/checker.js';
-export { peerOf, type ReceivedFds, receiveFds, sendFds } from './src/descriptors.js';
+export { peerOf, pidfdOf, type ReceivedFds, receiveFds, sendFds } from './src/descriptors.js';
 export { UffdError, type UffdErrorCode, type UffdErrorKind } from './src/errors.js';
 export {
   EventBatch,
@@ -23,16 +23,8 @@ export {
   serveFirecracker,
 } from './src/firecracker.js';
 export { type CopyOptions, type FillOptions, type MoveOptions, PageOperations } from './src/filling.js';
-export {
-  type AnonymousOptions,
-  type FileMappingOptions,
-  type MappingRange,
-  type MemfdOptions,
-  MemoryMapping,
-  type PageKind,
-  type Residency,
-  type WrittenPages,
-} from './src/mapping.js';
+export { type MappingRange, MemoryMapping, type Residency, type WrittenPages } from './src/mapping.js';
+export type { AnonymousOptions, FileMappingOptions, MemfdOptions, PageKind } from './src/mapping-options.js';
 export type { Feature, Ioctl, OrBit, RegisterMode } from './src/names.js';
 export type { FailurePolicy, Rest } from './src/policy.js';
 export type { AddressRange, MemoryRange } from './src/range.js';

@@ -7,7 +7,7 @@ import { createServer, connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 
 import test, { type ExecutionContext } from 'ava';
-import { onExit, peerOf, receiveFds, sendFds, type UffdEvent, Userfaultfd } from 'userfaultfd';
+import { onExit, peerOf, pidfdOf, receiveFds, sendFds, type UffdEvent, Userfaultfd } from 'userfaultfd';
 
 import { PAGE, pageOf, registered } from './helpers/faults.js';
 import { folder, resources } from './helpers/serving.js';
@@ -130,6 +130,41 @@ test('a userfaultfd is passed and served by whoever received it', async t => {
   received.copy(made.mapping.range(), pageOf(3));
 
   t.deepEqual([...(await reading)], [3]);
+});
+
+test('who connected is known by a descriptor that no reused number deceives', async t => {
+  const [client, , accepted, acceptedFd] = await sockets(t);
+  const own = pidfdOf(acceptedFd);
+  t.teardown(() => closeSync(own));
+  const controller = new AbortController();
+  const waiting = onExit({ pidfd: own }, { signal: controller.signal });
+  controller.abort(new Error('still alive'));
+  await t.throwsAsync(waiting, { message: 'still alive' });
+
+  // A process that connects and is killed.
+  const path = join(folder(t), 'other');
+  const server = createServer({ pauseOnConnect: true }).listen(path);
+  t.teardown(() => server.close());
+  await once(server, 'listening');
+  const program = `require('node:net').connect(${JSON.stringify(path)}).resume()`;
+  const child = spawn(process.execPath, ['-e', program], { stdio: 'ignore' });
+  const [connection] = (await once(server, 'connection')) as [Socket];
+  t.teardown(() => connection.destroy());
+  // oxlint-disable-next-line no-underscore-dangle -- Node has no public name for it
+  const fd = (connection as unknown as { _handle: { fd: number } })._handle.fd;
+  const pidfd = pidfdOf(fd);
+  t.teardown(() => closeSync(pidfd));
+  const [exited, reaped] = [onExit({ pidfd }), once(child, 'exit')];
+  child.kill('SIGKILL');
+  await exited;
+  await reaped;
+
+  await onExit({ pidfd });
+  t.throws(() => pidfdOf(fd), { code: 'ERR_UFFD_CLOSED' });
+  await t.throwsAsync(onExit({ pidfd: 0 }), { code: 'ERR_UFFD_SYSTEM' });
+  await t.throwsAsync(onExit({ pidfd: -1 }), { code: 'ERR_OUT_OF_RANGE', message: /`process.pidfd`/ });
+  await t.throwsAsync(onExit({} as { pidfd: number }), { code: 'ERR_INVALID_ARG_TYPE' });
+  t.true(client.writable && accepted.readable);
 });
 
 test('surplus descriptors, missing bytes and closed ends are errors that leave nothing open', async t => {

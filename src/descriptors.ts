@@ -76,9 +76,26 @@ export async function receiveFds(
 export function peerOf(socket: number): Peer {
   validateInteger('socket', socket, 0, LARGEST_FD);
   const { error, peer } = native().credentialsOfPeer(socket);
-  if (error || !peer) throw fromNative(error ?? { code: 'ERR_UFFD_SYSTEM', message: 'no credentials' });
+  if (error || !peer) throw fromNative(error ?? NO_ANSWER);
   return peer;
 }
+
+/**
+ * A pidfd of the process that connected a Unix socket: `SO_PEERPIDFD` (Linux 6.5), which a reused number cannot deceive, else
+ * `SO_PEERCRED` and pidfd_open(2). For {@link onExit}, or to be sent on.
+ *
+ * @param socket Descriptor of the socket.
+ * @returns A descriptor, close-on-exec: the caller's.
+ * @throws {@linkcode UffdError} `ERR_UFFD_CLOSED` (the process is gone), `ERR_UFFD_SYSTEM` (no connected Unix socket)
+ */
+export function pidfdOf(socket: number): number {
+  validateInteger('socket', socket, 0, LARGEST_FD);
+  const { error, pidfd } = native().pidfdOfPeer(socket);
+  if (error || pidfd === undefined) throw fromNative(error ?? NO_ANSWER);
+  return pidfd;
+}
+
+const NO_ANSWER = { code: 'ERR_UFFD_SYSTEM', message: 'the kernel gave no answer' };
 
 function timeoutOf(options: { timeout?: number }, known: readonly string[]): number {
   validateOptions('options', options, known);

@@ -1,4 +1,6 @@
-import { fromNative, UffdError } from './errors.js';
+import type { NativeProcess } from '#native';
+
+import { fromNative } from './errors.js';
 import { native } from './native.js';
 import { argumentError, got, validateInteger, validateOptions } from './validate.js';
 
@@ -16,16 +18,19 @@ export function validateSignal(signal: unknown): AbortSignal | undefined {
  * Waits until a process has exited (pidfd_open(2), Linux 5.3): at once where it has already. The process is pinned by the
  * call: its number may be reused without harm from then on.
  *
- * @param pid Of a process that was alive, or not reaped, when its number became known.
+ * @param process The number of a process that was alive, or not reaped, when its number became known; or a pidfd of it
+ *   ({@link pidfdOf}), which stays the caller's.
  * @param options `signal`: ends the waiting with its reason.
- * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM`
+ * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM`; EINVAL where `pidfd` is some other kind of file.
  */
-export async function onExit(pid: number, options: { signal?: AbortSignal } = {}): Promise<void> {
-  validateInteger('pid', pid, 1, 2 ** 31 - 1);
+export async function onExit(
+  process: number | { readonly pidfd: number },
+  options: { signal?: AbortSignal } = {},
+): Promise<void> {
+  const pinned = pin(process);
   validateOptions('options', options, ['signal']);
   const signal = validateSignal(options.signal);
   signal?.throwIfAborted();
-  const pinned = open(pid);
   if (!pinned) return;
   for (;;) {
     const { error, ready } = await pinned.wait();
@@ -35,11 +40,17 @@ export async function onExit(pid: number, options: { signal?: AbortSignal } = {}
   }
 }
 
-function open(pid: number): ReturnType<ReturnType<typeof native>['NativeProcess']['open']> {
-  try {
-    return native().NativeProcess.open(pid);
-  } catch (cause) {
-    if (cause instanceof UffdError) throw cause;
-    throw new UffdError('ERR_UFFD_SYSTEM', `pidfd_open: ${String(cause)}`, { syscall: 'pidfd_open', cause });
-  }
+/** `undefined` where it is gone already. */
+function pin(process: number | { readonly pidfd: number }): NativeProcess | undefined {
+  const { NativeProcess: Native } = native();
+  const largest = 2 ** 31 - 1;
+  const pinned =
+    typeof process === 'object' && process !== null
+      ? Native.ofPidfd(validateInteger('process.pidfd', process.pidfd, 0, largest))
+      : Native.open(validateInteger('process', process, 1, largest));
+  if (pinned.error?.code === 'ERR_UFFD_CLOSED') return undefined;
+  if (pinned.error || !pinned.process) throw fromNative(pinned.error ?? NO_ANSWER);
+  return pinned.process;
 }
+
+const NO_ANSWER = { code: 'ERR_UFFD_SYSTEM', message: 'the process could not be pinned' };

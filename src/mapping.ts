@@ -1,6 +1,15 @@
 import type { NativeJob, NativeMappingOptions } from '#native';
 
+import { bufferOf, noBuffer } from './buffers.js';
 import { fromNative, UffdError } from './errors.js';
+import {
+  type AnonymousOptions,
+  DEFAULTS,
+  type FileMappingOptions,
+  type MemfdOptions,
+  validateLength,
+  validatePages,
+} from './mapping-options.js';
 import { native } from './native.js';
 import {
   validateBoolean,
@@ -8,7 +17,6 @@ import {
   validateOneOf,
   validateOptions,
   validatePath,
-  validatePowerOfTwo,
   validateView,
 } from './validate.js';
 
@@ -19,43 +27,6 @@ export interface MappingRange {
   readonly offset: number;
   /** Bytes. */
   readonly length: number;
-}
-
-/**
- * The pages memory is made of: the system's ordinary ones; ordinary ones that are never joined to huge pages (`'small'`,
- * so that writes are tracked page by page); ordinary ones that may be joined (`'transparent'`); or huge pages of so many
- * bytes (2 MiB, 1 GiB) from the system's pool.
- */
-export type PageKind = 'ordinary' | 'small' | 'transparent' | number;
-
-/** How {@link MemoryMapping.anonymous} maps. */
-export interface AnonymousOptions {
-  /** Shared with processes that this one forks. Default: `false`. */
-  shared?: boolean;
-  /** Default: `'ordinary'`. */
-  pages?: PageKind;
-}
-
-/** How {@link MemoryMapping.memfd} maps. */
-export interface MemfdOptions {
-  /** Shown in /proc; at most 249 bytes. Default: empty. */
-  name?: string;
-  /** Default: `'ordinary'`. */
-  pages?: PageKind;
-  /** Writes reach the memfd and whoever else has it. Default: `true`. */
-  shared?: boolean;
-  /** Its size can never change (`F_SEAL_SHRINK`, `F_SEAL_GROW`). Default: `true`. */
-  sealed?: boolean;
-}
-
-/** How {@link MemoryMapping.file} maps. */
-export interface FileMappingOptions {
-  /** What writing does: it is refused, stays in this mapping, or reaches the file. Default: `'read-only'`. */
-  access?: 'read-only' | 'copy-on-write' | 'shared';
-  /** Byte of the file that the mapping starts with; a multiple of the page size. Default: 0. */
-  offset?: number;
-  /** Bytes. Default: to the end of the file. */
-  length?: number;
 }
 
 /** Where a page is: nowhere; in the page cache but not mapped; not there but noted (swapped, poisoned); mapped. */
@@ -71,26 +42,30 @@ export interface WrittenPages {
   next: number;
 }
 
-const DEFAULTS: NativeMappingOptions = {
-  kind: 'anonymous',
-  shared: false,
-  pages: 0,
-  name: '',
-  sealed: true,
-  path: '',
-  offset: 0,
-  access: 0,
-};
-
 /** Who can keep a mapping from being closed: a userfaultfd that has a part of it registered. */
 interface Registrar {
+  /** Ends the registration. */
   leave(mapping: MemoryMapping): void;
+  /** Forgets it, because the registration ends by itself with the last buffer. */
+  forget(mapping: MemoryMapping): void;
+  nativeHandle(): number | undefined;
 }
 
+/** What is known of a mapping when it has been collected. */
+interface Held {
+  readonly handle: number;
+  registered: boolean;
+}
+
+// Registered memory stays: the userfaultfd, which went with it, warns that it was not closed.
+const collected = new FinalizationRegistry<Held>(({ handle, registered }) => {
+  if (!registered) native().unmapMemory(handle);
+});
+
 /**
- * Memory of this process that can be registered with a userfaultfd. It lies outside of JavaScript's heap and is read and
- * written by copying. `read`, `write` and `discard` wait for missing pages on threads of the package's own (at most 16),
- * never on the calling one.
+ * Memory of this process that can be registered with a userfaultfd. It lies outside of JavaScript's heap. `read`, `write`
+ * and `discard` wait for missing pages on threads of the package's own (at most 16), never on the calling one. Buffers
+ * over it are for threads that may wait: touching a missing page stops the thread until another one fills it.
  *
  * @example
  * ```ts
@@ -110,7 +85,10 @@ export class MemoryMapping {
   readonly fd: number | undefined;
   readonly #handle: number;
   readonly #number: number;
+  readonly #held: Held;
   readonly #registrars = new Set<Registrar>();
+  readonly #readOnly: boolean;
+  #buffer: ArrayBuffer | SharedArrayBuffer | undefined;
   #closed = false;
 
   private constructor(options: NativeMappingOptions) {
@@ -122,6 +100,9 @@ export class MemoryMapping {
     this.fd = mapped.fd;
     this.#number = mapped.address;
     this.#handle = mapped.handle;
+    this.#held = { handle: mapped.handle, registered: false };
+    collected.register(this, this.#held, this);
+    this.#readOnly = options.kind === 'file' && options.access === 0;
   }
 
   /**
@@ -198,6 +179,30 @@ export class MemoryMapping {
   range(offset = 0, length: number = this.length - offset): MappingRange {
     this.#check('offset', offset, length, this.pageSize);
     return { mapping: this, offset, length };
+  }
+
+  /**
+   * All of it as an `ArrayBuffer`, without copying; the same one each time. Touching a missing page stops this thread: never
+   * where only this thread could fill it. Passing a view to `structuredClone` or `postMessage` copies, and so touches, the
+   * whole of it. A poisoned page, or a file that was cut short, ends the process with SIGBUS. {@link MemoryMapping.close}
+   * empties it and every view of it; no other thread (`fs`, `zlib`) may be using one then.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_UNSUPPORTED`: more than 4 GiB on Node 20; a runtime without external buffers; a
+   *   mapping that is for reading only, or has a shared buffer. `read` and `write` take offsets and have no such limits.
+   */
+  arrayBuffer(): ArrayBuffer {
+    return this.#wrap(false) as ArrayBuffer;
+  }
+
+  /**
+   * All of it as a `SharedArrayBuffer`, without copying, to be sent to workers; the same one each time. See
+   * {@link MemoryMapping.arrayBuffer} for what touching it does. It cannot be emptied: after {@link MemoryMapping.close} the
+   * memory and its registrations stay until no thread has the buffer any more.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_UNSUPPORTED`: the runtime cannot (Node 20), or as {@link MemoryMapping.arrayBuffer}
+   */
+  sharedArrayBuffer(): SharedArrayBuffer {
+    return this.#wrap(true) as SharedArrayBuffer;
   }
 
   /**
@@ -311,16 +316,24 @@ export class MemoryMapping {
   }
 
   /**
-   * Unregisters it wherever it is registered, then unmaps it (after reads and writes that still run). Idempotent.
+   * Unregisters it wherever it is registered, empties its buffer, then unmaps it (after reads and writes that still run).
+   * Idempotent. Where a shared buffer can still be reached, only the calls end: memory and registrations stay until no
+   * thread has the buffer any more.
    *
    * @throws {@linkcode UffdError} `ERR_UFFD_FAULTS_WAITING`: threads wait for pages of it and would get zeros.
    */
   close(): void {
     if (this.#closed) return;
+    if (this.#buffer instanceof SharedArrayBuffer) {
+      const registered = Array.from(this.#registrars, registrar => registrar.nativeHandle() ?? -1);
+      if (native().memoryOutlives(this.#handle, registered)) {
+        for (const registrar of this.#registrars) registrar.forget(this);
+        return this.#unmap();
+      }
+    }
     for (const registrar of this.#registrars) registrar.leave(this);
-    this.#registrars.clear();
-    this.#closed = true;
-    native().unmapMemory(this.#handle);
+    if (this.#buffer instanceof ArrayBuffer) native().detachMemory(this.#handle, this.#buffer);
+    this.#unmap();
   }
 
   [Symbol.dispose](): void {
@@ -336,11 +349,37 @@ export class MemoryMapping {
   /** @hidden */
   registeredBy(registrar: Registrar): void {
     this.#registrars.add(registrar);
+    this.#held.registered = true;
   }
 
   /** @hidden */
   leftBy(registrar: Registrar): void {
     this.#registrars.delete(registrar);
+    this.#held.registered = this.#registrars.size > 0;
+  }
+
+  #unmap(): void {
+    this.#buffer = undefined;
+    this.#registrars.clear();
+    this.#closed = true;
+    collected.unregister(this);
+    native().unmapMemory(this.#handle);
+  }
+
+  #wrap(shared: boolean): ArrayBuffer | SharedArrayBuffer {
+    const handle = this.#open();
+    const known = this.#buffer;
+    if (known) {
+      if (known instanceof SharedArrayBuffer === shared) return known;
+      const other = shared ? 'an ArrayBuffer' : 'a SharedArrayBuffer';
+      throw noBuffer(shared, `the mapping has ${other} already`, 'Use one kind of buffer for a mapping.');
+    }
+    if (this.#readOnly) {
+      const hint = "Map the file with `access: 'copy-on-write'`.";
+      throw noBuffer(shared, 'the mapping is for reading only, a buffer can be written to', hint);
+    }
+    this.#buffer = bufferOf(handle, shared);
+    return this.#buffer;
   }
 
   #open(): number {
@@ -375,15 +414,4 @@ async function finished(job: Promise<NativeJob>): Promise<Buffer | undefined> {
 
 function done(error: Parameters<typeof fromNative>[0] | null): void {
   if (error) throw fromNative(error);
-}
-
-function validateLength(length: unknown): number {
-  return validateInteger('length', length, 1, Number.MAX_SAFE_INTEGER);
-}
-
-function validatePages(pages: unknown): number {
-  if (pages === undefined) return 0;
-  if (typeof pages === 'number') return validatePowerOfTwo('options.pages', pages, 64 * 1024, 2 ** 30);
-  const kinds = ['ordinary', 'small', 'transparent'] as const;
-  return kinds.indexOf(validateOneOf('options.pages', pages, kinds));
 }

@@ -37,8 +37,4 @@ function meaning(errno: number, done: number): [UffdErrorCode, string] {
 }
 
 /** @hidden */
-export const errno: { readonly EAGAIN: number; readonly EEXIST: number; readonly EINVAL: number } = {
-  EAGAIN,
-  EEXIST,
-  EINVAL: constants.errno.EINVAL,
-};
+export const errno: typeof constants.errno = constants.errno;

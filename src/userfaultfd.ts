@@ -378,6 +378,16 @@ export class Userfaultfd extends PageOperations {
     this.#mappings.delete(mapping);
   }
 
+  /** @hidden A mapping was closed that a shared buffer still reaches: the registration ends with the buffer. */
+  forget(mapping: MemoryMapping): void {
+    this.#mappings.delete(mapping);
+  }
+
+  /** @hidden */
+  nativeHandle(): number | undefined {
+    return this.#closed ? undefined : this.#handle;
+  }
+
   #refuseIfWaiting(ofLastOnly: boolean): void {
     const count = native().userfaultfdWaiting(this.#handle, ofLastOnly);
     if (count <= 0) return;

@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use napi::{Env, Result};
 use pager::Guarded;
-use uffd::{Mapping, Userfaultfd};
+use uffd::Userfaultfd;
 
+use crate::buffers::Mapped;
 use crate::slots::Slots;
 
 /// Userfaultfds by number.
 pub(crate) static UFFDS: Slots<Guarded> = Slots::new();
 /// Mappings by number.
-pub(crate) static MAPPINGS: Slots<Mapping> = Slots::new();
+pub(crate) static MAPPINGS: Slots<Mapped> = Slots::new();
 
 static KNOWN: Mutex<Option<HashSet<usize>>> = Mutex::new(None);
 

@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, reason = "exports are reached from JavaScript")]
 #![allow(missing_docs, reason = "generated types carry no documentation of their own")]
 
+mod buffers;
 mod creating;
 mod environment;
 mod failures;

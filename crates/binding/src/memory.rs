@@ -12,6 +12,7 @@ use uffd::liveness::DeadUffdChecker;
 use uffd::pagemap::{Pagemap, PagemapError, ScanOptions};
 use uffd::{AnonymousOptions, FileAccess, FileOptions, Mapping, MappingError, MemfdOptions, Pages, Populate};
 
+use crate::buffers::Mapped;
 use crate::environment::{self, MAPPINGS, UFFDS};
 use crate::failures;
 use crate::jobs::{self, Product};
@@ -49,7 +50,7 @@ pub struct NativeMapping {
 #[napi(catch_unwind)]
 pub fn map_memory(env: &Env, options: NativeMappingOptions) -> Result<NativeMapping> {
     let mapping = match try_map(&options) {
-        Ok(mapping) => Arc::new(mapping),
+        Ok(mapping) => Arc::new(Mapped::new(mapping)),
         Err(error) => return Ok(NativeMapping { error: Some(error), ..NativeMapping::default() }),
     };
     Ok(NativeMapping {
@@ -112,7 +113,7 @@ pub fn unmap_memory(handle: f64) {
     drop(MAPPINGS.remove(handle));
 }
 
-fn mapping(handle: f64) -> std::result::Result<Arc<Mapping>, NativeError> {
+fn mapping(handle: f64) -> std::result::Result<Arc<Mapped>, NativeError> {
     MAPPINGS.get(handle).ok_or_else(|| failures::closed("mapping"))
 }
 
@@ -151,8 +152,8 @@ pub fn read_memory_sync(
     offset: f64,
     #[napi(ts_arg_type = "Uint8Array")] into: View,
 ) -> Option<NativeError> {
-    // SAFETY: a view is valid for its length during the call, and never lies in a mapping.
-    let read = |mapping: Arc<Mapping>| unsafe { mapping.read_to(offset as usize, into.data, into.len) };
+    // SAFETY: a view is valid for its length during the call; it may lie in a mapping, this one too.
+    let read = |mapping: Arc<Mapped>| unsafe { mapping.read_to(offset as usize, into.data, into.len) };
     mapping(handle).and_then(|mapping| Ok(read(mapping)?)).err()
 }
 
@@ -163,7 +164,7 @@ pub fn write_memory_sync(
     #[napi(ts_arg_type = "Uint8Array")] from: View,
 ) -> Option<NativeError> {
     // SAFETY: as in `read_memory_sync`.
-    let write = |mapping: Arc<Mapping>| unsafe { mapping.write_from(offset as usize, from.data, from.len) };
+    let write = |mapping: Arc<Mapped>| unsafe { mapping.write_from(offset as usize, from.data, from.len) };
     mapping(handle).and_then(|mapping| Ok(write(mapping)?)).err()
 }
 

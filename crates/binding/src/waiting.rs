@@ -1,6 +1,6 @@
 //! Waiting for descriptors without holding up JavaScript, in slices: what was given up ends within one.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +43,7 @@ pub struct NativeProcess {
 pub struct NativePeerResult {
     pub error: Option<NativeError>,
     pub peer: Option<NativePeer>,
+    pub pidfd: Option<i32>,
 }
 
 /// Why there is no pidfd of a process: ESRCH where it is gone.
@@ -59,15 +60,34 @@ fn gone(error: &LivenessError) -> NativeError {
     }
 }
 
+/// A process, or why there is none.
+#[napi(object, object_from_js = false)]
+pub struct NativePinned {
+    pub error: Option<NativeError>,
+    pub process: Option<NativeProcess>,
+}
+
+fn pinned(found: std::result::Result<PidFd, LivenessError>) -> NativePinned {
+    match found {
+        Ok(pidfd) => NativePinned { error: None, process: Some(NativeProcess { pidfd: Arc::new(pidfd) }) },
+        Err(error) => NativePinned { error: Some(gone(&error)), process: None },
+    }
+}
+
 #[napi]
 impl NativeProcess {
-    /// `null` where the process is gone already.
+    /// ESRCH where the process is gone already.
     #[napi(catch_unwind)]
-    pub fn open(pid: i32) -> Result<Option<NativeProcess>> {
-        match PidFd::open(pid) {
-            Ok(pidfd) => Ok(Some(Self { pidfd: Arc::new(pidfd) })),
-            Err(LivenessError::Gone) => Ok(None),
-            Err(error) => Err(napi::Error::from_reason(gone(&error).message)),
+    pub fn open(pid: i32) -> NativePinned {
+        pinned(PidFd::open(pid))
+    }
+
+    /// By a pidfd of JavaScript's, which stays JavaScript's.
+    #[napi(catch_unwind)]
+    pub fn of_pidfd(pidfd: i32) -> NativePinned {
+        match copy(pidfd) {
+            Ok(fd) => pinned(PidFd::from_fd(fd)),
+            Err(error) => NativePinned { error: Some(error), process: None },
         }
     }
 
@@ -99,17 +119,15 @@ fn passing(error: &FdPassingError) -> NativeError {
     }
 }
 
-/// Copies of descriptors of JavaScript's, so that closing one meanwhile reaches no other file.
-fn copies(fds: &[i32]) -> std::result::Result<Vec<OwnedFd>, NativeError> {
-    let copy = |&fd: &i32| {
-        if fd < 0 {
-            return Err(std::io::Error::from_raw_os_error(libc::EBADF));
-        }
-        // SAFETY: only borrowed for the call below, which refuses a number that is no open descriptor.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-        borrowed.try_clone_to_owned()
-    };
-    fds.iter().map(copy).collect::<std::io::Result<_>>().map_err(|error| failures::system("fcntl", &error))
+/// A copy of a descriptor of JavaScript's, so that closing it meanwhile reaches no other file.
+fn copy(fd: i32) -> std::result::Result<OwnedFd, NativeError> {
+    let failed = |error: std::io::Error| failures::system("fcntl", &error);
+    if fd < 0 {
+        return Err(failed(std::io::Error::from_raw_os_error(libc::EBADF)));
+    }
+    // SAFETY: only borrowed for the call below, which refuses a number that is no open descriptor.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    borrowed.try_clone_to_owned().map_err(failed)
 }
 
 #[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
@@ -123,14 +141,13 @@ pub fn send_descriptors<'env>(
     let mut bytes = vec![0_u8; payload.len];
     // SAFETY: a view is valid for its length during the call; the copy is ours.
     unsafe { std::ptr::copy_nonoverlapping(payload.data, bytes.as_mut_ptr(), payload.len) };
-    let given = copies(&[socket]).and_then(|socket| Ok((socket, copies(&fds)?)));
+    let copied: std::result::Result<Vec<_>, _> = fds.into_iter().map(copy).collect();
+    let given = copy(socket).and_then(|socket| Ok((socket, copied?)));
     jobs::run(env, &WAITS, move || {
         let (socket, fds) = given?;
         let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        for socket in &socket {
-            let time = Duration::from_millis(u64::from(milliseconds));
-            send_all(socket.as_fd(), &bytes, &borrowed, time).map_err(|error| passing(&error))?;
-        }
+        let time = Duration::from_millis(u64::from(milliseconds));
+        send_all(socket.as_fd(), &bytes, &borrowed, time).map_err(|error| passing(&error))?;
         Ok(Product::default())
     })
 }
@@ -143,15 +160,12 @@ pub fn receive_descriptors<'env>(
     most: u32,
     milliseconds: u32,
 ) -> Result<Object<'env>> {
-    let given = copies(&[socket]);
+    let socket = copy(socket);
     jobs::run(env, &WAITS, move || {
         let mut bytes = vec![0_u8; len as usize];
-        let mut fds = Vec::new();
-        for socket in &given? {
-            let time = Duration::from_millis(u64::from(milliseconds));
-            let received = recv_exact(socket.as_fd(), &mut bytes, most as usize, time);
-            fds = received.map_err(|error| passing(&error))?;
-        }
+        let time = Duration::from_millis(u64::from(milliseconds));
+        let received = recv_exact(socket?.as_fd(), &mut bytes, most as usize, time);
+        let fds = received.map_err(|error| passing(&error))?;
         Ok(Product { bytes: Some(bytes), fds: Some(fds), ..Product::default() })
     })
 }
@@ -159,16 +173,28 @@ pub fn receive_descriptors<'env>(
 /// Who connected a socket.
 #[napi(catch_unwind)]
 pub fn credentials_of_peer(socket: i32) -> NativePeerResult {
-    let copied = copies(&[socket]);
-    let failed = |error| NativePeerResult { error: Some(error), peer: None };
-    match copied.as_deref() {
-        Ok([socket, ..]) => match peer_credentials(socket.as_fd()) {
-            Ok(peer) => {
-                let peer = NativePeer { pid: peer.pid, uid: peer.uid, gid: peer.gid };
-                NativePeerResult { error: None, peer: Some(peer) }
-            }
-            Err(error) => failed(failures::system("SO_PEERCRED", &error)),
-        },
-        _ => failed(failures::system("fcntl", &std::io::Error::from_raw_os_error(libc::EBADF))),
+    let found = copy(socket).and_then(|socket| {
+        let read = peer_credentials(socket.as_fd());
+        read.map_err(|error| failures::system("SO_PEERCRED", &error))
+    });
+    match found {
+        Ok(peer) => {
+            let peer = NativePeer { pid: peer.pid, uid: peer.uid, gid: peer.gid };
+            NativePeerResult { error: None, peer: Some(peer), pidfd: None }
+        }
+        Err(error) => NativePeerResult { error: Some(error), peer: None, pidfd: None },
+    }
+}
+
+/// A pidfd of who connected a socket; JavaScript's from then on.
+#[napi(catch_unwind)]
+pub fn pidfd_of_peer(socket: i32) -> NativePeerResult {
+    let found = copy(socket).and_then(|socket| PidFd::of_peer(socket.as_fd()).map_err(|error| gone(&error)));
+    match found {
+        Ok(pidfd) => {
+            let fd = OwnedFd::from(pidfd).into_raw_fd();
+            NativePeerResult { error: None, peer: None, pidfd: Some(fd) }
+        }
+        Err(error) => NativePeerResult { error: Some(error), peer: None, pidfd: None },
     }
 }

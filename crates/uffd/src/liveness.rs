@@ -106,7 +106,20 @@ impl PidFd {
         }
     }
 
-    /// The process's number, as it was when it was found.
+    /// Takes a pidfd that came from elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL when it is some other kind of file.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, LivenessError> {
+        let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+        let info = std::fs::read_to_string(&path).map_err(|source| failed("read of /proc", source))?;
+        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+        let none = || failed("pidfd", io::Error::from_raw_os_error(libc::EINVAL));
+        Ok(Self { pid: pid.ok_or_else(none)?, fd })
+    }
+
+    /// The process's number, as it was when it was found; -1 where a pidfd came from elsewhere and the process was reaped.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
@@ -151,6 +164,12 @@ impl PidFd {
         let result =
             unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), signal, none, 0) };
         Ok(Errno::result(result).map(drop)?)
+    }
+}
+
+impl From<PidFd> for OwnedFd {
+    fn from(pidfd: PidFd) -> Self {
+        pidfd.fd
     }
 }
 

@@ -250,7 +250,7 @@ impl Mapping {
     ///
     /// # Safety
     ///
-    /// `into` can be written to for `len` bytes and does not overlap the mapping.
+    /// `into` can be written to for `len` bytes. It may lie in the mapping.
     ///
     /// # Errors
     ///
@@ -259,7 +259,7 @@ impl Mapping {
         let from = self.at(offset, len)?;
         // SAFETY: `at` has checked that the range lies in the mapping, which lives as long as `self`; `into` is the
         // caller's promise. What others write meanwhile makes the bytes indeterminate, not the copy.
-        unsafe { ptr::copy_nonoverlapping(from, into, len) };
+        unsafe { ptr::copy(from, into, len) };
         Ok(())
     }
 
@@ -267,7 +267,7 @@ impl Mapping {
     ///
     /// # Safety
     ///
-    /// `from` can be read for `len` bytes and does not overlap the mapping.
+    /// `from` can be read for `len` bytes. It may lie in the mapping.
     ///
     /// # Errors
     ///
@@ -278,7 +278,7 @@ impl Mapping {
             return Err(MappingError::ReadOnly);
         }
         // SAFETY: as in `read_to`, the other way round; the mapping was made writable.
-        unsafe { ptr::copy_nonoverlapping(from, to, len) };
+        unsafe { ptr::copy(from, to, len) };
         Ok(())
     }
 

@@ -19,34 +19,33 @@ import {
   UserfaultfdFactory,
 } from 'userfaultfd';
 
-import { make, MAKERS, mapped, next, PAGE, pageOf, registered } from './helpers/faults.js';
+import { inEveryWay, make, mapped, next, PAGE, pageOf, registered, wayOf } from './helpers/faults.js';
 import { canRun, reserveHugePages } from './helpers/serving.js';
 
 const { EEXIST, EINVAL, ENOENT } = constants.errno;
 
-for (const { backend, faults, name } of MAKERS) {
-  test(`a missing page is filled with what was copied (${name})`, async t => {
-    const uffd = make(t, { faults }, backend);
-    if (!uffd) return;
-    const mapping = mapped(t, MemoryMapping.anonymous(4 * PAGE));
-    const ioctls = uffd.register(mapping.range(), { modes: ['missing'], requireIoctls: ['copy'] });
-    const reading = mapping.read(PAGE + 10, 3);
-    const batch = next(t, uffd);
+inEveryWay('a missing page is filled with what was copied', async t => {
+  const { backend, faults } = wayOf(t);
+  const uffd = make(t);
+  if (!uffd) return;
+  const mapping = mapped(t, MemoryMapping.anonymous(4 * PAGE));
+  const ioctls = uffd.register(mapping.range(), { modes: ['missing'], requireIoctls: ['copy'] });
+  const reading = mapping.read(PAGE + 10, 3);
+  const batch = next(t, uffd);
 
-    uffd.copy(mapping.range(PAGE, PAGE), pageOf(7));
+  uffd.copy(mapping.range(PAGE, PAGE), pageOf(7));
 
-    t.deepEqual([...(await reading)], [7, 7, 7]);
-    t.is(uffd.userModeOnly, faults === 'user');
-    t.true(uffd.backend === backend || !capabilities().device.readable);
-    t.true(ioctls.includes('copy') && ioctls.includes('wake'));
-    t.deepEqual(
-      [...batch],
-      [{ type: 'fault', address: mapping.address + BigInt(PAGE), kind: 'missing', write: false }],
-    );
-  });
-}
+  t.deepEqual([...(await reading)], [7, 7, 7]);
+  t.is(uffd.userModeOnly, faults === 'user');
+  t.true(uffd.backend === backend || !capabilities().device.readable);
+  t.true(ioctls.includes('copy') && ioctls.includes('wake'));
+  t.deepEqual(
+    [...batch],
+    [{ type: 'fault', address: mapping.address + BigInt(PAGE), kind: 'missing', write: false }],
+  );
+});
 
-test('sources of a copy are views of any kind, shared memory, ranges and addresses', async t => {
+inEveryWay('sources of a copy are views of any kind, shared memory, ranges and addresses', async t => {
   const made = registered(t, 6);
   if (!made) return;
   const { uffd, mapping } = made;
@@ -71,7 +70,7 @@ test('sources of a copy are views of any kind, shared memory, ranges and address
   );
 });
 
-test('a copy stops at a page in the way with what was done, or goes on behind it', t => {
+inEveryWay('a copy stops at a page in the way with what was done, or goes on behind it', t => {
   const made = registered(t, 8);
   if (!made) return;
   const { uffd, mapping } = made;
@@ -93,7 +92,7 @@ test('a copy stops at a page in the way with what was done, or goes on behind it
   );
 });
 
-test('whoever waits for a page that turns out to be present is woken, unless told not to', async t => {
+inEveryWay('whoever waits for a page that turns out to be present is woken, unless told not to', async t => {
   const made = registered(t, 2);
   if (!made) return;
   const { uffd, mapping } = made;
@@ -109,7 +108,7 @@ test('whoever waits for a page that turns out to be present is woken, unless tol
   t.deepEqual([...(await reading)], [1]);
 });
 
-test('without waking, threads go on only when they are woken', async t => {
+inEveryWay('without waking, threads go on only when they are woken', async t => {
   const made = registered(t, 1);
   if (!made) return;
   const { uffd, mapping } = made;
@@ -123,7 +122,7 @@ test('without waking, threads go on only when they are woken', async t => {
   t.deepEqual([...(await reading)], [0]);
 });
 
-test('a poisoned page is an error for who asks the kernel to touch it', async t => {
+inEveryWay('a poisoned page is an error for who asks the kernel to touch it', async t => {
   const made = registered(t, 2, ['missing'], { require: ['poison'] });
   if (!made) return;
   const { uffd, mapping } = made;
@@ -137,7 +136,7 @@ test('a poisoned page is an error for who asks the kernel to touch it', async t 
   t.is(uffd.tryPoison(mapping.range(PAGE, PAGE)), -EEXIST);
 });
 
-test('minor faults of shared memory are answered by continuing', async t => {
+inEveryWay('minor faults of shared memory are answered by continuing', async t => {
   const uffd = make(t, { require: ['minor-shmem'] });
   if (!uffd) return;
   const mapping = mapped(t, MemoryMapping.memfd(2 * PAGE, { name: 'minor' }));
@@ -155,7 +154,7 @@ test('minor faults of shared memory are answered by continuing', async t => {
   t.is(uffd.tryContinue(mapping.range(0, PAGE)), -EEXIST);
 });
 
-test('writes to protected pages are told, and go on when the protection is taken off', async t => {
+inEveryWay('writes to protected pages are told, and go on when the protection is taken off', async t => {
   const made = registered(t, 2, ['missing', 'write-protect']);
   if (!made) return;
   const { uffd, mapping } = made;
@@ -178,7 +177,7 @@ test('writes to protected pages are told, and go on when the protection is taken
   t.deepEqual([...(await mapping.read(PAGE - 1, 2))], [8, 9]);
 });
 
-test('pages are moved without copying, and holes are passed over when allowed', async t => {
+inEveryWay('pages are moved without copying, and holes are passed over when allowed', async t => {
   const made = registered(t, 4, ['missing'], { require: ['move'] });
   if (!made) return;
   const { uffd, mapping } = made;
@@ -194,7 +193,7 @@ test('pages are moved without copying, and holes are passed over when allowed', 
   t.deepEqual([...(await mapping.read(0, 1)), ...(await mapping.read(2 * PAGE, 1))], [3, 4]);
 });
 
-test('huge pages are filled whole; zeros are copied where the kernel has no zero page', async t => {
+inEveryWay('huge pages are filled whole; zeros are copied where the kernel has no zero page', async t => {
   if (!canRun(t) || !reserveHugePages(t, 2)) return;
   const uffd = make(t);
   if (!uffd) return;
@@ -212,7 +211,7 @@ test('huge pages are filled whole; zeros are copied where the kernel has no zero
   t.deepEqual([...(await reading), ...(await mapping.read(0, 1))], [0, 5]);
 });
 
-test('modes of one range add up', async t => {
+inEveryWay('modes of one range add up', async t => {
   const made = registered(t, 1);
   if (!made) return;
   const { uffd, mapping } = made;
@@ -228,7 +227,7 @@ test('modes of one range add up', async t => {
   t.deepEqual([missing.kind(0), protectedPage.kind(0)], ['missing', 'write-protect']);
 });
 
-test('a registration that lacks a required ioctl is undone', t => {
+inEveryWay('a registration that lacks a required ioctl is undone', t => {
   const uffd = make(t);
   if (!uffd) return;
   const mapping = mapped(t, MemoryMapping.anonymous(PAGE));
@@ -241,11 +240,13 @@ test('a registration that lacks a required ioctl is undone', t => {
   t.is(uffd.tryZero(mapping.range()), -ENOENT);
 });
 
-test('exact addresses and thread ids are told only where they were asked for', async t => {
+inEveryWay('exact addresses and thread ids are told only where they were asked for', async t => {
   const plain = registered(t, 1);
   if (!plain || !make(t, { require: ['exact-address', 'thread-id'] })) return;
   // Touched by a worker itself, because a read that the kernel does has the address of a page.
-  const worker = new Worker(join(import.meta.dirname, 'fixtures', 'touching.js'));
+  const worker = new Worker(join(import.meta.dirname, 'fixtures', 'touching.js'), {
+    workerData: { way: wayOf(t) },
+  });
   t.teardown(async () => worker.terminate());
   const [fd] = (await once(worker, 'message')) as [number];
   const uffd = Userfaultfd.adopt(fd);
@@ -266,7 +267,7 @@ test('exact addresses and thread ids are told only where they were asked for', a
   t.deepEqual([await touched, [...(await reading)]], [[7], [0]]);
 });
 
-test('discarded memory is told before it is gone', async t => {
+inEveryWay('discarded memory is told before it is gone', async t => {
   const made = registered(t, 4, ['missing'], { require: ['event-remove'] });
   if (!made) return;
   const { uffd, mapping } = made;
@@ -281,7 +282,7 @@ test('discarded memory is told before it is gone', async t => {
   t.deepEqual(mapping.residency(), ['present', 'absent', 'absent', 'present']);
 });
 
-test('closing is refused while threads wait, until it is said what they get', async t => {
+inEveryWay('closing is refused while threads wait, until it is said what they get', async t => {
   const made = registered(t, 1);
   if (!made) return;
   const { uffd, mapping } = made;
@@ -299,7 +300,7 @@ test('closing is refused while threads wait, until it is said what they get', as
   t.throws(() => uffd.isDead(), { code: 'ERR_UFFD_USE_AFTER_CLOSE' });
 });
 
-test('closing with poison leaves errors and no zeros behind', async t => {
+inEveryWay('closing with poison leaves errors and no zeros behind', async t => {
   const made = registered(t, 3, ['missing'], { require: ['poison'] });
   if (!made) return;
   const { uffd, mapping } = made;
@@ -310,7 +311,7 @@ test('closing with poison leaves errors and no zeros behind', async t => {
   t.deepEqual(mapping.residency(), ['noted', 'present', 'noted']);
 });
 
-test('a clone keeps the userfaultfd open, and a released descriptor can be adopted', async t => {
+inEveryWay('a clone keeps the userfaultfd open, and a released descriptor can be adopted', async t => {
   const made = registered(t, 2);
   if (!made) return;
   const { uffd, mapping } = made;
@@ -339,7 +340,7 @@ test('what is no userfaultfd is not adopted and stays open', t => {
   t.throws(() => Userfaultfd.adopt(fd), { code: 'ERR_UFFD_SYSTEM', message: /fcntl/ });
 });
 
-test('many ranges are registered in one call and unregistered in one', async t => {
+inEveryWay('many ranges are registered in one call and unregistered in one', async t => {
   const first = make(t);
   const second = make(t);
   if (!first || !second) return;
@@ -405,7 +406,7 @@ test('what the machine can do is told without exceptions', t => {
   t.true(told.hugePages.every(pool => pool.size > told.pageSize && pool.free <= pool.total));
 });
 
-test('features that are required and missing are named; preferred ones are left out', t => {
+inEveryWay('features that are required and missing are named; preferred ones are left out', t => {
   const uffd = make(t, { prefer: ['exact-address', 'event-fork'] });
   if (!uffd) return;
   const has = (name: 'exact-address' | 'event-fork'): boolean =>
@@ -415,7 +416,7 @@ test('features that are required and missing are named; preferred ones are left 
   t.is(uffd.enabledFeatures?.includes('event-fork'), has('event-fork') && capabilities().ptrace);
 });
 
-test('reading nothing is nothing, and a batch has bounds', t => {
+inEveryWay('reading nothing is nothing, and a batch has bounds', t => {
   const made = registered(t, 1);
   if (!made) return;
   const batch = new EventBatch(1);

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import test from 'ava';
 import { capabilities, GiB, MemoryMapping, MiB } from 'userfaultfd';
 
-import { make, mapped, PAGE, pageOf, registered } from './helpers/faults.js';
+import { inEveryWay, make, mapped, PAGE, pageOf, registered } from './helpers/faults.js';
 import { folder, reserveHugePages } from './helpers/serving.js';
 
 test('memory is whole pages, reads zero, and keeps what is written', async t => {
@@ -75,7 +75,7 @@ test('mappings of more than 4 GiB are named by offset', async t => {
   t.deepEqual(mapping.residency(5 * GiB - PAGE, 3 * PAGE).at(1), 'present');
 });
 
-test('reads that wait leave the event loop and other file work alone', async t => {
+inEveryWay('reads that wait leave the event loop and other file work alone', async t => {
   const made = registered(t, 8);
   if (!made) return;
   const { uffd, mapping } = made;
@@ -93,7 +93,7 @@ test('reads that wait leave the event loop and other file work alone', async t =
   );
 });
 
-test('what was written since it was protected is found once', async t => {
+inEveryWay('what was written since it was protected is found once', async t => {
   const uffd = make(t, { require: ['wp-async'] });
   if (!uffd) return;
   const mapping = mapped(t, MemoryMapping.anonymous(16 * PAGE, { pages: 'small' }));
@@ -116,7 +116,7 @@ test('what was written since it was protected is found once', async t => {
   t.throws(() => other.writtenPages(), { code: 'ERR_UFFD_NOT_REGISTERED' });
 });
 
-test('populating makes pages present, closing is final', async t => {
+inEveryWay('populating makes pages present, closing is final', async t => {
   const mapping = mapped(t, MemoryMapping.anonymous(2 * PAGE));
   await mapping.populate(PAGE, PAGE, { write: true });
   t.deepEqual(mapping.residency(), ['absent', 'present']);
@@ -129,7 +129,7 @@ test('populating makes pages present, closing is final', async t => {
   await t.throwsAsync(mapping.read(0, 1), { code: 'ERR_UFFD_USE_AFTER_CLOSE' });
 });
 
-test('a mapping that is registered is unregistered when it is closed', t => {
+inEveryWay('a mapping that is registered is unregistered when it is closed', t => {
   const made = registered(t, 1);
   if (!made) return;
   made.mapping.close();

@@ -1,17 +1,24 @@
 // Wrong arguments: each throws an error that names the argument, before anything is done.
 
+import process from 'node:process';
+
 import test from 'ava';
 import {
   DeadUffdChecker,
   EventBatch,
   MemoryMapping,
+  MiB,
+  onExit,
+  receiveFds,
   registerRegions,
+  sendFds,
   unregisterRegions,
   Userfaultfd,
   UserfaultfdFactory,
 } from 'userfaultfd';
 
 import { mapped, PAGE, pageOf, registered } from './helpers/faults.js';
+import { canRun, reserveHugePages } from './helpers/serving.js';
 
 /** For what a type checker would refuse: assignable to everything. */
 type Loose = never;
@@ -82,6 +89,87 @@ for (const [operation, act] of Object.entries(OPERATIONS)) {
     t.throws(() => act(uffd, mapping.range(2 * PAGE, PAGE) as Loose, mapping), {
       code: 'ERR_UFFD_USE_AFTER_CLOSE',
     });
+  });
+}
+
+test('ranges that are not whole huge pages are refused by every operation', t => {
+  if (!canRun(t) || !reserveHugePages(t, 2)) return;
+  const made = registered(t, 1);
+  if (!made) return;
+  const { uffd, mapping } = made;
+  const huge = mapped(t, MemoryMapping.anonymous(4 * MiB, { pages: 2 * MiB }));
+  for (const [operation, act] of Object.entries(OPERATIONS)) {
+    for (const [offset, length, names] of [
+      [PAGE, 2 * MiB, /`range.offset`.*2097152/],
+      [0, PAGE, /`range.length`.*2097152/],
+      [2 * MiB, 2 * MiB + PAGE, /`range.length`/],
+    ] as const) {
+      const range = { mapping: huge, offset, length } as Loose;
+      t.throws(() => act(uffd, range, mapping), { code: RANGE, message: names }, operation);
+    }
+  }
+  t.throws(() => huge.range(PAGE), { code: RANGE, message: /`offset`/ });
+  t.throws(() => huge.discardSync(0, PAGE), { code: RANGE, message: /`length`/ });
+});
+
+/** Everything that takes options, with options that are to be refused. */
+const WITH_OPTIONS: Record<string, (options: Loose, uffd: Userfaultfd, mapping: MemoryMapping) => unknown> = {
+  'Userfaultfd.create': options => Userfaultfd.create(options),
+  'factory.create': options => {
+    const factory = UserfaultfdFactory.syscallOnly();
+    try {
+      return factory.create(options);
+    } finally {
+      factory.close();
+    }
+  },
+  'MemoryMapping.anonymous': options => MemoryMapping.anonymous(1, options),
+  'MemoryMapping.memfd': options => MemoryMapping.memfd(1, options),
+  'MemoryMapping.file': options => MemoryMapping.file('/dev/null', options),
+  register: (options, uffd, mapping) => uffd.register(mapping.range(), options),
+  copy: (options, uffd, mapping) => uffd.copy(mapping.range(0, PAGE), pageOf(1), options),
+  tryCopy: (options, uffd, mapping) => uffd.tryCopy(mapping.range(0, PAGE), pageOf(1), options),
+  zero: (options, uffd, mapping) => uffd.zero(mapping.range(), options),
+  tryZero: (options, uffd, mapping) => uffd.tryZero(mapping.range(), options),
+  poison: (options, uffd, mapping) => uffd.poison(mapping.range(), options),
+  tryPoison: (options, uffd, mapping) => uffd.tryPoison(mapping.range(), options),
+  continue: (options, uffd, mapping) => uffd.continue(mapping.range(), options),
+  tryContinue: (options, uffd, mapping) => uffd.tryContinue(mapping.range(), options),
+  move: (options, uffd, mapping) => uffd.move(mapping.range(0, PAGE), mapping.range(PAGE, PAGE), options),
+  tryMove: (options, uffd, mapping) =>
+    uffd.tryMove(mapping.range(0, PAGE), mapping.range(PAGE, PAGE), options),
+  writeProtect: (options, uffd, mapping) => uffd.writeProtect(mapping.range(), options),
+  tryWriteProtect: (options, uffd, mapping) => uffd.tryWriteProtect(mapping.range(), options),
+  waitSync: (options, uffd) => uffd.waitSync(new EventBatch(), options),
+  wait: async (options, uffd) => uffd.wait(options),
+  events: async (options, uffd) => uffd.events(options).next(),
+  close: (options, uffd) => uffd.close(options),
+  populate: async (options, _, mapping) => mapping.populate(0, PAGE, options),
+  writtenPages: (options, _, mapping) => mapping.writtenPages(options),
+  registerRegions: (options, uffd, mapping) =>
+    registerRegions([{ uffd, ranges: [mapping.range()] }], options),
+  sendFds: async options => sendFds(0, [0], pageOf(1), options),
+  receiveFds: async options => receiveFds(0, options),
+  onExit: async options => onExit(process.pid, options),
+};
+
+for (const [method, act] of Object.entries(WITH_OPTIONS)) {
+  test(`${method} refuses misspelt options and options that are none`, async t => {
+    const made = registered(t, 2);
+    if (!made) return;
+    const { uffd, mapping } = made;
+    const wrong = [
+      [{ wakee: true }, { code: VALUE, message: /`wakee` in `options`/ }],
+      [null, { code: TYPE, message: /`options`/ }],
+      [7, { code: TYPE, message: /`options`/ }],
+      [[], { code: TYPE, message: /`options`/ }],
+    ] as const;
+    for (const [options, expected] of wrong) {
+      // Both forms: a promise that is rejected, or an error that is thrown.
+      await t.throwsAsync(async () => act(options as Loose, uffd, mapping), expected);
+    }
+    t.false(uffd.closed);
+    t.deepEqual(mapping.residency(), ['absent', 'absent'], 'nothing was done');
   });
 }
 

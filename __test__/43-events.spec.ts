@@ -15,7 +15,7 @@ import {
   Userfaultfd,
 } from 'userfaultfd';
 
-import { make, mapped, next, PAGE, pageOf, registered } from './helpers/faults.js';
+import { inEveryWay, make, mapped, next, PAGE, pageOf, registered } from './helpers/faults.js';
 import { resources } from './helpers/serving.js';
 
 /** A process that was forked while its parent's memory was registered; and its userfaultfd, from the event. */
@@ -43,31 +43,34 @@ function follower(t: ExecutionContext): Userfaultfd | undefined {
   return undefined;
 }
 
-test('a process that forks hands over its child’s userfaultfd, which tells when the child is gone', async t => {
-  const uffd = follower(t);
-  if (!uffd) return;
-  const mapping = mapped(t, MemoryMapping.anonymous(2 * PAGE));
-  uffd.register(mapping.range(), { modes: ['missing'] });
+inEveryWay(
+  'a process that forks hands over its child’s userfaultfd, which tells when the child is gone',
+  async t => {
+    const uffd = follower(t);
+    if (!uffd) return;
+    const mapping = mapped(t, MemoryMapping.anonymous(2 * PAGE));
+    uffd.register(mapping.range(), { modes: ['missing'] });
 
-  const { child } = forked(t, uffd);
-  // sleep(1) was started by exec, which ends the memory that was forked.
-  const batch = new EventBatch();
-  t.is(child.waitSync(batch, { timeout: 10_000 }), -1);
+    const { child } = forked(t, uffd);
+    // sleep(1) was started by exec, which ends the memory that was forked.
+    const batch = new EventBatch();
+    t.is(child.waitSync(batch, { timeout: 10_000 }), -1);
 
-  t.true(child.isDead());
-  t.false(uffd.isDead());
-  t.throws(() => child.copy(mapping.range(0, PAGE), pageOf(1)), { code: 'ERR_UFFD_CLOSED' });
-  t.throws(() => child.register(mapping.range(), { modes: ['missing'] }), { code: 'ERR_UFFD_CLOSED' });
-  uffd.zero(mapping.range());
-  const own = mapped(t, MemoryMapping.anonymous(PAGE));
-  const targets = [
-    { uffd: child, ranges: [own.range()] },
-    { uffd, ranges: [own.range()] },
-  ];
-  t.deepEqual(registerRegions(targets, { modes: ['missing'] }), [child]);
-});
+    t.true(child.isDead());
+    t.false(uffd.isDead());
+    t.throws(() => child.copy(mapping.range(0, PAGE), pageOf(1)), { code: 'ERR_UFFD_CLOSED' });
+    t.throws(() => child.register(mapping.range(), { modes: ['missing'] }), { code: 'ERR_UFFD_CLOSED' });
+    uffd.zero(mapping.range());
+    const own = mapped(t, MemoryMapping.anonymous(PAGE));
+    const targets = [
+      { uffd: child, ranges: [own.range()] },
+      { uffd, ranges: [own.range()] },
+    ];
+    t.deepEqual(registerRegions(targets, { modes: ['missing'] }), [child]);
+  },
+);
 
-test('the checker finds the dead and says nothing of the living', async t => {
+inEveryWay('the checker finds the dead and says nothing of the living', async t => {
   const uffd = follower(t);
   if (!uffd) return;
   const checker = new DeadUffdChecker();
@@ -83,21 +86,24 @@ test('the checker finds the dead and says nothing of the living', async t => {
   t.throws(() => checker.register(child), { code: 'ERR_UFFD_CLOSED' });
 });
 
-test('memory that this very thread gives back is told to it afterwards, and it never waits for itself', async t => {
-  const made = registered(t, 4, ['missing'], { require: ['event-remove', 'event-unmap'] });
-  if (!made) return;
-  const { uffd } = made;
-  const mapping = MemoryMapping.anonymous(4 * PAGE);
-  uffd.register(mapping.range(), { modes: ['missing'] });
-  // Waits in here until the event was read, by the guard.
-  mapping.discardSync(PAGE, PAGE);
+inEveryWay(
+  'memory that this very thread gives back is told to it afterwards, and it never waits for itself',
+  async t => {
+    const made = registered(t, 4, ['missing'], { require: ['event-remove', 'event-unmap'] });
+    if (!made) return;
+    const { uffd } = made;
+    const mapping = MemoryMapping.anonymous(4 * PAGE);
+    uffd.register(mapping.range(), { modes: ['missing'] });
+    // Waits in here until the event was read, by the guard.
+    mapping.discardSync(PAGE, PAGE);
 
-  const start = mapping.address + BigInt(PAGE);
-  t.deepEqual([...next(t, uffd)], [{ type: 'remove', start, end: start + BigInt(PAGE) }]);
-  mapping.close();
-});
+    const start = mapping.address + BigInt(PAGE);
+    t.deepEqual([...next(t, uffd)], [{ type: 'remove', start, end: start + BigInt(PAGE) }]);
+    mapping.close();
+  },
+);
 
-test('events are kept in order and none is lost, however many happen while nobody reads', t => {
+inEveryWay('events are kept in order and none is lost, however many happen while nobody reads', t => {
   const made = registered(t, 64, ['missing'], { require: ['event-remove'] });
   if (!made) return;
   const { uffd, mapping } = made;
@@ -113,7 +119,7 @@ test('events are kept in order and none is lost, however many happen while nobod
   );
 });
 
-test('userfaultfds of children that nobody takes out of a batch are closed', t => {
+inEveryWay('userfaultfds of children that nobody takes out of a batch are closed', t => {
   const uffd = follower(t);
   if (!uffd) return;
   const mapping = mapped(t, MemoryMapping.anonymous(PAGE));

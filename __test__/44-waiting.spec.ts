@@ -9,10 +9,10 @@ import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { onExit, peerOf, pidfdOf, receiveFds, sendFds, type UffdEvent, Userfaultfd } from 'userfaultfd';
 
-import { PAGE, pageOf, registered } from './helpers/faults.js';
+import { inEveryWay, PAGE, pageOf, registered } from './helpers/faults.js';
 import { folder, resources } from './helpers/serving.js';
 
-test('events come as they happen, and the loop ends when it is told to', async t => {
+inEveryWay('events come as they happen, and the loop ends when it is told to', async t => {
   const made = registered(t, 8);
   if (!made) return;
   const { uffd, mapping } = made;
@@ -38,7 +38,7 @@ test('events come as they happen, and the loop ends when it is told to', async t
   t.is(new Set(seen).size, 3);
 });
 
-test('waiting for events has an end: in time, by signal, and by closing', async t => {
+inEveryWay('waiting for events has an end: in time, by signal, and by closing', async t => {
   const made = registered(t, 1);
   if (!made) return;
   const { uffd } = made;
@@ -116,7 +116,7 @@ test('descriptors are passed with a payload, and who connected is known', async 
   t.is(peerOf(accepted).pid, process.pid);
 });
 
-test('a userfaultfd is passed and served by whoever received it', async t => {
+inEveryWay('a userfaultfd is passed and served by whoever received it', async t => {
   const made = registered(t, 1);
   if (!made) return;
   const [, client, , accepted] = await sockets(t);

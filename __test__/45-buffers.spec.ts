@@ -12,7 +12,7 @@ import { Worker } from 'node:worker_threads';
 import test, { type ExecutionContext } from 'ava';
 import { GiB, KiB, MemoryMapping, Userfaultfd } from 'userfaultfd';
 
-import { make, mapped, next, PAGE, pageOf } from './helpers/faults.js';
+import { inEveryWay, make, mapped, next, PAGE, pageOf, wayOf } from './helpers/faults.js';
 import { folder } from './helpers/serving.js';
 
 setFlagsFromString('--expose-gc');
@@ -72,23 +72,26 @@ test('a buffer is the memory itself, and the same one each time', async t => {
   t.deepEqual([...new Uint8Array(buffer, 0, 4)], [5, 5, 0, 0]);
 });
 
-test('a thread that touches a missing page through a buffer waits until another has filled it', async t => {
-  if (!make(t)) return;
-  const worker = new Worker(join(import.meta.dirname, 'fixtures', 'touching.js'), {
-    workerData: { how: 'buffer' },
-  });
-  t.teardown(async () => worker.terminate());
-  const [fd] = (await once(worker, 'message')) as [number];
-  const uffd = Userfaultfd.adopt(fd);
-  t.teardown(() => uffd.close({ waiting: 'zero' }));
-  const touched = once(worker, 'message');
+inEveryWay(
+  'a thread that touches a missing page through a buffer waits until another has filled it',
+  async t => {
+    if (!make(t)) return;
+    const worker = new Worker(join(import.meta.dirname, 'fixtures', 'touching.js'), {
+      workerData: { way: wayOf(t), buffer: true },
+    });
+    t.teardown(async () => worker.terminate());
+    const [fd] = (await once(worker, 'message')) as [number];
+    const uffd = Userfaultfd.adopt(fd);
+    t.teardown(() => uffd.close({ waiting: 'zero' }));
+    const touched = once(worker, 'message');
 
-  const batch = next(t, uffd);
-  t.is(batch.address(0) % BigInt(PAGE), 123n);
-  uffd.copy(batch.page(0), pageOf(9));
+    const batch = next(t, uffd);
+    t.is(batch.address(0) % BigInt(PAGE), 123n);
+    uffd.copy(batch.page(0), pageOf(9));
 
-  t.deepEqual(await touched, [9]);
-});
+    t.deepEqual(await touched, [9]);
+  },
+);
 
 test('closing empties a buffer and every view of it, and unmaps at once', t => {
   const mapping = MemoryMapping.anonymous(4 * PAGE);
@@ -164,7 +167,9 @@ test('a shared buffer is one memory for all threads', async t => {
   const mapping = mapped(t, MemoryMapping.anonymous(PAGE));
   uffd.register(mapping.range(), { modes: ['missing'] });
   const shared = mapping.sharedArrayBuffer();
-  const worker = new Worker(join(import.meta.dirname, 'fixtures', 'touching.js'), { workerData: { shared } });
+  const worker = new Worker(join(import.meta.dirname, 'fixtures', 'touching.js'), {
+    workerData: { way: wayOf(t), shared },
+  });
   t.teardown(async () => worker.terminate());
   worker.postMessage('touch');
   const touched = once(worker, 'message');
@@ -186,7 +191,7 @@ test('memory and its registration outlive closing as long as a thread has a shar
   const { address } = mapping;
   uffd.register(mapping.range(), { modes: ['missing'] });
   const worker = new Worker(join(import.meta.dirname, 'fixtures', 'touching.js'), {
-    workerData: { shared: mapping.sharedArrayBuffer() },
+    workerData: { way: wayOf(t), shared: mapping.sharedArrayBuffer() },
   });
   t.teardown(async () => worker.terminate());
 

@@ -1,6 +1,7 @@
 import { native } from './native.js';
 import { errno, errorOf } from './outcome.js';
-import { type MemoryRange, pageOf, sourceOf, startOf } from './range.js';
+import { type MemoryRange, ORDINARY_PAGE, pageOf, sourceOf, startOf } from './range.js';
+import { MiB } from './units.js';
 import { argumentError, validateBoolean, validateOneOf, validateOptions, validateView } from './validate.js';
 
 /** How pages are filled. */
@@ -30,6 +31,8 @@ const DONT_WAKE = 1;
 const PROTECT = 2;
 const SOURCE_HOLES = 4;
 const PAGE_SHIFT = 8;
+/** What an address range may be made of besides ordinary pages: the size every supported machine has. */
+const HUGE_PAGE = 2 * MiB;
 const FILL = ['wake', 'onPresent'] as const;
 const COPY = [...FILL, 'writeProtect'] as const;
 const MOVE = [...FILL, 'allowSourceHoles'] as const;
@@ -56,7 +59,8 @@ export abstract class PageOperations {
   /**
    * Fills missing pages (`UFFDIO_COPY`). Goes on by itself where the kernel stops on the way.
    *
-   * @param source Bytes: any view, a range of a mapping, or addresses of this process; as many as `range` has.
+   * @param source Bytes: any view, a range of a mapping, or addresses of this process; as many as `range` has. For huge
+   *   pages it should be resident: the kernel otherwise takes a second huge page to copy by (ENOMEM where there is none).
    * @throws {@linkcode UffdError} with `done`: `ERR_UFFD_PAGE_EXIST`, `ERR_UFFD_CHANGING` or `ERR_UFFD_PARTIALLY_COPIED`
    *   (read the events, then go on), `ERR_UFFD_NOT_REGISTERED`, `ERR_UFFD_CLOSED`, `ERR_UFFD_SYSTEM`
    */
@@ -90,19 +94,34 @@ export abstract class PageOperations {
   }
 
   /**
-   * Fills missing pages with zeros (`UFFDIO_ZEROPAGE`; where that cannot be done, which is on huge pages, by copying zeros).
+   * Fills missing pages with zeros (`UFFDIO_ZEROPAGE`; where that cannot be done, which is on huge pages, by copying zeros;
+   * address ranges of huge pages are taken for ones of 2 MiB).
    *
    * @throws {@linkcode UffdError} as {@link Userfaultfd.copy}
    */
   zero(range: MemoryRange, options: FillOptions = NO_OPTIONS): void {
     const start = startOf('range', range);
     const page = pageOf(range);
-    if (page > 4096) return this.copy(range, new Uint8Array(range.length), options);
+    const { length } = range;
     const mode = modeOf(range, options, FILL);
     const handle = this.handle();
-    complete('UFFDIO_ZEROPAGE', range.length, page, options, done =>
-      native().uffdZero(handle, start + done, range.length - done, mode),
-    );
+    const zeroHuge = (size: number): void => {
+      const withSize = (mode & ((1 << PAGE_SHIFT) - 1)) | ((31 - Math.clz32(size)) << PAGE_SHIFT);
+      complete('UFFDIO_COPY', length, size, options, done =>
+        native().uffdZeroHuge(handle, start + done, length - done, withSize),
+      );
+    };
+    if (page > ORDINARY_PAGE) return zeroHuge(page);
+    try {
+      complete('UFFDIO_ZEROPAGE', length, page, options, done =>
+        native().uffdZero(handle, start + done, length - done, mode),
+      );
+    } catch (error) {
+      // Addresses do not tell what they are made of: of huge pages the kernel says EINVAL.
+      const maybeHuge = !('mapping' in range) && start % HUGE_PAGE === 0 && length % HUGE_PAGE === 0;
+      if (!maybeHuge || (error as { errno?: number }).errno !== errno.EINVAL) throw error;
+      zeroHuge(HUGE_PAGE);
+    }
   }
 
   /** `UFFDIO_ZEROPAGE`, once: bytes done, or `-errno` (EINVAL on huge pages). */

@@ -12,8 +12,8 @@ export interface AddressRange {
 /** Memory: a part of a mapping of this package ({@link MemoryMapping.range}), or addresses. */
 export type MemoryRange = MappingRange | AddressRange;
 
-/** What an address has no mapping to tell: the ordinary size on every machine this package runs on. */
-const ORDINARY_PAGE = 4096;
+/** @hidden What an address has no mapping to tell: the ordinary size on every machine this package runs on. */
+export const ORDINARY_PAGE = 4096;
 /** Above it, no address of user space exists; page-aligned numbers below it are exact. */
 const END_OF_ADDRESSES = 1n << 63n;
 

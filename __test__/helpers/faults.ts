@@ -1,6 +1,6 @@
 /** Userfaultfds of every kind this machine has, and faults to answer. */
 
-import type { ExecutionContext } from 'ava';
+import test, { type ExecutionContext } from 'ava';
 import {
   capabilities,
   type CreateOptions,
@@ -18,18 +18,35 @@ export const PAGE = 4096;
 /** A page of one byte. */
 export const pageOf = (byte: number, pages = 1): Buffer => Buffer.alloc(pages * PAGE, byte);
 
-/** The ways to make a userfaultfd: through the device and by the system call, for all faults and those of user mode. */
-export const MAKERS = (['device', 'syscall'] as const).flatMap(backend =>
-  (['all', 'user'] as const).map(faults => ({ backend, faults, name: `${backend}, ${faults} faults` })),
-);
+/** A way to make a userfaultfd. */
+export interface Way {
+  readonly backend: 'device' | 'syscall';
+  readonly faults: 'all' | 'user';
+}
 
-/** A userfaultfd made in one of the ways, or a reason logged. It is closed when the test ends. */
-export function make(
-  t: ExecutionContext,
-  options: CreateOptions = {},
-  backend: 'device' | 'syscall' = 'device',
-): Userfaultfd | undefined {
+/** Through the device and by the system call, for all faults and those of user mode. */
+const WAYS: Way[] = (['device', 'syscall'] as const).flatMap(backend =>
+  (['all', 'user'] as const).map(faults => ({ backend, faults })),
+);
+const waysOf = new WeakMap<ExecutionContext, Way>();
+
+/** How `make` and `registered` make userfaultfds in this test. */
+export const wayOf = (t: ExecutionContext): Way => waysOf.get(t) ?? { backend: 'device', faults: 'all' };
+
+/** A test for every way in which a userfaultfd can be made. */
+export function inEveryWay(title: string, act: (t: ExecutionContext) => Promise<void> | void): void {
+  for (const way of WAYS) {
+    test(`${title} (${way.backend}, ${way.faults} faults)`, async t => {
+      waysOf.set(t, way);
+      await act(t);
+    });
+  }
+}
+
+/** A userfaultfd, or a reason logged. It is closed when the test ends. */
+export function make(t: ExecutionContext, options: CreateOptions = {}): Userfaultfd | undefined {
   if (!canRun(t)) return undefined;
+  const { backend, faults } = wayOf(t);
   const factory = backend === 'device' ? UserfaultfdFactory.open() : UserfaultfdFactory.syscallOnly();
   t.teardown(() => factory.close());
   const missing = (options.require ?? []).filter(name => !capabilities().features.includes(name));
@@ -38,7 +55,7 @@ export function make(
     t.pass();
     return undefined;
   }
-  const uffd = factory.create(options);
+  const uffd = factory.create({ faults, ...options });
   t.teardown(() => uffd.close({ waiting: 'zero' }));
   return uffd;
 }

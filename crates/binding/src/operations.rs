@@ -89,6 +89,13 @@ pub fn uffd_zero(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
     filled(handle, (start, len), mode, |uffd| uffd.zero(start as u64, len as u64, mode & DONT_WAKE == 0))
 }
 
+/// Of huge pages, whose size is in `mode`.
+#[napi(catch_unwind)]
+pub fn uffd_zero_huge(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
+    let (page_size, wake) = (1 << (mode >> PAGE_SHIFT), mode & DONT_WAKE == 0);
+    filled(handle, (start, len), mode, |uffd| uffd.zero_huge(start as u64, len as u64, page_size, wake))
+}
+
 #[napi(catch_unwind)]
 pub fn uffd_poison(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
     filled(handle, (start, len), mode, |uffd| uffd.poison(start as u64, len as u64, mode & DONT_WAKE == 0))

@@ -116,16 +116,7 @@ impl Resolver<'_> {
                 unsafe { self.uffd.copy(address, bytes.as_ptr(), bytes.len(), CopyOptions::default()) }
             }
             Filling::Zeros if self.huge => {
-                let zeros = huge_zeros();
-                // SAFETY: as above; a huge page is installed at a time, and `zeros` has that many bytes.
-                unsafe {
-                    self.uffd.copy(
-                        address,
-                        zeros.as_ptr(),
-                        zeros.len().min(len as usize),
-                        CopyOptions::default(),
-                    )
-                }
+                self.uffd.zero_huge(address, len, self.map.page_size() as usize, true)
             }
             Filling::Zeros => self.uffd.zero(address, len, true),
             Filling::Poison => self.uffd.poison(address, len, true),
@@ -214,10 +205,4 @@ impl Resolver<'_> {
         let address = self.map.address_of(pages.start).unwrap_or(0);
         Stop::Failed(reason, PagerError::Kernel { address, len: self.map.bytes(pages.len()), cause })
     }
-}
-
-/// ZEROPAGE does not exist for huge pages: they are copied from this, which the kernel backs by its zero page.
-fn huge_zeros() -> &'static [u8] {
-    static ZEROS: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
-    ZEROS.get_or_init(|| vec![0; 2 << 20])
 }

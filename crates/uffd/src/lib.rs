@@ -24,6 +24,7 @@ pub mod regions;
 mod registering;
 mod registrations;
 mod userfaultfd;
+mod zeros;
 
 pub use error::{AdoptError, Operation, UffdError};
 pub use event::{Event, EventBuffer, Fault, FaultKind};

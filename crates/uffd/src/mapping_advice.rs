@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use crate::mapping::Mapping;
 use crate::mapping_options::{MappingError, Pages, transparent_huge_page_size};
 use crate::page::page_size;
-use crate::pagemap::{Pagemap, PagemapError};
+use crate::pagemap::{Categories, Pagemap, PagemapError, Region, ScanOptions};
 
 /// `MADV_COLLAPSE` (Linux 6.1), which the C library does not name everywhere.
 const MADV_COLLAPSE: libc::c_int = 25;
@@ -138,13 +138,17 @@ impl Mapping {
             errno: Errno::from_raw(error.errno()),
         };
         let ordinary = len / page_size();
-        let entries =
-            Pagemap::of_self().and_then(|map| map.entries(start as u64, ordinary)).map_err(failed)?;
+        let map = Pagemap::of_self().map_err(failed)?;
+        let entries = map.entries(start as u64, ordinary).map_err(failed)?;
+        let noted = self.noted_huge_pages(&map, start as u64, len).map_err(failed)?;
         let cached = if self.has_page_cache() { self.mincore(start, len)? } else { vec![0; ordinary] };
-        let states = entries.iter().zip(&cached).map(|(entry, cached)| {
+        let pages = (start as u64..).step_by(page_size());
+        let states = entries.iter().zip(&cached).zip(pages).map(|((entry, cached), page)| {
             if entry.is_present() {
                 Residency::Present
-            } else if entry.is_swapped() {
+            } else if entry.is_swapped()
+                || noted.iter().any(|region| (region.start..region.end).contains(&page))
+            {
                 Residency::Noted
             } else if cached & 1 != 0 {
                 Residency::Cached
@@ -153,6 +157,21 @@ impl Mapping {
             }
         });
         Ok(states.step_by(self.page_size() / page_size()).collect())
+    }
+
+    /// The entries of the page map do not tell what is noted of huge pages from the pool (Linux 6.18); a scan does, which
+    /// is younger than poison by one version.
+    fn noted_huge_pages(&self, map: &Pagemap, start: u64, len: usize) -> Result<Vec<Region>, PagemapError> {
+        if self.page_size() == page_size() {
+            return Ok(Vec::new());
+        }
+        let swapped = Categories::SWAPPED;
+        let options = ScanOptions { all_of: swapped, report: swapped, ..ScanOptions::default() };
+        match map.scan_to_end(start, start + len as u64, &options) {
+            Ok(scan) => Ok(scan.regions),
+            Err(PagemapError::Unsupported) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     fn mincore(&self, start: *mut u8, len: usize) -> Result<Vec<u8>, MappingError> {

@@ -16,7 +16,6 @@ import {
   registerRegions,
   unregisterRegions,
   Userfaultfd,
-  UserfaultfdFactory,
 } from 'userfaultfd';
 
 import { inEveryWay, make, mapped, next, PAGE, pageOf, registered, wayOf } from './helpers/faults.js';
@@ -370,25 +369,6 @@ inEveryWay('many ranges are registered in one call and unregistered in one', asy
     { code: 'ERR_UFFD_SYSTEM' },
   );
   t.is(first.tryZero(a.range(3 * PAGE, PAGE)), -ENOENT);
-});
-
-test('a factory keeps the device and can be handed on', t => {
-  if (!canRun(t)) return;
-  const factory = UserfaultfdFactory.open();
-  const clone = factory.clone();
-  const [fd] = factory.fds;
-  factory.close();
-  t.throws(() => factory.create(), { code: 'ERR_UFFD_USE_AFTER_CLOSE' });
-  t.is(clone.fds.length, fd === undefined ? 0 : 1);
-  t.is(clone.backend, fd === undefined ? 'syscall' : 'device');
-  clone.create().close();
-  clone.close();
-
-  const wrong = UserfaultfdFactory.fromDevice(openSync('/dev/null', 'r'));
-  t.teardown(() => wrong.close());
-  const uffd = wrong.create();
-  t.is(uffd.backend, 'syscall', 'whatever is wrong with the device, the system call is tried');
-  uffd.close();
 });
 
 test('what the machine can do is told without exceptions', t => {

@@ -116,13 +116,7 @@ export class Userfaultfd extends PageOperations {
    *   there), `ERR_UFFD_SYSTEM`
    */
   static create(options: CreateOptions = {}): Userfaultfd {
-    const factory = native().NativeFactory.open();
-    try {
-      return Userfaultfd.createWith(factory, options);
-    } finally {
-      // Not left to the garbage collector: it has a descriptor.
-      factory.close();
-    }
+    return Userfaultfd.createWith(undefined, options);
   }
 
   /**
@@ -138,18 +132,18 @@ export class Userfaultfd extends PageOperations {
     return new Userfaultfd(native().adoptUserfaultfd(fd));
   }
 
-  /** @hidden */
-  static createWith(factory: NativeFactory, options: CreateOptions): Userfaultfd {
+  /** @hidden Without a factory, with one for this once. */
+  static createWith(factory: NativeFactory | undefined, options: CreateOptions): Userfaultfd {
     const known = ['nonBlocking', 'closeOnExec', 'faults', 'require', 'prefer'];
     validateOptions('options', options, known);
-    const made = factory.create({
+    const checked = {
       nonBlocking: validateBoolean('options.nonBlocking', options.nonBlocking, true),
       closeOnExec: validateBoolean('options.closeOnExec', options.closeOnExec, true),
       faults: validateOneOf('options.faults', options.faults ?? 'permitted', ['permitted', 'all', 'user']),
       require: validateNames('options.require', options.require, FEATURES),
       prefer: validateNames('options.prefer', options.prefer, FEATURES),
-    });
-    return new Userfaultfd(made);
+    };
+    return new Userfaultfd(factory ? factory.create(checked) : native().createUserfaultfd(checked));
   }
 
   /** @hidden */

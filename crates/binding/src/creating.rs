@@ -133,21 +133,31 @@ impl NativeFactory {
 
     #[napi(catch_unwind)]
     pub fn create(&self, env: &Env, options: NativeCreateOptions) -> Result<NativeUserfaultfd> {
-        let options = CreateOptions {
-            non_blocking: options.non_blocking,
-            close_on_exec: options.close_on_exec,
-            faults: match options.faults.as_str() {
-                "all" => Faults::All,
-                "user" => Faults::User,
-                _ => Faults::Permitted,
-            },
-            require: features(&options.require),
-            prefer: features(&options.prefer),
-        };
-        match self.factory.create(&options) {
-            Ok(uffd) => kept(env, uffd),
-            Err(error) => Ok(NativeUserfaultfd::failed(error)),
-        }
+        created(&self.factory, env, options)
+    }
+}
+
+/// With a factory of its own, which needs no object that the collector would have to free.
+#[napi(catch_unwind)]
+pub fn create_userfaultfd(env: &Env, options: NativeCreateOptions) -> Result<NativeUserfaultfd> {
+    created(&Factory::open(), env, options)
+}
+
+fn created(factory: &Factory, env: &Env, options: NativeCreateOptions) -> Result<NativeUserfaultfd> {
+    let options = CreateOptions {
+        non_blocking: options.non_blocking,
+        close_on_exec: options.close_on_exec,
+        faults: match options.faults.as_str() {
+            "all" => Faults::All,
+            "user" => Faults::User,
+            _ => Faults::Permitted,
+        },
+        require: features(&options.require),
+        prefer: features(&options.prefer),
+    };
+    match factory.create(&options) {
+        Ok(uffd) => kept(env, uffd),
+        Err(error) => Ok(NativeUserfaultfd::failed(error)),
     }
 }
 

@@ -8,8 +8,11 @@
  * @property {number} failed
  * @property {{ test: string, reason: string }[]} skipped One entry for each test; its reasons are joined.
  * @property {string[]} failures What the failed ones printed, ready to be shown.
+ * @property {Ran[]} ran Every test that ran, whatever came of it.
  * @property {boolean} [cut] The output stops before its end, so that what went wrong may stand elsewhere.
  */
+
+/** @typedef {{ file: string, title: string }} Ran A test: its file, as far as the output tells it, and its title. */
 
 // With one test at a time, what its children write to fd 2 lands behind the harness's `test <name> ... `.
 const SKIPPED = /^(?:test \S+ \.\.\. )?\s*skipped: (.+)$/;
@@ -25,7 +28,7 @@ const PROGRAM = /^ {5}(?=Running .+-[0-9a-f]{16}\)$)|^ {3}(?=Doc-tests \S+$)/m;
  * @returns {Results}
  */
 export function readCargoTest(text) {
-  const results = { passed: 0, failed: 0, skipped: [], failures: [] };
+  const results = { passed: 0, failed: 0, skipped: [], failures: [], ran: [] };
   // One part for each test program; what stands before the first is the compiler's.
   const [, ...programs] = text.split(PROGRAM);
   for (const program of programs) readTestProgram(program, results);
@@ -36,6 +39,7 @@ export function readCargoTest(text) {
 function readTestProgram(text, results) {
   const [title, ...lines] = text.split('\n');
   const name = title.replace(/^Running (.+) \((?:.*\/)?([^/]+)-[0-9a-f]{16}\)$/, '$2 ($1)');
+  const file = /^Running (?:unittests )?(\S+) /.exec(title)?.[1] ?? title;
   let passed = 0;
   let failed = 0;
   let finished = false;
@@ -48,6 +52,8 @@ function readTestProgram(text, results) {
     const ignored = /^test (.+) \.\.\. ignored(?:, (.+))?$/.exec(line);
     const result = /^test result: \w+\. (\d+) passed; (\d+) failed;/.exec(line);
     const reason = SKIPPED.exec(line);
+    const started = ignored ? undefined : /^test (\S+) \.\.\. /.exec(line)?.[1];
+    if (started) results.ran.push({ file, title: started });
     if (heading) {
       section = heading[1];
       test = undefined;
@@ -93,12 +99,14 @@ function failureSections(text) {
  * @returns {Results}
  */
 export function readTap(text) {
-  const results = { passed: 0, failed: 0, skipped: [], failures: [] };
+  const results = { passed: 0, failed: 0, skipped: [], failures: [], ran: [] };
   let todo = 0;
   for (const block of text.split(/^(?=(?:not )?ok\b|1\.\.|# tests )/m)) {
     const [, not, test, directive] =
       /^(not )?ok\b(?: \d+)?(?: - )?(.*?)(?: # (SKIP|TODO)\b.*)?$/m.exec(block) ?? [];
     if (test === undefined || !/^(?:not )?ok\b/.test(block)) continue;
+    const [, spec, title] = /^(\S+) › (.*)$/.exec(test) ?? [undefined, '', test];
+    if (!directive) results.ran.push({ file: `__test__/${spec}.spec.ts`, title });
     const reasons = block
       .split('\n')
       .flatMap(line => SKIPPED.exec(/^#\s+(?:ℹ\s+)?(.*)$/.exec(line)?.[1] ?? '')?.[1] ?? []);

@@ -159,3 +159,25 @@ test('a TAP report without its end is a failure', () => {
 
   assert.deepEqual([passed, failed], [1, 1]);
 });
+
+test('which tests ran is told with their files, as far as they are known', () => {
+  const rust = readCargoTest(
+    [
+      '     Running unittests src/lib.rs (target/debug/deps/uffd-0123456789abcdef)',
+      'test error::partial ... ok',
+      '     Running tests/a/main.rs (target/debug/deps/a-0123456789abcdef)',
+      'test copy::rows ... FAILED',
+      'test slow ... ignored',
+      'test result: FAILED. 0 passed; 1 failed; 1 ignored',
+    ].join('\n'),
+  );
+  assert.deepEqual(rust.ran, [
+    { file: 'src/lib.rs', title: 'error::partial' },
+    { file: 'tests/a/main.rs', title: 'copy::rows' },
+  ]);
+  const { ran } = readTap('TAP version 13\nok 1 - 40-x › pages › whole\nnot ok 2 - 41-y › b\n1..2\n');
+  assert.deepEqual(ran, [
+    { file: '__test__/40-x.spec.ts', title: 'pages › whole' },
+    { file: '__test__/41-y.spec.ts', title: 'b' },
+  ]);
+});

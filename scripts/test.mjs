@@ -6,8 +6,9 @@
 // All steps run even when one fails. The last line sums them up: tests one by one, every other step as one.
 
 import { parseArgs } from 'node:util';
+import { checkTree } from './conformance.mjs';
 import { explain, make, requirePlatform, steps } from './ensure.mjs';
-import { bin } from './paths.mjs';
+import { bin, root } from './paths.mjs';
 import { readCargoTest, readTap } from './results.mjs';
 import { run, seconds } from './run.mjs';
 
@@ -26,7 +27,7 @@ function readArguments() {
 const { only, match } = readArguments();
 
 /** @type {import('./results.mjs').Results} */
-const total = { passed: 0, failed: 0, skipped: [], failures: [] };
+const total = { passed: 0, failed: 0, skipped: [], failures: [], ran: [] };
 
 function report(name, outcome, milliseconds) {
   process.stdout.write(`${name.padEnd(28)} ${outcome}, ${seconds(milliseconds)}\n`);
@@ -78,6 +79,7 @@ async function tests(name, command, read, options) {
   total.passed += results.passed;
   total.failed += results.failed;
   total.skipped.push(...results.skipped);
+  total.ran.push(...results.ran);
   total.failures.push(...results.failures.map(text => `${name}: ${text}`));
 }
 
@@ -105,12 +107,28 @@ async function checkTypeScript() {
   await check('prettier', [bin('prettier'), '--check', '--log-level', 'warn', '.']);
   await check('tree', [process.execPath, 'scripts/check-tree.mjs']);
   // The sum at the end is only as good as the reading of what the test programs print.
-  await check('scripts', [process.execPath, '--test', 'scripts/results.test.mjs']);
+  await check('scripts', [
+    process.execPath,
+    '--test',
+    'scripts/results.test.mjs',
+    'scripts/conformance.test.mjs',
+  ]);
 }
 
 async function testTypeScript() {
   const command = [bin('ava'), '--tap', ...(match ? ['--match', `*${match}*`] : [])];
   await tests('ava', command, result => readTap(result.stdout), { name: 'ava', separate: true });
+}
+
+/** Whether every test that stands for a case of another suite has run. Only when everything was to run. */
+function checkSuites() {
+  const start = performance.now();
+  const { cases, reasons, problems } = checkTree(root, total.ran);
+  const outcome = problems.length === 0 ? 'ok' : 'FAILED';
+  report(`conformance`, `${outcome}: ${cases} cases, ${reasons} do not apply`, performance.now() - start);
+  if (problems.length === 0) total.passed += 1;
+  else total.failed += 1;
+  if (problems.length > 0) total.failures.push(`conformance\n${problems.join('\n')}`);
 }
 
 async function main() {
@@ -127,6 +145,7 @@ async function main() {
     if (ready) await testTypeScript();
     else process.stdout.write('ava                          not run: what it needs could not be built\n');
   }
+  if (only === undefined && match === undefined) checkSuites();
 }
 
 await main();

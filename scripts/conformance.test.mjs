@@ -1,0 +1,40 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { checkConformance } from './conformance.mjs';
+
+const ran = [
+  { file: 'tests/a/main.rs', title: 'copy::rows' },
+  { file: '__test__/40-x.spec.ts', title: 'pages are copied' },
+];
+const check = entry => checkConformance({ suite: { one: entry } }, ran, () => 'a table with a row').problems;
+
+test('cases that have run, or have a reason, are right', () => {
+  assert.deepEqual(check({ file: 'crates/uffd/tests/a/main.rs', title: 'copy::rows', row: 'a row' }), []);
+  assert.deepEqual(check({ file: '__test__/40-x.spec.ts', title: 'pages are copied' }), []);
+  assert.deepEqual(check({ reason: 'there is no such thing here' }), []);
+});
+
+test('everything else is a problem', () => {
+  assert.match(
+    check({ file: 'crates/uffd/tests/a/main.rs', title: 'copy' })[0],
+    /suite › one: no test "copy"/,
+  );
+  assert.match(check({ file: 'crates/uffd/tests/b/main.rs', title: 'copy::rows' })[0], /has run/);
+  assert.match(check({ file: 'xtests/a/main.rs', title: 'copy::rows' })[0], /has run/);
+  assert.match(check({ file: 'tests/a/main.rs', title: 'copy::rows', row: 'none' })[0], /no row "none"/);
+  assert.match(check({})[0], /neither/);
+  assert.match(check({ file: 'a', title: 'b', reason: 'c' })[0], /and a reason/);
+  assert.match(checkConformance({ empty: {} }, ran, () => '').problems[0], /no cases/);
+});
+
+test('cases and reasons are counted', () => {
+  const two = {
+    a: { one: { reason: 'none' } },
+    b: { two: { file: 'tests/a/main.rs', title: 'copy::rows' } },
+  };
+  assert.deepEqual(
+    checkConformance(two, ran, () => ''),
+    { cases: 2, reasons: 1, problems: [] },
+  );
+});

@@ -1,0 +1,21 @@
+//! What the kernel's own tests of userfaultfd (tools/testing/selftests/mm) assert, through this crate: the cases of
+//! uffd-unit-tests and uffd-stress on every kind of memory they use, and those parts of the neighbouring tests that are
+//! about userfaultfd. Each module is a case or a group of them, each test one kind of memory.
+//!
+//! Every test runs in a process of its own: forks are told to every userfaultfd of a process and make its pages shared,
+//! handlers of SIGBUS belong to the whole process, and what hangs can be killed.
+#![allow(unreachable_pub, reason = "a module of a test program is its own crate's")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says so by panicking")]
+
+#[path = "../processes/mod.rs"]
+mod processes;
+#[path = "../support/mod.rs"]
+mod support;
+
+#[macro_use]
+mod alone;
+mod memory;
+
+mod api;
+mod register_ioctls;
+mod zeropage;

@@ -1,0 +1,36 @@
+//! ZEROPAGE works exactly where REGISTER says so.
+
+use nix::errno::Errno;
+use uffd::{Features, Ioctls, Modes, Operation, UffdError};
+
+use crate::memory::{Area, Memory, uffd};
+
+fn case(memory: Memory) {
+    let Some(uffd) = uffd(Features::empty()) else { return };
+    let area = Area::usual(memory);
+    let ioctls = area.register(uffd, Modes::MISSING);
+    assert_eq!(ioctls.contains(Ioctls::ZEROPAGE), !memory.is_huge());
+    let page = area.page() as u64;
+
+    let first = uffd.zero(area.start(), page, true);
+
+    if memory.is_huge() {
+        let refused = UffdError::System { operation: Operation::Zeropage, errno: Errno::EINVAL };
+        assert_eq!(first, Err(refused));
+        return;
+    }
+    assert_eq!(first, Ok(()));
+    assert_eq!(uffd.zero(area.start(), page, true), Err(UffdError::PageExist));
+    if memory == Memory::Shmem {
+        // Not mapped there yet, but in the page cache.
+        let alias = area.alias();
+        alias.register(uffd, Modes::MISSING);
+        assert_eq!(uffd.zero(alias.start(), page, true), Err(UffdError::PageExist));
+    }
+    // One page and no more: a second call for all says that it stopped at once, and one behind it that it did all.
+    assert_eq!(uffd.zero(area.start(), area.len(), true), Err(UffdError::PageExist));
+    assert_eq!(uffd.zero(area.at(1), area.len() - page, true), Ok(()));
+    assert!((0..area.count).all(|page| area.span().is_zero(page)));
+}
+
+cases!(case; all);

@@ -14,8 +14,13 @@ mod support;
 
 #[macro_use]
 mod alone;
+mod forking;
 mod memory;
+mod serving;
 
 mod api;
+mod move_pages;
+mod move_pmd;
+mod move_pmd_split;
 mod register_ioctls;
 mod zeropage;

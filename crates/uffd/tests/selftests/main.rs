@@ -19,8 +19,13 @@ mod memory;
 mod serving;
 
 mod api;
+mod minor;
+mod minor_collapse;
+mod minor_wp;
+mod mmap_changing;
 mod move_pages;
 mod move_pmd;
 mod move_pmd_split;
 mod register_ioctls;
+mod wp_unpopulated;
 mod zeropage;

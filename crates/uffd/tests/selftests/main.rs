@@ -19,6 +19,8 @@ mod memory;
 mod serving;
 
 mod api;
+mod events;
+mod events_wp;
 mod minor;
 mod minor_collapse;
 mod minor_wp;
@@ -27,5 +29,9 @@ mod move_pages;
 mod move_pmd;
 mod move_pmd_split;
 mod register_ioctls;
+mod wp_fork;
+mod wp_fork_pin;
+mod wp_fork_pin_with_event;
+mod wp_fork_with_event;
 mod wp_unpopulated;
 mod zeropage;

@@ -17,6 +17,7 @@ mod alone;
 mod forking;
 mod memory;
 mod serving;
+mod signals;
 
 mod api;
 mod events;
@@ -28,7 +29,10 @@ mod mmap_changing;
 mod move_pages;
 mod move_pmd;
 mod move_pmd_split;
+mod poison;
 mod register_ioctls;
+mod sigbus;
+mod sigbus_wp;
 mod wp_fork;
 mod wp_fork_pin;
 mod wp_fork_pin_with_event;

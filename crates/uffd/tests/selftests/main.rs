@@ -33,6 +33,7 @@ mod poison;
 mod register_ioctls;
 mod sigbus;
 mod sigbus_wp;
+mod stress;
 mod wp_fork;
 mod wp_fork_pin;
 mod wp_fork_pin_with_event;

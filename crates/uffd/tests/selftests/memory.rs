@@ -2,7 +2,9 @@
 
 use std::mem::size_of;
 use std::ptr;
+use std::sync::atomic::AtomicU64;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use uffd::pagemap::{PageEntry, Pagemap};
 use uffd::{
     AnonymousOptions, CopyOptions, Features, FileAccess, FileOptions, Ioctls, Mapping, MemfdOptions, Modes,
@@ -151,6 +153,12 @@ impl Area {
     /// Takes all pages away, those of the file too.
     pub fn release(&self) {
         self.mapping.discard(0, self.mapping.len()).unwrap();
+        if let (Some(memfd), false) = (self.mapping.memfd(), self.memory.is_shared()) {
+            // Writing to a private mapping of shmem puts a page of zeros into the file first, and what the file has is not
+            // missing.
+            let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(memfd, how, 0, self.mapping.len() as i64).unwrap();
+        }
     }
 
     pub fn span(&self) -> Span {
@@ -214,6 +222,13 @@ impl Span {
         let word = self.word(page, word);
         // SAFETY: as for `peek`; others that read meanwhile do so through raw pointers too.
         unsafe { word.write_volatile(value) }
+    }
+
+    /// A word that several threads change at once.
+    pub fn atomic(self, page: usize, word: usize) -> &'static AtomicU64 {
+        let word = self.word(page, word);
+        // SAFETY: as for `peek`; for as long as threads change the word, all of them do so through this.
+        unsafe { AtomicU64::from_ptr(word) }
     }
 
     /// Whether the page holds the contents of page `index`.

@@ -38,5 +38,8 @@ mod wp_fork;
 mod wp_fork_pin;
 mod wp_fork_pin_with_event;
 mod wp_fork_with_event;
+mod wp_mremap;
+mod wp_mremap_folios;
+mod wp_mremap_with_event;
 mod wp_unpopulated;
 mod zeropage;

@@ -91,10 +91,10 @@ fn advise(area: &Area, advice: i32) {
     assert_eq!(result, 0, "madvise {advice}: {}", std::io::Error::last_os_error());
 }
 
-/// The frame that a page is in; only root is told.
-pub fn frame(map: &Pagemap, area: &Area) -> u64 {
+/// The frame that the page at an address is in; only root is told.
+pub fn frame(map: &Pagemap, address: u64) -> u64 {
     let mut entry = [0; 8];
-    let at = area.start() as i64 / PAGE as i64 * entry.len() as i64;
+    let at = address as i64 / PAGE as i64 * entry.len() as i64;
     assert_eq!(nix::sys::uio::pread(map.as_fd(), &mut entry, at).unwrap(), entry.len());
     u64::from_ne_bytes(entry) & ((1 << 55) - 1)
 }

@@ -75,30 +75,30 @@ pub fn case(memory: Memory, with_event: bool) {
         }
     };
     world.protect(true);
-    let ours = frame(&world.map, &world.area);
+    let ours = frame(&world.map, world.area.start());
     if ours == 0 {
         println!("skipped: the page map does not tell frames");
         return;
     }
     let (child, of_child) = world.fork("pinned by the parent");
-    let theirs = frame(&child.pagemap(), &world.area);
+    let theirs = frame(&child.pagemap(), world.area.start());
     // Memory of the file is the same for all; shared memory is not even copied into the child's page table.
     if !memory.is_shared() {
         assert_ne!(theirs, 0, "copied at once");
         assert_ne!(theirs, ours, "a copy of its own");
     }
-    assert_eq!(frame(&world.map, &world.area), ours, "the pinned page stays where it is");
+    assert_eq!(frame(&world.map, world.area.start()), ours, "the pinned page stays where it is");
     assert!(world.is_protected());
     drop((child, of_child));
     drop(pinned);
 
     let (child, _of_child) = world.fork("pinned by the child");
-    let before = frame(&child.pagemap(), &world.area);
+    let before = frame(&child.pagemap(), world.area.start());
     let protected = world.area.entry(&child.pagemap(), 0).is_write_protected();
     read_of(child.pid(), &world.area);
-    let after = frame(&child.pagemap(), &world.area);
+    let after = frame(&child.pagemap(), world.area.start());
     if !memory.is_shared() {
-        assert_eq!(before, frame(&world.map, &world.area), "shared until then");
+        assert_eq!(before, frame(&world.map, world.area.start()), "shared until then");
         assert_ne!(after, before, "a copy of its own");
     }
     assert_eq!(world.area.entry(&child.pagemap(), 0).is_write_protected(), protected);

@@ -18,6 +18,7 @@ mod forking;
 mod memory;
 mod serving;
 mod signals;
+mod tracked;
 
 mod api;
 mod events;
@@ -34,6 +35,9 @@ mod move_pages;
 mod move_pmd;
 mod move_pmd_split;
 mod mremap_multi_vma;
+mod pagemap_base;
+mod pagemap_scan;
+mod pagemap_thp;
 mod poison;
 mod register_ioctls;
 mod sigbus;

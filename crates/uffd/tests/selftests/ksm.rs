@@ -24,8 +24,9 @@ impl Scanner {
         let mut scanner = Self { before: Vec::new() };
         for (name, value) in [("sleep_millisecs", "0"), ("pages_to_scan", "1000"), ("run", "1")] {
             let path = format!("{KSM}/{name}");
-            scanner.before.push((name, fs::read_to_string(&path)?));
+            let before = fs::read_to_string(&path)?;
             fs::write(path, value)?;
+            scanner.before.push((name, before));
         }
         Ok(scanner)
     }

@@ -26,9 +26,8 @@ impl Setting {
         let text = fs::read_to_string(&path).ok()?;
         let (_, rest) = text.split_once('[')?;
         let (before, _) = rest.split_once(']')?;
-        let setting = Self { path, before: before.to_owned() };
-        fs::write(&setting.path, value).ok()?;
-        Some(setting)
+        fs::write(&path, value).ok()?;
+        Some(Self { path, before: before.to_owned() })
     }
 }
 
@@ -107,7 +106,9 @@ fn each(memory: Memory, sizes: &[usize]) {
         for features in [Features::empty(), Features::EVENT_REMAP] {
             match folios(memory, size) {
                 Some(area) => case(area, features),
-                None => println!("skipped: no folio of {} kB could be had", size >> 10),
+                None => {
+                    println!("skipped: no folio of {} kB could be had, or be told from others", size >> 10)
+                }
             }
         }
     }

@@ -4,6 +4,7 @@ use nix::errno::Errno;
 use uffd::{Features, Ioctls, Modes, Operation, UffdError};
 
 use crate::memory::{Area, Memory, uffd};
+use crate::support::{elsewhere, fault, finish};
 
 fn case(memory: Memory) {
     let Some(uffd) = uffd(Features::empty()) else { return };
@@ -12,14 +13,15 @@ fn case(memory: Memory) {
     assert_eq!(ioctls.contains(Ioctls::ZEROPAGE), !memory.is_huge());
     let page = area.page() as u64;
 
-    let first = uffd.zero(area.start(), page, true);
-
     if memory.is_huge() {
         let refused = UffdError::System { operation: Operation::Zeropage, errno: Errno::EINVAL };
-        assert_eq!(first, Err(refused));
+        assert_eq!(uffd.zero(area.start(), page, true), Err(refused));
         return;
     }
-    assert_eq!(first, Ok(()));
+    let waiting = elsewhere(move || area.span().is_zero(0));
+    assert_eq!(fault(uffd).address, area.start());
+    assert_eq!(uffd.zero(area.start(), page, true), Ok(()));
+    assert!(finish(&waiting), "who waited reads zeros");
     assert_eq!(uffd.zero(area.start(), page, true), Err(UffdError::PageExist));
     if memory == Memory::Shmem {
         // Not mapped there yet, but in the page cache.

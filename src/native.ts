@@ -5,7 +5,24 @@ import type * as addon from '#native';
 
 import { UffdError } from './errors.js';
 
-type Binding = typeof addon;
+/**
+ * The calls of the inner loop, which the addon exports by hand: numbers in; bytes done out, or `-errno`. Addresses are whole
+ * pages, exact in a double. The low bits of `mode` are options, those from 8 on the logarithm of the page size.
+ */
+interface Calls {
+  uffdCopy(handle: number, dst: number, source: Uint8Array, mode: number): number;
+  uffdCopyPart(handle: number, dst: number, source: Uint8Array, from: number, mode: number): number;
+  uffdCopyFrom(handle: number, dst: number, source: number, length: number, mode: number): number;
+  uffdMove(handle: number, dst: number, source: number, length: number, mode: number): number;
+  uffdZero(handle: number, start: number, length: number, mode: number): number;
+  uffdZeroHuge(handle: number, start: number, length: number, mode: number): number;
+  uffdPoison(handle: number, start: number, length: number, mode: number): number;
+  uffdContinue(handle: number, start: number, length: number, mode: number): number;
+  uffdWriteProtect(handle: number, start: number, length: number, mode: number): number;
+  uffdWake(handle: number, start: number, length: number): number;
+}
+
+type Binding = typeof addon & Calls;
 
 let binding: Binding | undefined;
 

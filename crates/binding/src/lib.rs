@@ -7,6 +7,7 @@
 #![allow(missing_docs, reason = "generated types carry no documentation of their own")]
 
 mod buffers;
+mod calls;
 mod creating;
 mod environment;
 mod failures;

@@ -23,7 +23,7 @@ const SOURCE_HOLES: u32 = 4;
 /// From here on `mode` has the logarithm of the page size: one argument less for every call.
 const PAGE_SHIFT: u32 = 8;
 
-fn negative(errno: i32) -> f64 {
+pub(crate) fn negative(errno: i32) -> f64 {
     -f64::from(errno)
 }
 
@@ -58,20 +58,12 @@ fn copied(handle: f64, dst: f64, src: *const u8, len: usize, mode: u32) -> f64 {
     })
 }
 
-#[napi(catch_unwind)]
-pub fn uffd_copy(handle: f64, dst: f64, #[napi(ts_arg_type = "Uint8Array")] source: View, mode: u32) -> f64 {
+pub(crate) fn copy(handle: f64, dst: f64, source: &View, mode: u32) -> f64 {
     copied(handle, dst, source.data, source.len, mode)
 }
 
 /// From a part of a view, for what is left of a bulk copy.
-#[napi(catch_unwind)]
-pub fn uffd_copy_part(
-    handle: f64,
-    dst: f64,
-    #[napi(ts_arg_type = "Uint8Array")] source: View,
-    from: f64,
-    mode: u32,
-) -> f64 {
+pub(crate) fn copy_part(handle: f64, dst: f64, source: &View, from: f64, mode: u32) -> f64 {
     let from = from as usize;
     if from >= source.len {
         return negative(libc::EINVAL);
@@ -79,36 +71,30 @@ pub fn uffd_copy_part(
     copied(handle, dst, source.data.wrapping_add(from), source.len - from, mode)
 }
 
-#[napi(catch_unwind)]
-pub fn uffd_copy_from(handle: f64, dst: f64, source: f64, len: f64, mode: u32) -> f64 {
+pub(crate) fn copy_from(handle: f64, dst: f64, source: f64, len: f64, mode: u32) -> f64 {
     copied(handle, dst, source as u64 as *const u8, len as usize, mode)
 }
 
-#[napi(catch_unwind)]
-pub fn uffd_zero(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
+pub(crate) fn zero(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
     filled(handle, (start, len), mode, |uffd| uffd.zero(start as u64, len as u64, mode & DONT_WAKE == 0))
 }
 
 /// Of huge pages, whose size is in `mode`.
-#[napi(catch_unwind)]
-pub fn uffd_zero_huge(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
+pub(crate) fn zero_huge(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
     let (page_size, wake) = (1 << (mode >> PAGE_SHIFT), mode & DONT_WAKE == 0);
     filled(handle, (start, len), mode, |uffd| uffd.zero_huge(start as u64, len as u64, page_size, wake))
 }
 
-#[napi(catch_unwind)]
-pub fn uffd_poison(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
+pub(crate) fn poison(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
     filled(handle, (start, len), mode, |uffd| uffd.poison(start as u64, len as u64, mode & DONT_WAKE == 0))
 }
 
-#[napi(catch_unwind)]
-pub fn uffd_continue(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
+pub(crate) fn continue_pages(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
     let options = ContinueOptions { wake: mode & DONT_WAKE == 0, write_protect: mode & PROTECT != 0 };
     filled(handle, (start, len), mode, |uffd| uffd.continue_pages(start as u64, len as u64, options))
 }
 
-#[napi(catch_unwind)]
-pub fn uffd_move(handle: f64, dst: f64, source: f64, len: f64, mode: u32) -> f64 {
+pub(crate) fn move_pages(handle: f64, dst: f64, source: f64, len: f64, mode: u32) -> f64 {
     let options = MoveOptions { wake: mode & DONT_WAKE == 0, allow_source_holes: mode & SOURCE_HOLES != 0 };
     filled(handle, (dst, len), mode, |uffd| {
         // SAFETY: both sides are memory of the package's own mappings, of which no reference exists.
@@ -116,16 +102,14 @@ pub fn uffd_move(handle: f64, dst: f64, source: f64, len: f64, mode: u32) -> f64
     })
 }
 
-#[napi(catch_unwind)]
-pub fn uffd_write_protect(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
+pub(crate) fn write_protect(handle: f64, start: f64, len: f64, mode: u32) -> f64 {
     let (protect, wake) = (mode & PROTECT != 0, mode & DONT_WAKE == 0);
     filled(handle, (start, len), DONT_WAKE, |uffd| {
         uffd.write_protect(start as u64, len as u64, protect, wake)
     })
 }
 
-#[napi(catch_unwind)]
-pub fn uffd_wake(handle: f64, start: f64, len: f64) -> f64 {
+pub(crate) fn wake(handle: f64, start: f64, len: f64) -> f64 {
     filled(handle, (start, len), DONT_WAKE, |uffd| uffd.wake(start as u64, len as u64))
 }
 

@@ -8,7 +8,6 @@ use uffd::pagemap::Pagemap;
 use uffd::{AnonymousOptions, Features, Mapping, MemfdOptions, Pages, transparent_huge_page_size};
 
 use crate::memory::{Area, Memory};
-use crate::processes::PAGE;
 use crate::wp_fork::frame;
 use crate::wp_mremap::case;
 
@@ -59,16 +58,16 @@ fn allow(name: &str, value: &str) -> Vec<Setting> {
     sizes(name).iter().filter_map(|size| Setting::set(path(size), value)).collect()
 }
 
-/// Two neighbouring folios of this size, if they can be had.
-fn folios(memory: Memory, size: usize) -> Option<Area> {
+/// A folio of this size, if it can be had: the kernel takes the largest that a mapping has room for.
+fn folio(memory: Memory, size: usize) -> Option<Area> {
     let mapping = match memory {
         Memory::Anon => {
             let options = AnonymousOptions { pages: Pages::Transparent, shared: false };
-            Mapping::anonymous(2 * size, options)
+            Mapping::anonymous(size, options)
         }
         _ => {
             let options = MemfdOptions { pages: Pages::Transparent, ..MemfdOptions::default() };
-            Mapping::with_memfd(2 * size, &options)
+            Mapping::with_memfd(size, &options)
         }
     };
     let area = Area::of(memory, mapping.unwrap());
@@ -78,11 +77,11 @@ fn folios(memory: Memory, size: usize) -> Option<Area> {
         // What was joined is mapped again when it is touched.
         assert!((0..area.count).all(|page| area.holds(page, page)));
     }
-    is_folios(&area, size).then_some(area)
+    is_folio(&area).then_some(area)
 }
 
-/// Whether every block of so many bytes is one folio, by /proc/kpageflags: a head and its tails.
-fn is_folios(area: &Area, size: usize) -> bool {
+/// Whether it is one folio, by /proc/kpageflags: a head and its tails.
+fn is_folio(area: &Area) -> bool {
     const HEAD: u64 = 1 << 15;
     const TAIL: u64 = 1 << 16;
     let Ok(flags) = fs::File::open("/proc/kpageflags") else { return false };
@@ -93,7 +92,7 @@ fn is_folios(area: &Area, size: usize) -> bool {
         u64::from_ne_bytes(word)
     };
     (0..area.count).all(|page| {
-        let kind = if (page * PAGE).is_multiple_of(size) { HEAD } else { TAIL };
+        let kind = if page == 0 { HEAD } else { TAIL };
         flags_of(frame(&map, area.at(page))) & (HEAD | TAIL) == kind
     })
 }
@@ -104,7 +103,7 @@ fn each(memory: Memory, sizes: &[usize]) {
     }
     for &size in sizes {
         for features in [Features::empty(), Features::EVENT_REMAP] {
-            match folios(memory, size) {
+            match folio(memory, size) {
                 Some(area) => case(area, features),
                 None => {
                     println!("skipped: no folio of {} kB could be had, or be told from others", size >> 10)

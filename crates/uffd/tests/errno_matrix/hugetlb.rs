@@ -12,6 +12,7 @@ use uffd::{
 };
 
 use crate::memory::takes;
+use crate::scan::{take, tracked};
 use crate::support::{PAGE, pages, registered};
 use crate::tables::{Done, EFAULT, EINVAL, EXIST, Expect, Fails, Outcome, Row, Stop, row, skipped};
 use crate::world::{C, M, NONE, W, World};
@@ -230,6 +231,14 @@ fn others(size: usize, named: &dyn Fn(&str, &str) -> String) -> Vec<Row> {
         row(named("WRITEPROTECT", "4 KiB range"), EINVAL, move || {
             let huge = private(size, M | W)?;
             Ok(huge.uffd.write_protect(huge.at(0), PAGE, true, true)?)
+        }),
+        row(named("PAGEMAP_SCAN", "one byte written"), Done, move || {
+            let huge = tracked(Mapping::new(size, MappingKind::Huge(size))?, W);
+            huge.protect(0, 1)?;
+            assert_eq!(take(&huge)?, []);
+            huge.memory.write(PAGE as usize, &[1])?;
+            assert_eq!(take(&huge)?, [(0, size as u64 / PAGE)]);
+            Ok(())
         }),
         row(named("MOVE", "dst"), EINVAL, move || {
             let huge = private(size, M)?;

@@ -15,6 +15,7 @@ mod poison;
 mod poll;
 mod read;
 mod register;
+mod scan;
 mod tables;
 mod world;
 mod write_protect;
@@ -128,6 +129,11 @@ fn poll_answers_as_recorded() {
 }
 
 #[test]
+fn pagemap_scan_answers_as_recorded() {
+    in_process(scan::rows());
+}
+
+#[test]
 fn huge_pages_of_2_mib_answer_as_recorded() {
     huge_pages(2 << 20);
 }
@@ -145,8 +151,9 @@ fn the_uffd_of_a_process_that_is_gone_answers_as_recorded() {
 #[test]
 fn what_is_shared_with_a_child_answers_as_recorded() {
     apart("what_is_shared_with_a_child_answers_as_recorded", || {
-        let rows = [moving::rows_with_a_child(), poison::rows_with_a_child(), collapse::rows_with_a_child()];
-        rows.into_iter().flatten().collect()
+        let [moving, poison] = [moving::rows_with_a_child(), poison::rows_with_a_child()];
+        let [collapse, scan] = [collapse::rows_with_a_child(), scan::rows_with_a_child()];
+        [moving, poison, collapse, scan].into_iter().flatten().collect()
     });
 }
 

@@ -6,6 +6,7 @@ use std::sync::mpsc::Receiver;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use uffd::{CreateOptions, Event, EventBuffer, Factory, Features, MappingKind, Userfaultfd};
 use userfaultfd_sys::{UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMOVE};
 
@@ -117,6 +118,21 @@ pub(crate) fn rows() -> Vec<Row> {
             drop(finish(&toucher));
             Ok(())
         }),
+        row("read: interrupted by a signal without SA_RESTART", Fails(libc::EINTR), || {
+            interrupting(Signal::SIGUSR1);
+            let (uffd, (tell, thread)) = (blocking(), std::sync::mpsc::channel());
+            let read = elsewhere(move || {
+                // SAFETY: takes nothing.
+                let pthread = unsafe { libc::pthread_self() };
+                tell.send((nix::unistd::gettid().as_raw(), pthread)).unwrap();
+                nix::unistd::read(uffd.as_fd(), &mut [0; 32])
+            });
+            let (thread, pthread) = finish(&thread);
+            until("it sleeps in read", || sleeps_in(thread, libc::SYS_read));
+            // SAFETY: the thread sleeps, so it exists.
+            unsafe { libc::pthread_kill(pthread, libc::SIGUSR1) };
+            Ok(finish(&read).map(drop)?)
+        }),
         row("read: bad buffer pointer", EFAULT, || {
             let world = World::private(M);
             let reader = waiting(&world, 1).remove(0);
@@ -155,6 +171,14 @@ pub(crate) fn rows() -> Vec<Row> {
             Ok(())
         }),
     ]
+}
+
+/// A signal that does nothing but interrupt.
+fn interrupting(signal: Signal) {
+    extern "C" fn nothing(_: i32) {}
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing.
+    unsafe { sigaction(signal, &action) }.unwrap();
 }
 
 /// Makes one more event, which somebody else reads.

@@ -3,6 +3,7 @@
 use std::sync::mpsc::{RecvTimeoutError, channel};
 
 use nix::errno::Errno;
+use uffd::pagemap::PagemapError;
 use uffd::{MappingError, UffdError};
 
 use crate::support::{DEADLINE, PAGE};
@@ -33,6 +34,12 @@ impl From<Errno> for Stop {
 
 impl From<MappingError> for Stop {
     fn from(error: MappingError) -> Self {
+        Self::Errno(error.errno())
+    }
+}
+
+impl From<PagemapError> for Stop {
+    fn from(error: PagemapError) -> Self {
         Self::Errno(error.errno())
     }
 }

@@ -30,7 +30,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hugetlb::Pool;
 use processes::alone;
-use tables::{Row, answer_as_recorded};
+use tables::{Row, Stop, answer_as_recorded};
 use world::dead;
 
 /// One table at a time. Others would map something where a row has unmapped a page; and starting a process holds the
@@ -53,7 +53,8 @@ fn in_process(rows: Vec<Row>) {
 fn huge_pages(size: usize) {
     match Pool::with(size, 1) {
         Ok(_pool) => in_process(hugetlb::rows(size)),
-        Err(reason) => println!("skipped: {reason:?}"),
+        Err(Stop::Skipped(reason)) => println!("skipped: {reason}"),
+        Err(stop) => panic!("{stop:?}"),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Huge pages from the pool: everything is done to whole ones.
 
 use std::fs;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -17,19 +16,16 @@ use crate::support::{PAGE, pages, registered};
 use crate::tables::{Done, EFAULT, EINVAL, EXIST, Expect, Fails, Outcome, Row, Stop, row, skipped};
 use crate::world::{C, M, NONE, W, World};
 
-/// As many free huge pages as a test has chosen; the pool is as it was before when this is dropped. One test has them at
-/// a time, because the pool is the machine's.
+/// As many free huge pages as a test has chosen, whose turn it is: the pool is the machine's. It is as it was before when
+/// this is dropped.
 pub(crate) struct Pool {
     size: usize,
     before: Option<u64>,
-    _alone: MutexGuard<'static, ()>,
 }
 
 impl Pool {
     pub(crate) fn with(size: usize, wanted: u64) -> Result<Self, Stop> {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut pool = Self { size, before: None, _alone: alone };
+        let mut pool = Self { size, before: None };
         let Some(total) = pool.figure("nr_hugepages") else {
             return skipped(format!("this kernel has no huge pages of {size} bytes"));
         };

@@ -51,8 +51,12 @@ fn in_process(rows: Vec<Row>) {
 
 /// With exactly one free page in the pool.
 fn huge_pages(size: usize) {
+    let _turn = turn();
+    if dead().is_none() {
+        return;
+    }
     match Pool::with(size, 1) {
-        Ok(_pool) => in_process(hugetlb::rows(size)),
+        Ok(_pool) => answer_as_recorded(hugetlb::rows(size)),
         Err(Stop::Skipped(reason)) => println!("skipped: {reason}"),
         Err(stop) => panic!("{stop:?}"),
     }

@@ -171,6 +171,9 @@ impl PagemapError {
     }
 }
 
+/// Bytes of one page's entry.
+const ENTRY: usize = size_of::<u64>();
+
 /// One page's entry of the page map (Documentation/admin-guide/mm/pagemap.rst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageEntry(u64);
@@ -265,6 +268,8 @@ impl Pagemap {
         let mut regions: Vec<Region> =
             found.iter().take_while(|raw| raw.end > raw.start).copied().map(Region::from).collect();
         match result {
+            // The kernel finds nothing in memory that is gone, and says nothing of it.
+            Ok(_) if self.is_gone()? => Err(PagemapError::ProcessGone),
             Ok(count) => {
                 regions.truncate(usize::try_from(count).unwrap_or(0));
                 Ok(ScanResult { regions, walk_end: arg.walk_end })
@@ -323,7 +328,6 @@ impl Pagemap {
     ///
     /// [`PagemapError::ProcessGone`]; EINVAL behind the end of the address space.
     pub fn entries(&self, start: u64, count: usize) -> Result<Vec<PageEntry>, PagemapError> {
-        const ENTRY: usize = size_of::<u64>();
         let failed = |errno| PagemapError::System { syscall: "read pagemap", errno };
         let mut bytes = vec![0; count.checked_mul(ENTRY).ok_or(failed(Errno::EINVAL))?];
         let first = start / page_size() as u64 * ENTRY as u64;
@@ -332,10 +336,8 @@ impl Pagemap {
             let at = i64::try_from(first + done as u64).map_err(|_| failed(Errno::EINVAL))?;
             match nix::sys::uio::pread(&self.file, rest, at) {
                 // The same for a process that is gone and for addresses that no process has.
-                Ok(0) if done == 0 && self.scan(0, 0, &ScanOptions::default()).is_ok() => {
-                    return Err(failed(Errno::EINVAL));
-                }
-                Ok(0) => return Err(PagemapError::ProcessGone),
+                Ok(0) if self.is_gone()? => return Err(PagemapError::ProcessGone),
+                Ok(0) => return Err(failed(Errno::EINVAL)),
                 Ok(read) => done += read,
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(failed(errno)),
@@ -343,6 +345,17 @@ impl Pagemap {
         }
         let (entries, _) = bytes.as_chunks::<ENTRY>();
         Ok(entries.iter().map(|entry| PageEntry(u64::from_ne_bytes(*entry))).collect())
+    }
+
+    /// Whether the memory it shows is gone: then not even the entry of address 0 can be read.
+    fn is_gone(&self) -> Result<bool, PagemapError> {
+        loop {
+            match nix::sys::uio::pread(&self.file, &mut [0; ENTRY], 0) {
+                Ok(read) => return Ok(read == 0),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(PagemapError::System { syscall: "read pagemap", errno }),
+            }
+        }
     }
 }
 

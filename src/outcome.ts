@@ -3,7 +3,7 @@ import { getSystemErrorName } from 'node:util';
 
 import { UffdError, type UffdErrorCode } from './errors.js';
 
-const { EAGAIN, EBADF, EEXIST, ENOENT, ESRCH, EPERM } = constants.errno;
+const { EAGAIN, EBADF, EEXIST, ENODATA, ENOENT, ESRCH, EPERM, EPROTO } = constants.errno;
 
 /** @hidden The error of an operation that gave `-errno` after `done` bytes. */
 export function errorOf(syscall: string, errno: number, done: number): UffdError {
@@ -31,6 +31,10 @@ function meaning(errno: number, done: number): [UffdErrorCode, string] {
       return ['ERR_UFFD_USE_AFTER_CLOSE', 'the userfaultfd is closed'];
     case EPERM:
       return ['ERR_UFFD_NOT_PERMITTED', 'not permitted'];
+    case ENODATA:
+      return ['ERR_UFFD_PROTOCOL', 'the descriptor is at its end, which no userfaultfd has'];
+    case EPROTO:
+      return ['ERR_UFFD_PROTOCOL', 'what was read is not whole messages'];
     default:
       return ['ERR_UFFD_SYSTEM', getSystemErrorName(-errno)];
   }

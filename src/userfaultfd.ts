@@ -201,7 +201,8 @@ export class Userfaultfd extends PageOperations {
    *
    * @returns How many; 0 when there are none.
    * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM`: EMFILE when a fork event needs a descriptor and none is free (it
-   *   stays to be read). Reading can go on afterwards.
+   *   stays to be read); `ERR_UFFD_PROTOCOL`: the end of a file, or no whole messages, because the descriptor has become
+   *   something else. Reading can go on after any of them. Messages of kinds to come are events of type `'unknown'`.
    */
   readEvents(batch: EventBatch): number {
     if (!(batch instanceof EventBatch)) {

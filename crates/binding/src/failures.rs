@@ -17,6 +17,7 @@ impl From<UffdError> for NativeError {
             UffdError::Changing => "ERR_UFFD_CHANGING",
             UffdError::NotRegistered => "ERR_UFFD_NOT_REGISTERED",
             UffdError::MissingIoctls { .. } => "ERR_UFFD_UNSUPPORTED",
+            UffdError::EndOfFile | UffdError::ShortRead { .. } => "ERR_UFFD_PROTOCOL",
             _ => "ERR_UFFD_SYSTEM",
         };
         failure(code, error.to_string(), error.errno(), error.operation().map(uffd::Operation::as_str))

@@ -109,8 +109,14 @@ impl Guarded {
         // Nothing is allocated under the lock: in the middle of a fork(3) that would wait for the guard, which waits here.
         let mut kept = self.shared.lock();
         let Some(mut oldest) = kept.full.pop_front() else {
-            self.shared.uffd.read_events(buffer)?;
+            let read = self.shared.uffd.read_events(buffer);
+            if read.is_err() && !buffer.is_empty() {
+                // Whole messages in front of the error: they come with the next call.
+                let capacity = buffer.capacity();
+                kept.full.push_back(std::mem::replace(buffer, EventBuffer::new(capacity)));
+            }
             drop(kept);
+            read?;
             return Ok(buffer.drain().take(most).map(take).count());
         };
         drop(kept);

@@ -91,6 +91,15 @@ pub enum UffdError {
         /// Those that were required and are not there.
         missing: Ioctls,
     },
+    /// read(2) came to an end, which a userfaultfd has not: the descriptor is something else by now.
+    #[error("the descriptor is at its end, which no userfaultfd has")]
+    EndOfFile,
+    /// read(2) gave a part of a message, which the kernel never does. The whole ones in front of it can be taken.
+    #[error("{bytes} bytes were read, which are not whole messages")]
+    ShortRead {
+        /// Bytes read.
+        bytes: usize,
+    },
     /// Everything else.
     #[error("{operation}: {errno}")]
     System {
@@ -111,6 +120,8 @@ impl UffdError {
             Self::PartiallyCopied { .. } | Self::Changing => libc::EAGAIN,
             Self::NotRegistered => libc::ENOENT,
             Self::MissingIoctls { .. } => libc::EOPNOTSUPP,
+            Self::EndOfFile => libc::ENODATA,
+            Self::ShortRead { .. } => libc::EPROTO,
             Self::System { errno, .. } => *errno as i32,
         })
     }
@@ -120,6 +131,7 @@ impl UffdError {
     pub const fn operation(&self) -> Option<Operation> {
         match self {
             Self::System { operation, .. } => Some(*operation),
+            Self::EndOfFile | Self::ShortRead { .. } => Some(Operation::Read),
             _ => None,
         }
     }

@@ -194,32 +194,29 @@ impl Userfaultfd {
     ///
     /// # Errors
     ///
-    /// EMFILE when a FORK message needs a descriptor and none is free (it stays queued); anything else is unexpected.
+    /// EMFILE when a FORK message needs a descriptor and none is free (it stays queued). [`UffdError::EndOfFile`] and
+    /// [`UffdError::ShortRead`] when the descriptor has become something else; reading can go on after any of them.
     pub fn read_events(&self, buffer: &mut EventBuffer) -> Result<usize, UffdError> {
         buffer.clear();
         buffer.features = self.enabled_features();
         buffer.thread_ids = self.has_thread_ids();
         buffer.filled = loop {
-            match read_nowait(self.as_upstream().as_raw_fd(), &mut buffer.bytes) {
-                Ok(read) => break read,
-                Err(Errno::EAGAIN) => break 0,
+            let read = match read_nowait(self.as_upstream().as_raw_fd(), &mut buffer.bytes) {
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => nix::unistd::read(self.as_fd(), &mut buffer.bytes),
+                read => read,
+            };
+            match read {
+                Ok(0) => return Err(UffdError::EndOfFile),
+                Ok(bytes) => break bytes,
+                Err(Errno::EAGAIN) => return Ok(0),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
-                    match nix::unistd::read(self.as_fd(), &mut buffer.bytes) {
-                        Ok(read) => break read,
-                        Err(Errno::EAGAIN) => break 0,
-                        Err(Errno::EINTR) => {}
-                        Err(errno) => return Err(UffdError::of_read(errno)),
-                    }
-                }
                 Err(errno) => return Err(UffdError::of_read(errno)),
             }
         };
-        if !buffer.filled.is_multiple_of(MESSAGE) {
-            // The kernel hands out whole messages only.
-            return Err(UffdError::of_read(Errno::EIO));
+        match buffer.filled % MESSAGE {
+            0 => Ok(buffer.filled / MESSAGE),
+            _ => Err(UffdError::ShortRead { bytes: buffer.filled }),
         }
-        Ok(buffer.filled / MESSAGE)
     }
 }
 

@@ -5,7 +5,7 @@ mod processes;
 mod support;
 
 use std::fs;
-use std::io::{Write, pipe};
+use std::io::{PipeWriter, Write, pipe};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use uffd::{
     Backend, ContinueOptions, CopyOptions, CreateOptions, Event, EventBuffer, Factory, FaultKind, Features,
-    Ioctls, Mapping, MappingKind, Modes, MoveOptions, Operation, UffdError, Userfaultfd,
+    Ioctls, Mapping, MappingKind, Modes, MoveOptions, UffdError, Userfaultfd,
 };
 
 use processes::{alone, sleeps_in, until};
@@ -200,33 +200,62 @@ fn the_descriptor_of_a_fork_behind_the_last_message_taken_is_closed() {
     });
 }
 
-/// Upstream counts the bytes that are missing as those that came. The kernel never does this; the descriptor here is
-/// made a pipe behind the object's back.
-#[test]
-fn a_message_that_is_not_whole_is_an_error_of_reading() {
-    let Some(uffd) = uffd(Features::empty()) else { return };
-    let (ours, mut theirs) = pipe().unwrap();
+/// A userfaultfd whose number has become a pipe behind its back: it reads what is written there.
+fn reading_a_pipe() -> Option<(Userfaultfd, PipeWriter)> {
+    let uffd = uffd(Features::empty())?;
+    let (ours, theirs) = pipe().unwrap();
     // SAFETY: the number stays the object's, which closes it in the end.
     let result = unsafe { libc::dup2(ours.as_raw_fd(), uffd.as_fd().as_raw_fd()) };
     Errno::result(result).unwrap();
-    theirs.write_all(&[0; 40]).unwrap();
+    Some((uffd, theirs))
+}
 
-    let read = uffd.read_events(&mut EventBuffer::new(4));
+/// One page fault message, to the byte.
+fn message(kind: u8, address: u64) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[0] = kind;
+    bytes[8..16].copy_from_slice(&1_u64.to_ne_bytes());
+    bytes[16..24].copy_from_slice(&address.to_ne_bytes());
+    bytes[24..28].copy_from_slice(&77_u32.to_ne_bytes());
+    bytes
+}
 
-    assert_eq!(read, Err(UffdError::System { operation: Operation::Read, errno: Errno::EIO }));
+/// Upstream counts the bytes that are missing as those that came, and loses the messages in front of them. The kernel never
+/// does this.
+#[test]
+fn a_message_that_is_not_whole_is_an_error_and_those_in_front_of_it_are_not_lost() {
+    let Some((uffd, mut theirs)) = reading_a_pipe() else { return };
+    theirs.write_all(&message(0x12, 0x5000)).unwrap();
+    theirs.write_all(&[0; 8]).unwrap();
+    let mut buffer = EventBuffer::new(4);
+
+    assert_eq!(uffd.read_events(&mut buffer), Err(UffdError::ShortRead { bytes: 40 }));
+
+    let event = buffer.drain().next();
+    assert!(
+        matches!(event, Some(Event::Fault(fault)) if fault.address == 0x5000 && fault.write && fault.thread_id.is_none()),
+        "{event:?}"
+    );
+    assert!(buffer.drain().next().is_none());
+    theirs.write_all(&message(0x12, 0x6000)).unwrap();
+    assert_eq!(uffd.read_events(&mut buffer), Ok(1), "reading goes on");
+}
+
+#[test]
+fn the_end_of_a_file_is_an_error_and_not_the_absence_of_messages() {
+    let Some((uffd, theirs)) = reading_a_pipe() else { return };
+    let mut buffer = EventBuffer::new(4);
+    assert_eq!(uffd.read_events(&mut buffer), Ok(0));
+    drop(theirs);
+
+    assert_eq!(uffd.read_events(&mut buffer), Err(UffdError::EndOfFile));
 }
 
 /// Upstream panics or stops at what it does not know.
 #[test]
 fn a_message_of_a_kind_to_come_is_given_out_as_unknown() {
-    let Some(uffd) = uffd(Features::empty()) else { return };
-    let (ours, mut theirs) = pipe().unwrap();
-    // SAFETY: the number stays the object's, which closes it in the end.
-    let result = unsafe { libc::dup2(ours.as_raw_fd(), uffd.as_fd().as_raw_fd()) };
-    Errno::result(result).unwrap();
-    let mut message = [0; 32];
-    message[0] = 0x77;
-    theirs.write_all(&message).unwrap();
+    let Some((uffd, mut theirs)) = reading_a_pipe() else { return };
+    theirs.write_all(&message(0x77, 0)).unwrap();
     let mut buffer = EventBuffer::new(4);
 
     assert_eq!(uffd.read_events(&mut buffer), Ok(1));

@@ -11,6 +11,7 @@ mod hugetlb;
 mod memory;
 mod minor;
 mod moving;
+mod outputs;
 mod poison;
 mod poll;
 mod read;
@@ -131,6 +132,11 @@ fn read_answers_as_recorded() {
 #[test]
 fn poll_answers_as_recorded() {
     in_process(poll::rows());
+}
+
+#[test]
+fn outputs_of_the_filling_ioctls_are_as_recorded() {
+    in_process(outputs::rows());
 }
 
 #[test]

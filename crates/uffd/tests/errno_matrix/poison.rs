@@ -3,9 +3,10 @@
 use std::io::pipe;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::WaitStatus;
 use uffd::{MappingKind, Userfaultfd};
 
@@ -78,6 +79,24 @@ fn child_that_reads(memory: &uffd::Mapping) -> (Forked, Userfaultfd) {
     (child, uffd)
 }
 
+/// For a child: a SIGBUS ends it with the signal's si_code, or with 99 if the address is another.
+fn exit_with_code_of_sigbus(address: usize) {
+    static ADDRESS: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn handler(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: the kernel hands the handler a whole siginfo.
+        let info = unsafe { &*info };
+        // SAFETY: a SIGBUS has an address.
+        let at = unsafe { info.si_addr() } as usize;
+        let code = if at == ADDRESS.load(Ordering::Relaxed) { info.si_code } else { 99 };
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(code) };
+    }
+    ADDRESS.store(address, Ordering::Relaxed);
+    let action = SigAction::new(SigHandler::SigAction(handler), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler makes async-signal-safe calls only.
+    let _ = unsafe { sigaction(Signal::SIGBUS, &action) };
+}
+
 fn killed_by_sigbus(child: &mut Forked) {
     let status = child.reap();
     assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGBUS, _)), "{status:?}");
@@ -102,6 +121,27 @@ pub(crate) fn rows_with_a_child() -> Vec<Row> {
             assert_eq!(uffd.waiting().unwrap().total, 1, "not to be woken yet");
             uffd.wake(memory.address(), PAGE)?;
             killed_by_sigbus(&mut child);
+            Ok(())
+        }),
+        row("POISON: si_code and si_addr of the SIGBUS", Done, || {
+            let memory = pages(1, MappingKind::Private);
+            let Some(uffd) = uffd(uffd::Features::empty()) else {
+                return crate::tables::skipped("no userfaultfd");
+            };
+            register(&uffd, &memory, M);
+            uffd.poison(memory.address(), PAGE, true)?;
+            let byte = memory.as_ptr().wrapping_add(100);
+            let touch = || {
+                exit_with_code_of_sigbus(byte as usize);
+                // SAFETY: mapped in the child as in its parent; read as volatile, so that it is really touched.
+                unsafe { byte.read_volatile() };
+            };
+            // SAFETY: sigaction(2) and one read of memory, both async-signal-safe.
+            let mut child = unsafe { Forked::new(touch) };
+            let WaitStatus::Exited(_, code) = child.reap() else { panic!("it was to exit in its handler") };
+            // Only kernels that handle failures of the hardware's memory have this.
+            let failures = std::path::Path::new("/proc/sys/vm/memory_failure_recovery").exists();
+            assert_eq!(code, if failures { libc::BUS_MCEERR_AR } else { libc::BUS_ADRERR });
             Ok(())
         }),
         row("POISON: inherited by fork", Done, || {

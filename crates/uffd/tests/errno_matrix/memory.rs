@@ -133,7 +133,7 @@ fn read_only(fd: &OwnedFd) -> OwnedFd {
 
 /// A file beside the test program, which lives on a disk.
 fn disk_file() -> Result<OwnedFd, Stop> {
-    let path = std::env::current_exe().unwrap().with_extension(format!("{:?}", std::thread::current().id()));
+    let path = std::env::current_exe().unwrap().with_extension(format!("rows-{}", std::process::id()));
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
     fs::remove_file(path).unwrap();
     file.set_len(TWO as u64).unwrap();

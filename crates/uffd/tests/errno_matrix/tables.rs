@@ -1,6 +1,7 @@
 //! Rows, what they expect, and running them.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use uffd::pagemap::PagemapError;
@@ -95,13 +96,18 @@ pub(crate) fn row(
 
 /// Runs each row on a thread of its own, which may wait for a page or fail, and names those that differ.
 pub(crate) fn answer_as_recorded(rows: Vec<Row>) {
+    answer_within(DEADLINE, rows);
+}
+
+/// The same for rows that take long by themselves.
+pub(crate) fn answer_within(deadline: Duration, rows: Vec<Row>) {
     let count = rows.len();
     let mut different = Vec::new();
     for Row { name, expect, act } in rows {
         let (done, answer) = channel();
         let thread = std::thread::Builder::new().name(name.clone());
         thread.spawn(move || done.send(act())).unwrap();
-        match answer.recv_timeout(DEADLINE) {
+        match answer.recv_timeout(deadline) {
             // On stderr: a test in a process of its own has nothing else to say it on.
             Ok(Err(Stop::Skipped(reason))) => eprintln!("skipped: {name}: {reason}"),
             Ok(outcome) if matches(&expect, &outcome) => {}

@@ -12,10 +12,15 @@
  * @property {boolean} [cut] The output stops before its end, so that what went wrong may stand elsewhere.
  */
 
-/** @typedef {{ file: string, title: string }} Ran A test: its file, as far as the output tells it, and its title. */
+/**
+ * @typedef {{ file: string, title?: string, row?: string }} Ran A test, or a row of a table: its file, as far as the
+ *   output tells it, and its title, or what it printed as `row: <name>`.
+ */
 
 // With one test at a time, what its children write to fd 2 lands behind the harness's `test <name> ... `.
 const SKIPPED = /^(?:test \S+ \.\.\. )?\s*skipped: (.+)$/;
+
+const ROW = /^(?:test \S+ \.\.\. )?row: (.+)$/;
 
 /** Cargo's heading of a test program's output. As narrow as it is, because tests print too. */
 const PROGRAM = /^ {5}(?=Running .+-[0-9a-f]{16}\)$)|^ {3}(?=Doc-tests \S+$)/m;
@@ -54,6 +59,8 @@ function readTestProgram(text, results) {
     const reason = SKIPPED.exec(line);
     const started = ignored ? undefined : /^test (\S+) \.\.\. /.exec(line)?.[1];
     if (started) results.ran.push({ file, title: started });
+    const row = ROW.exec(line)?.[1];
+    if (row) results.ran.push({ file, row });
     if (heading) {
       section = heading[1];
       test = undefined;

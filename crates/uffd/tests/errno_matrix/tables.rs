@@ -101,7 +101,8 @@ pub(crate) fn answer_as_recorded(rows: Vec<Row>) {
 
 /// The same for rows that take long by themselves.
 pub(crate) fn answer_within(deadline: Duration, rows: Vec<Row>) {
-    let count = rows.len();
+    // What was answered as recorded, told at the end in one piece: lists name these rows.
+    let mut told = String::new();
     let mut different = Vec::new();
     for Row { name, expect, act } in rows {
         let (done, answer) = channel();
@@ -109,13 +110,16 @@ pub(crate) fn answer_within(deadline: Duration, rows: Vec<Row>) {
         thread.spawn(move || done.send(act())).unwrap();
         match answer.recv_timeout(deadline) {
             // On stderr: a test in a process of its own has nothing else to say it on.
-            Ok(Err(Stop::Skipped(reason))) => eprintln!("skipped: {name}: {reason}"),
-            Ok(outcome) if matches(&expect, &outcome) => {}
+            Ok(Err(Stop::Skipped(reason))) => {
+                told.push_str(&format!("row: {name}\n"));
+                eprintln!("skipped: {name}: {reason}");
+            }
+            Ok(outcome) if matches(&expect, &outcome) => told.push_str(&format!("row: {name}\n")),
             Ok(outcome) => different.push(format!("{name}: expected {expect:?}, got {outcome:?}")),
             Err(RecvTimeoutError::Timeout) => different.push(format!("{name}: still waits")),
             Err(RecvTimeoutError::Disconnected) => different.push(format!("{name}: failed, see above")),
         }
     }
-    println!("{count} rows");
+    eprint!("{told}");
     assert!(different.is_empty(), "{}", different.join("\n"));
 }

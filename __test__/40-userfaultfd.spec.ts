@@ -1,9 +1,8 @@
 // The kernel object: every operation, with real faults.
 
-import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, constants, openSync, writeSync } from 'node:fs';
-import { constants as system } from 'node:os';
+import { closeSync, openSync } from 'node:fs';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 
@@ -20,9 +19,9 @@ import {
 } from 'userfaultfd';
 
 import { inEveryWay, make, mapped, next, PAGE, pageOf, registered, wayOf } from './helpers/faults.js';
-import { canRun, folder, reserveHugePages } from './helpers/serving.js';
+import { canRun, reserveHugePages } from './helpers/serving.js';
 
-const { EEXIST, EINVAL, ENOENT } = system.errno;
+const { EEXIST, EINVAL, ENOENT } = constants.errno;
 
 inEveryWay('a missing page is filled with what was copied', async t => {
   const { backend, faults } = wayOf(t);
@@ -407,27 +406,4 @@ inEveryWay('reading nothing is nothing, and a batch has bounds', t => {
   t.deepEqual([...batch], []);
   t.throws(() => batch.at(0), { code: 'ERR_OUT_OF_RANGE' });
   t.true(made.uffd instanceof PageOperations);
-});
-
-test('a descriptor that has become something else is an error, after which reading goes on', t => {
-  const made = registered(t, 1);
-  if (!made) return;
-  const { uffd } = made;
-  const path = join(folder(t), 'fifo');
-  execFileSync('mkfifo', [path]);
-  const keeper = openSync(path, 'r+');
-  t.teardown(() => closeSync(keeper));
-  const { fd } = uffd;
-  closeSync(fd);
-  // The lowest free number is the one that was just closed.
-  t.is(openSync(path, constants.O_RDONLY | constants.O_NONBLOCK), fd);
-  const batch = new EventBatch();
-  const message = Buffer.alloc(32);
-  message[0] = 0x77;
-
-  writeSync(keeper, Buffer.concat([message, Buffer.alloc(8)]));
-  t.throws(() => uffd.readEvents(batch), { code: 'ERR_UFFD_PROTOCOL', message: /whole messages/ });
-  t.is(uffd.readEvents(batch), 1);
-  t.deepEqual(batch.at(0), { type: 'unknown', event: 0x77 });
-  t.is(uffd.readEvents(batch), 0);
 });

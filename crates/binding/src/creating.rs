@@ -228,16 +228,23 @@ pub fn userfaultfd_fd(handle: f64) -> i32 {
     UFFDS.get(handle).map_or(-1, |uffd| uffd.as_fd().as_raw_fd())
 }
 
-/// Gives the descriptor up: the caller closes it. -errno where none is free for a clone's.
+/// Gives the descriptor up: the caller closes it. -errno where it has another name and no descriptor is free for this one;
+/// then it is as before.
 #[napi(catch_unwind)]
 pub fn release_userfaultfd(handle: f64) -> i32 {
-    let Some(uffd) = UFFDS.remove(handle) else { return -libc::EBADF };
-    match Arc::try_unwrap(uffd) {
-        Ok(guarded) => match guarded.into_userfaultfd() {
+    match UFFDS.take(handle) {
+        None => -libc::EBADF,
+        Some(Ok(guarded)) => match guarded.into_userfaultfd() {
             Ok(uffd) => uffd.into_owned_fd().into_raw_fd(),
             Err(shared) => duplicate_of(&shared),
         },
-        Err(shared) => duplicate_of(&shared),
+        Some(Err(shared)) => {
+            let fd = duplicate_of(&shared);
+            if fd >= 0 {
+                drop(UFFDS.remove(handle));
+            }
+            fd
+        }
     }
 }
 

@@ -51,6 +51,16 @@ impl<T> Slots<T> {
         slots.get_mut(index).filter(|slot| slot.generation == generation)?.value.take()
     }
 
+    /// Takes the object itself out, if this is its only name; otherwise it stays, and here is another name.
+    pub(crate) fn take(&self, handle: f64) -> Option<Result<T, Arc<T>>> {
+        let (generation, index) = parts(handle);
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.get_mut(index).filter(|slot| slot.generation == generation)?;
+        let taken = Arc::try_unwrap(slot.value.take()?);
+        slot.value = taken.as_ref().err().map(Arc::clone);
+        Some(taken)
+    }
+
     /// Takes out all of an environment that ends.
     pub(crate) fn remove_of(&self, env: usize) -> Vec<Arc<T>> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);

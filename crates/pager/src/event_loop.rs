@@ -95,6 +95,9 @@ impl Token {
     }
 }
 
+/// The server of sessions that came without one.
+const NO_SERVER: u64 = 0;
+
 struct Entry {
     session: Session,
     server: u64,
@@ -221,6 +224,7 @@ impl EventLoop {
         while let Ok(message) = self.requests.try_recv() {
             match message {
                 Message::Serve(server) => self.add_server(*server),
+                Message::Adopt(adopted) => self.adopt(adopted.0, &adopted.1),
                 Message::CloseServer { id, rest } => self.close_server(id, rest),
                 Message::CloseSession { id, rest } => self.with_session(id, |session, _| session.close(rest)),
                 Message::AbandonServer { id } => self.abandon_server(id),
@@ -233,6 +237,7 @@ impl EventLoop {
                     for id in ids {
                         self.close_server(id, Rest::Poison);
                     }
+                    self.close_server(NO_SERVER, Rest::Poison);
                 }
             }
         }

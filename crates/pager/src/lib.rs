@@ -30,7 +30,7 @@ pub use firecracker::{Handshake, parse_handshake};
 pub use guarded::Guarded;
 pub use notice::{Notice, Observer};
 pub use page_state::PageStates;
-pub use pager::{Pager, PagerOptions};
+pub use pager::{Pager, PagerOptions, SessionOptions};
 pub use policy::{EndReason, FailurePolicy, Rest, SessionEnd};
 pub use server::ServerOptions;
 pub use session::SessionInfo;

@@ -7,12 +7,18 @@ use std::thread::JoinHandle;
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use uffd::Userfaultfd;
+use uffd::liveness::PidFd;
 
+use crate::address_map::{AddressMap, Region};
 use crate::error::PagerError;
 use crate::event_loop::EventLoop;
 use crate::notice::Observer;
-use crate::policy::Rest;
+use crate::policy::{FailurePolicy, Rest};
 use crate::server::{Server, ServerOptions};
+use crate::session::Parts;
+use crate::source::PageSource;
+use crate::supervise::{Peer, Supervised};
 use crate::workers::Completion;
 
 /// How a pager runs.
@@ -31,9 +37,27 @@ impl Default for PagerOptions {
     }
 }
 
+/// Memory that is served without a handshake.
+#[derive(Debug)]
+pub struct SessionOptions {
+    /// What is registered with the uffd, and where its bytes are in the source.
+    pub regions: Vec<Region>,
+    /// Bytes of a page: the system's, or of the huge pages that the memory is made of.
+    pub page_size: u64,
+    /// Where missing pages come from.
+    pub source: Arc<dyn PageSource>,
+    /// What happens when they cannot be had.
+    pub policy: FailurePolicy,
+    /// As in [`ServerOptions::window`].
+    pub window: Option<u64>,
+    /// The process whose memory it is; `None` for this one, and for one that cannot be watched.
+    pub process: Option<PidFd>,
+}
+
 /// What the event loop is asked to do.
 pub(crate) enum Message {
     Serve(Box<Server>),
+    Adopt(Box<(Parts, Arc<dyn Observer>)>),
     CloseServer {
         id: u64,
         rest: Rest,
@@ -136,6 +160,43 @@ impl Pager {
         let id = next_id();
         let server = Server::new(id, options, observer)?;
         self.mailbox.send(Message::Serve(Box::new(server)));
+        Ok(id)
+    }
+
+    /// Serves memory that is registered with a uffd: this process's own (made by [`uffd::Factory`]), or that of the process
+    /// the uffd came from. The id names the session in [`Pager::close_session`]; its observer hears of its end.
+    ///
+    /// The uffd's events are the pager's to read from now on. If it has EVENT_FORK on and the memory is this process's
+    /// own, fork(3) can wait for ever: the pager allocates.
+    ///
+    /// # Errors
+    ///
+    /// [`PagerError::Region`], [`PagerError::Protocol`] for regions that cannot be, or that the source does not cover;
+    /// [`PagerError::System`] when no descriptor is free.
+    pub fn adopt(
+        &self,
+        uffd: Userfaultfd,
+        options: SessionOptions,
+        observer: Arc<dyn Observer>,
+    ) -> Result<u64, PagerError> {
+        let id = next_id();
+        let map = AddressMap::new(&options.regions, options.page_size, options.source.size())?;
+        let own = options.process.is_none() && uffd.origin().is_some();
+        let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
+        let pid = options.process.as_ref().map_or(std::process::id() as i32, PidFd::pid);
+        let parts = Parts {
+            id,
+            uffd,
+            map,
+            source: options.source,
+            policy: options.policy,
+            window: options.window,
+            peer: Peer { pid, uid, gid },
+            process: options.process.map(Supervised::new),
+            own,
+            connection: None,
+        };
+        self.mailbox.send(Message::Adopt(Box::new((parts, observer))));
         Ok(id)
     }
 

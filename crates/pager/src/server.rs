@@ -187,7 +187,8 @@ impl Pending {
             window: server.options.window,
             peer: Peer::from(self.credentials),
             process: Some(process),
-            connection: self.socket,
+            own: false,
+            connection: Some(self.socket),
         }))
     }
 }

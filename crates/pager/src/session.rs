@@ -56,8 +56,10 @@ pub(crate) struct Parts {
     pub(crate) window: Option<u64>,
     pub(crate) peer: Peer,
     pub(crate) process: Option<Supervised>,
+    /// Memory of this very process: what cannot be served ends it, so that is said first.
+    pub(crate) own: bool,
     /// Kept open: versions to come talk on it, and it names the peer.
-    pub(crate) connection: OwnedFd,
+    pub(crate) connection: Option<OwnedFd>,
 }
 
 pub(crate) struct Session {
@@ -78,7 +80,8 @@ pub(crate) struct Session {
     batch: Vec<usize>,
     /// What answering this batch has installed: later faults of it in there were woken by that.
     answered: Vec<Range<usize>>,
-    pub(crate) connection: OwnedFd,
+    own: bool,
+    pub(crate) connection: Option<OwnedFd>,
 }
 
 /// A read that a worker is doing.
@@ -98,7 +101,7 @@ pub(crate) struct Context<'a> {
 
 impl Session {
     pub(crate) fn new(parts: Parts, base_page_size: u64) -> Self {
-        let Parts { id, uffd, map, source, policy, window, peer, process, connection } = parts;
+        let Parts { id, uffd, map, source, policy, window, peer, process, own, connection } = parts;
         let (pages, page_size) = (map.pages(), map.page_size());
         let huge = page_size > base_page_size;
         let info =
@@ -120,6 +123,7 @@ impl Session {
             in_flight: Vec::new(),
             batch: Vec::new(),
             answered: Vec::new(),
+            own,
             connection,
         }
     }
@@ -381,8 +385,25 @@ impl Session {
 
     /// Puts the session through its failure policy. The first failure is the one that is told.
     pub(crate) fn fail(&mut self, reason: EndReason, error: PagerError) {
+        if self.own && matches!(self.phase, Phase::Serving) {
+            self.warn(&error);
+            if self.policy == FailurePolicy::Kill {
+                std::process::abort();
+            }
+        }
         let end = SessionEnd { reason, error: Some(error) };
         self.phase.fail(end, self.policy, self.process.as_ref());
+    }
+
+    /// SIGBUS and abort end a program without a word about why.
+    fn warn(&self, error: &PagerError) {
+        let regions = self.map.regions().map(|region| format!("{:#x}+{:#x}", region.address, region.len));
+        let regions: Vec<String> = regions.collect();
+        // Whoever reads standard error may be gone, or be waiting for this very memory: nothing depends on it.
+        eprintln!(
+            "userfaultfd: memory at {} of this process cannot be served any more: {error}",
+            regions.join(", ")
+        );
     }
 
     /// Makes the uffd nonblocking again. Its flags are shared with the peer; a blocking one cannot be polled.

@@ -13,6 +13,10 @@ pub(crate) struct Supervised {
 }
 
 impl Supervised {
+    pub(crate) const fn new(pidfd: PidFd) -> Self {
+        Self { pidfd }
+    }
+
     /// The process at the other end of a Unix socket, or `None` when it has already exited.
     ///
     /// # Errors

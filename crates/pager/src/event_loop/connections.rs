@@ -4,13 +4,13 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Entry, EventLoop, Token, earlier, unwatch, watch};
+use super::{Entry, EventLoop, NO_SERVER, Token, earlier, unwatch, watch};
 use crate::error::PagerError;
 use crate::notice::{Notice, Observer};
 use crate::pager::next_id;
 use crate::policy::{EndReason, Rest};
 use crate::server::{Pending, Server};
-use crate::session::Session;
+use crate::session::{Parts, Session};
 use crate::supervise::Peer;
 
 /// Connections taken per turn, so that a storm of them does not hold up faults.
@@ -29,10 +29,24 @@ impl EventLoop {
         self.servers.insert(server.id, server);
     }
 
+    /// Memory that came without a handshake.
+    pub(super) fn adopt(&mut self, parts: Parts, observer: &Arc<dyn Observer>) {
+        let id = parts.id;
+        let mut session = Session::new(parts, self.base_page_size);
+        if let Err(error) = self.watch_session(&session) {
+            // Not a moment without somebody who answers: it ends by its policy, which needs no events.
+            session.fail(EndReason::Exhausted, error);
+        }
+        observer.notice(Notice::SessionStarted(Arc::clone(&session.info)));
+        self.restless.insert(id);
+        self.sessions.insert(id, Entry { session, server: NO_SERVER, observer: Arc::clone(observer) });
+    }
+
     pub(super) fn close_server(&mut self, id: u64, rest: Rest) {
-        let Some(server) = self.servers.get_mut(&id) else { return };
-        // Closed and removed here: nobody can connect from now on.
-        server.listener = None;
+        if let Some(server) = self.servers.get_mut(&id) {
+            // Closed and removed here: nobody can connect from now on.
+            server.listener = None;
+        }
         let abandoned: Vec<u64> =
             self.handshakes.iter().filter(|(_, pending)| pending.server == id).map(|(&id, _)| id).collect();
         for pending in abandoned {
@@ -121,6 +135,17 @@ impl EventLoop {
         server: u64,
         observer: &Arc<dyn Observer>,
     ) -> Result<(), PagerError> {
+        self.watch_session(&session)?;
+        let id = session.info.id;
+        if let Some(server) = self.servers.get_mut(&server) {
+            server.alive += 1;
+        }
+        observer.notice(Notice::SessionStarted(Arc::clone(&session.info)));
+        self.sessions.insert(id, Entry { session, server, observer: Arc::clone(observer) });
+        Ok(())
+    }
+
+    fn watch_session(&self, session: &Session) -> Result<(), PagerError> {
         let id = session.info.id;
         let failed = |errno| PagerError::System { syscall: "epoll_ctl", errno };
         watch(&self.epoll, session.as_fd(), Token::Uffd(id)).map_err(failed)?;
@@ -130,11 +155,6 @@ impl EventLoop {
             unwatch(&self.epoll, session.as_fd());
             return Err(failed(errno));
         }
-        if let Some(server) = self.servers.get_mut(&server) {
-            server.alive += 1;
-        }
-        observer.notice(Notice::SessionStarted(Arc::clone(&session.info)));
-        self.sessions.insert(id, Entry { session, server, observer: Arc::clone(observer) });
         Ok(())
     }
 

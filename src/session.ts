@@ -58,7 +58,7 @@ export interface SessionStats {
  * - `'pager-lost'`: the pager itself ended; the failure policy was applied.
  */
 export type SessionEndReason =
-  'closed' | 'peer-exited' | 'source-failed' | 'protocol' | 'exhausted' | 'pager-lost';
+  'closed' | 'peer-exited' | 'source-failed' | 'stalled' | 'protocol' | 'exhausted' | 'pager-lost';
 
 /** How a session ended. */
 export interface SessionEnd {

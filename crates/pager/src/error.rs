@@ -90,6 +90,9 @@ pub enum PagerError {
     /// A limit was reached: sessions, descriptors, huge pages.
     #[error("{0}")]
     Exhausted(String),
+    /// Whoever answers for a source failed, or answered wrongly.
+    #[error("{0}")]
+    Callback(String),
     /// A thread of the pager ended by a fault of its own.
     #[error("the pager's thread failed: {0}")]
     Internal(String),
@@ -125,7 +128,10 @@ impl PagerError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Source { .. } | Self::SourceTruncated { .. } | Self::NotAnImage { .. } => "ERR_UFFD_SOURCE",
+            Self::Source { .. }
+            | Self::SourceTruncated { .. }
+            | Self::NotAnImage { .. }
+            | Self::Callback(_) => "ERR_UFFD_SOURCE",
             Self::Socket { .. } => "ERR_UFFD_SOCKET",
             Self::Region { .. } => "ERR_UFFD_REGION",
             Self::Protocol(_) | Self::Adopt(_) => "ERR_UFFD_PROTOCOL",

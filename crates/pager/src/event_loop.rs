@@ -254,6 +254,7 @@ impl EventLoop {
             let mut cx =
                 Context { events: &mut self.events, staging: self.staging.bytes(), workers: &self.workers };
             entry.session.retry(now, &mut cx);
+            let overdue = entry.session.check_reads(now, &mut cx);
             let next = entry.session.step(now, &mut cx);
             if entry.session.ended().is_some() {
                 over.push(id);
@@ -266,9 +267,12 @@ impl EventLoop {
             match next {
                 Next::Now => busy = true,
                 Next::At(moment) => soonest = earlier(soonest, moment),
-                Next::Idle => return parked.is_some(),
+                Next::Idle => {}
             }
-            true
+            if let Some(moment) = overdue {
+                soonest = earlier(soonest, moment);
+            }
+            next != Next::Idle || parked.is_some() || overdue.is_some()
         });
         for id in over {
             self.bury(id);

@@ -1,7 +1,12 @@
 //! Where the bytes of missing pages come from.
 
+mod callback;
+mod chunk_cache;
+mod fetch;
 mod file;
 
+pub use callback::{CallbackOptions, CallbackSource, Fetcher};
+pub use fetch::Fetch;
 pub use file::FileSource;
 
 use crate::error::PagerError;
@@ -37,4 +42,20 @@ pub trait PageSource: Send + Sync + std::fmt::Debug {
     ///
     /// As [`PageSource::read_now`].
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError>;
+
+    /// Begins to get bytes that are not at hand without holding up a worker, or gives the read back: then a worker calls
+    /// [`PageSource::read`], which is the default. Called on the event loop: it must not wait.
+    ///
+    /// # Errors
+    ///
+    /// The read itself.
+    fn fetch(&self, fetch: Fetch) -> Result<(), Fetch> {
+        Err(fetch)
+    }
+
+    /// The thread without which bytes that are not at hand never come, by its kernel id. If that very thread waits for them,
+    /// it waits for itself. Default: none.
+    fn answered_by(&self) -> Option<u32> {
+        None
+    }
 }

@@ -313,7 +313,7 @@ impl EventLoop {
         }
         let Some((end, leave_open)) = session.ended() else { return };
         // Everything of it is closed by the time anybody hears of its end.
-        let Session { uffd, process, connection, .. } = session;
+        let Session { uffd, process, connection, source, .. } = session;
         if leave_open {
             // Closing it would give zeros to every thread that waits. It stays open, on purpose, until this
             // process ends.
@@ -321,7 +321,7 @@ impl EventLoop {
         } else {
             drop(uffd);
         }
-        drop((process, connection));
+        drop((process, connection, source));
         observer.notice(Notice::SessionEnded { id, end });
     }
 

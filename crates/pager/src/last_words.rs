@@ -7,18 +7,21 @@ use crate::error::PagerError;
 pub(crate) fn cannot_be_served(map: &AddressMap, error: &PagerError) {
     let regions: Vec<String> =
         map.regions().map(|region| format!("{:#x}+{:#x}", region.address, region.len)).collect();
-    eprintln!(
-        "userfaultfd: memory at {} of this process cannot be served any more: {error}",
-        regions.join(", ")
-    );
+    say(&format!("memory at {} of this process cannot be served any more: {error}", regions.join(", ")));
 }
 
 /// A thread waits for bytes that only it could bring. Nothing could be given to it that would be true, so the program ends.
 pub(crate) fn deadlock(address: u64) -> ! {
-    eprintln!(
-        "userfaultfd: deadlock: the JavaScript thread that the source of this memory runs on has touched a page at \
+    say(&format!(
+        "deadlock: the JavaScript thread that the source of this memory runs on has touched a page at \
          {address:#x} that is not there yet, and would wait for itself for ever. Use mapping.read(), touch the memory on \
          another thread, or give the source a thread of its own (workerSource)."
-    );
+    ));
     std::process::abort();
+}
+
+/// In one piece, whatever else is written at the same time.
+fn say(text: &str) {
+    let line = format!("userfaultfd: {text}\n");
+    eprint!("{line}");
 }

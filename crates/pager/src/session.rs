@@ -73,7 +73,7 @@ pub(crate) struct Session {
     pub(crate) policy: FailurePolicy,
     pub(crate) phase: Phase,
     pub(crate) deferred: Deferred,
-    source: Arc<dyn PageSource>,
+    pub(crate) source: Arc<dyn PageSource>,
     pub(crate) source_timeout: Duration,
     window: Window,
     huge: bool,

@@ -23,6 +23,7 @@ mod supervise;
 mod sweep;
 mod window;
 mod workers;
+mod zero_runs;
 
 pub use address_map::{AddressMap, Region};
 pub use error::PagerError;
@@ -34,6 +35,9 @@ pub use pager::{Pager, PagerOptions, SessionOptions};
 pub use policy::{EndReason, FailurePolicy, Rest, SessionEnd};
 pub use server::ServerOptions;
 pub use session::SessionInfo;
-pub use source::{FileSource, PageSource, ReadNow};
+pub use source::{
+    FileOptions, FileSource, LayeredSource, MappingSource, MemorySource, Overlay, OverlaySource, PageSource,
+    ReadNow, RetryOptions, RetrySource, ZeroSource,
+};
 pub use stats::{Stats, StatsSnapshot};
 pub use supervise::Peer;

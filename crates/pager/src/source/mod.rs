@@ -1,8 +1,22 @@
 //! Where the bytes of missing pages come from.
 
+mod asking;
+mod direct;
+mod extents;
 mod file;
+mod layered;
+mod memory;
+mod overlay;
+mod retry;
+mod zero;
 
-pub use file::FileSource;
+pub(crate) use asking::{known_zeros, panicked, read_now};
+pub use file::{FileOptions, FileSource};
+pub use layered::LayeredSource;
+pub use memory::{MappingSource, MemorySource};
+pub use overlay::{Overlay, OverlaySource};
+pub use retry::{RetryOptions, RetrySource};
+pub use zero::ZeroSource;
 
 use crate::error::PagerError;
 
@@ -37,4 +51,11 @@ pub trait PageSource: Send + Sync + std::fmt::Debug {
     ///
     /// As [`PageSource::read_now`].
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError>;
+
+    /// Whether these bytes are known to be all zero without reading them. Called on the event loop: it must not wait.
+    /// `false` means only that they have to be read.
+    fn zeros(&self, offset: u64, len: u64) -> bool {
+        let _ = (offset, len);
+        false
+    }
 }

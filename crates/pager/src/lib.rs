@@ -36,8 +36,8 @@ pub use policy::{EndReason, FailurePolicy, Rest, SessionEnd};
 pub use server::ServerOptions;
 pub use session::SessionInfo;
 pub use source::{
-    FileOptions, FileSource, LayeredSource, MappingSource, MemorySource, Overlay, OverlaySource, PageSource,
-    ReadNow, RetryOptions, RetrySource, ZeroSource,
+    CacheOptions, CachedSource, FileOptions, FileSource, LayeredSource, MappingSource, MemorySource, Overlay,
+    OverlaySource, PageSource, ReadNow, RetryOptions, RetrySource, ZeroSource,
 };
 pub use stats::{Stats, StatsSnapshot};
 pub use supervise::Peer;

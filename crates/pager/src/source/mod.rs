@@ -1,6 +1,7 @@
 //! Where the bytes of missing pages come from.
 
 mod asking;
+mod cached;
 mod direct;
 mod extents;
 mod file;
@@ -11,6 +12,7 @@ mod retry;
 mod zero;
 
 pub(crate) use asking::{known_zeros, panicked, read_now};
+pub use cached::{CacheOptions, CachedSource};
 pub use file::{FileOptions, FileSource};
 pub use layered::LayeredSource;
 pub use memory::{MappingSource, MemorySource};

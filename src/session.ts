@@ -27,10 +27,12 @@ export interface SessionRegion {
 export interface SessionStats {
   /** Page-fault messages read. One fault may send several: duplicates are normal. */
   readonly faults: number;
-  /** Pages installed from the source. */
+  /** Pages copied in from the source. */
   readonly pagesInstalled: number;
   /** Pages installed as zeros, because their owner had discarded them. */
   readonly pagesZeroed: number;
+  /** Pages installed as zeros, because the memory image has zeros there: nothing was copied. */
+  readonly pagesZero: number;
   /** Pages poisoned, because they could not or would not be served. */
   readonly pagesPoisoned: number;
   /** Pages discarded by their owner. */
@@ -183,6 +185,7 @@ const NO_STATS: NativeStats = {
   faults: 0,
   pagesInstalled: 0,
   pagesZeroed: 0,
+  pagesZero: 0,
   pagesPoisoned: 0,
   pagesRemoved: 0,
   bytesInstalled: 0,

@@ -94,6 +94,10 @@ impl PageSource for Kept {
         self.source.read(offset, buffer)
     }
 
+    fn zeros(&self, offset: u64, len: u64) -> bool {
+        self.source.zeros(offset, len)
+    }
+
     fn fetch(&self, fetch: Fetch) -> std::result::Result<(), Fetch> {
         self.source.fetch(fetch)
     }

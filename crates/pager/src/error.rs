@@ -41,6 +41,45 @@ pub enum PagerError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A diff that cannot be laid over its base.
+    #[error("diff {index} ({path}): {reason}")]
+    Layer {
+        /// Its position in the list of diffs.
+        index: usize,
+        /// The diff.
+        path: PathBuf,
+        /// What is wrong, with the values.
+        reason: String,
+    },
+    /// Bytes that cannot be laid over a source.
+    #[error("overlay {index}: {reason}")]
+    Overlay {
+        /// Its position in the list of overlays.
+        index: usize,
+        /// What is wrong, with the values.
+        reason: String,
+    },
+    /// An option of a source has a value it cannot have.
+    #[error("{option} of {value}: {reason}")]
+    SourceOption {
+        /// The option.
+        option: &'static str,
+        /// The value given.
+        value: u64,
+        /// What it has to be.
+        reason: &'static str,
+    },
+    /// A source went on failing for as long as it was to be tried again.
+    #[error("the memory image could not be read in {attempts} attempts within {ms} ms; the last: {cause}")]
+    GaveUp {
+        /// How often it was read.
+        attempts: u32,
+        /// How long that took, in milliseconds.
+        ms: u64,
+        /// How the last attempt failed.
+        #[source]
+        cause: Box<PagerError>,
+    },
     /// The listening socket could not be made.
     #[error("{syscall} of socket {path}: {errno}: {hint}")]
     Socket {
@@ -131,7 +170,11 @@ impl PagerError {
             Self::Source { .. }
             | Self::SourceTruncated { .. }
             | Self::NotAnImage { .. }
-            | Self::Callback(_) => "ERR_UFFD_SOURCE",
+            | Self::Callback(_)
+            | Self::Layer { .. }
+            | Self::Overlay { .. }
+            | Self::SourceOption { .. }
+            | Self::GaveUp { .. } => "ERR_UFFD_SOURCE",
             Self::Socket { .. } => "ERR_UFFD_SOCKET",
             Self::Region { .. } => "ERR_UFFD_REGION",
             Self::Protocol(_) | Self::Adopt(_) => "ERR_UFFD_PROTOCOL",
@@ -157,6 +200,7 @@ impl PagerError {
                 Some(*errno as i32)
             }
             Self::Kernel { cause, .. } => cause.errno(),
+            Self::GaveUp { cause, .. } => cause.errno(),
             _ => None,
         }
     }
@@ -169,8 +213,20 @@ impl PagerError {
                 Some((*syscall).to_owned())
             }
             Self::Kernel { cause, .. } => cause.operation().map(|operation| operation.to_string()),
+            Self::GaveUp { cause, .. } => cause.syscall(),
             _ => None,
         }
+    }
+}
+
+impl PagerError {
+    /// Whether the same read may well succeed a little later: EIO, EINTR, ETIMEDOUT, EAGAIN.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Source { errno: Errno::EIO | Errno::EINTR | Errno::ETIMEDOUT | Errno::EAGAIN, .. }
+        )
     }
 }
 

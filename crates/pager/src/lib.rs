@@ -25,6 +25,7 @@ mod supervise;
 mod sweep;
 mod window;
 mod workers;
+mod zero_runs;
 
 pub use address_map::{AddressMap, Region};
 pub use error::PagerError;
@@ -36,6 +37,10 @@ pub use pager::{Pager, PagerOptions, SessionOptions};
 pub use policy::{EndReason, FailurePolicy, Rest, SessionEnd};
 pub use server::ServerOptions;
 pub use session::SessionInfo;
-pub use source::{CallbackOptions, CallbackSource, Fetch, Fetcher, FileSource, PageSource, ReadNow};
+pub use source::{
+    CacheOptions, CachedSource, FileOptions, FileSource, LayeredSource, MappingSource, MemorySource, Overlay,
+    OverlaySource, PageSource, ReadNow, RetryOptions, RetrySource, ZeroSource,
+};
+pub use source::{CallbackOptions, CallbackSource, Fetch, Fetcher};
 pub use stats::{Stats, StatsSnapshot};
 pub use supervise::Peer;

@@ -20,6 +20,7 @@ use crate::error::PagerError;
 use crate::page_state::PageStates;
 use crate::policy::EndReason;
 use crate::stats::Stats;
+use crate::zero_runs::runs;
 
 /// How often one huge page may be "already present" and fault again before the pool is held to be empty.
 const MOST_ROUNDS: u32 = 8;
@@ -27,9 +28,11 @@ const MOST_ROUNDS: u32 = 8;
 /// What is put into pages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Filling<'a> {
-    /// These bytes, as many as the pages have.
+    /// These bytes, as many as the pages have. Pages of zeros among them become [`Filling::SourceZeros`].
     Bytes(&'a [u8]),
-    /// Zeros.
+    /// Zeros, because the source has zeros there.
+    SourceZeros,
+    /// Zeros, because their owner discarded what was there.
     Zeros,
     /// A marker that makes touching them a SIGBUS.
     Poison,
@@ -57,6 +60,8 @@ pub(crate) struct Resolver<'a> {
     /// Huge pages that were "already present", and how often in a row.
     pub(crate) rounds: &'a mut HashMap<usize, u32>,
     pub(crate) huge: bool,
+    /// Whether anything was installed; no at first.
+    pub(crate) filled: bool,
 }
 
 impl Resolver<'_> {
@@ -66,6 +71,30 @@ impl Resolver<'_> {
     ///
     /// Why it stopped early. What was filled until then is recorded.
     pub(crate) fn fill(&mut self, pages: Range<usize>, filling: Filling<'_>) -> Result<(), Stop> {
+        let done = match filling {
+            Filling::Bytes(bytes) => self.fill_runs(pages.clone(), bytes),
+            _ => self.fill_run(pages.clone(), filling),
+        };
+        if self.filled && matches!(filling, Filling::Bytes(_) | Filling::SourceZeros) {
+            self.stats.windows.add(1);
+        }
+        done
+    }
+
+    /// Data is copied, longer runs of zero pages are the kernel's zeros.
+    fn fill_runs(&mut self, pages: Range<usize>, bytes: &[u8]) -> Result<(), Stop> {
+        let page_size = self.map.page_size() as usize;
+        let bytes = bytes.get(..pages.len() * page_size).unwrap_or(bytes);
+        for run in runs(bytes, page_size, self.huge) {
+            let part = bytes.get(run.pages.start * page_size..run.pages.end * page_size).unwrap_or_default();
+            let filling = if run.zero { Filling::SourceZeros } else { Filling::Bytes(part) };
+            self.fill_run(pages.start + run.pages.start..pages.start + run.pages.end, filling)?;
+        }
+        Ok(())
+    }
+
+    /// Fills pages that all get the same kind of thing.
+    fn fill_run(&mut self, pages: Range<usize>, filling: Filling<'_>) -> Result<(), Stop> {
         let mut page = pages.start;
         while page < pages.end {
             match self.fill_once(page..pages.end, pages.start, filling) {
@@ -115,10 +144,10 @@ impl Resolver<'_> {
                 // destination is another process's (or mapping's) missing memory, of which no reference exists.
                 unsafe { self.uffd.copy(address, bytes.as_ptr(), bytes.len(), CopyOptions::default()) }
             }
-            Filling::Zeros if self.huge => {
+            Filling::Zeros | Filling::SourceZeros if self.huge => {
                 self.uffd.zero_huge(address, len, self.map.page_size() as usize, true)
             }
-            Filling::Zeros => self.uffd.zero(address, len, true),
+            Filling::Zeros | Filling::SourceZeros => self.uffd.zero(address, len, true),
             Filling::Poison => self.uffd.poison(address, len, true),
         }
     }
@@ -142,13 +171,14 @@ impl Resolver<'_> {
     }
 
     fn installed(&mut self, pages: Range<usize>, filling: Filling<'_>) {
+        self.filled = true;
         let count = pages.len() as u64;
         match filling {
             Filling::Bytes(_) => {
                 self.stats.pages_installed.add(count);
                 self.stats.bytes_installed.add(self.map.bytes(pages.len()));
-                self.stats.windows.add(1);
             }
+            Filling::SourceZeros => self.stats.pages_zero.add(count),
             Filling::Zeros => self.stats.pages_zeroed.add(count),
             Filling::Poison => self.stats.pages_poisoned.add(count),
         }

@@ -19,7 +19,7 @@ use crate::last_words;
 use crate::page_state::PageStates;
 use crate::policy::{EndReason, FailurePolicy, SessionEnd};
 use crate::resolve::{Filling, Resolver, Stop};
-use crate::source::{PageSource, ReadNow};
+use crate::source::{self, PageSource, ReadNow};
 use crate::stats::Stats;
 use crate::supervise::{Peer, Supervised};
 use crate::sweep::Phase;
@@ -266,7 +266,10 @@ impl Session {
                 PagerError::Internal("a window outside the map".to_owned()),
             ));
         };
-        match self.source.read_now(offset, buffer) {
+        if source::known_zeros(&*self.source, offset, len as u64) {
+            return self.fill(run, Filling::SourceZeros);
+        }
+        match source::read_now(&*self.source, offset, buffer) {
             Ok(ReadNow::Done) => self.fill(run, Filling::Bytes(buffer)),
             Ok(ReadNow::WouldBlock) => {
                 if let Some((own, address)) = self.self_fault.take()
@@ -364,6 +367,7 @@ impl Session {
             stats: &self.info.stats,
             rounds: &mut self.rounds,
             huge: self.huge,
+            filled: false,
         };
         let done = resolver.fill(pages.clone(), filling);
         let end = match &done {

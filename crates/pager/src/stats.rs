@@ -25,10 +25,12 @@ macro_rules! counters {
 counters! {
     /// Page-fault messages read. One fault may send several: duplicates are normal.
     faults,
-    /// Pages installed from the source.
+    /// Pages copied in from the source.
     pages_installed,
     /// Pages installed as zeros because their owner had discarded them.
     pages_zeroed,
+    /// Pages installed as zeros because the source has zeros there: nothing was copied.
+    pages_zero,
     /// Pages poisoned because they could not or would not be served.
     pages_poisoned,
     /// Pages their owner discarded (each time it did).

@@ -12,7 +12,7 @@ use crate::error::PagerError;
 use crate::policy::{EndReason, FailurePolicy, Rest, SessionEnd};
 use crate::resolve::{Filling, Stop};
 use crate::session::{Context, Session};
-use crate::source::ReadNow;
+use crate::source::{self, ReadNow};
 use crate::supervise::Supervised;
 
 /// Pages poisoned in one step: a few milliseconds at most.
@@ -191,8 +191,11 @@ impl Session {
             self.fail(EndReason::PagerLost, PagerError::Internal("a run outside the map".to_owned()));
             return Next::Now;
         };
-        let read = self.source().read_now(offset, buffer);
-        let outcome = match read {
+        if source::known_zeros(&**self.source(), offset, len as u64) {
+            let outcome = self.fill(run.clone(), Filling::SourceZeros);
+            return self.swept(run.end, outcome);
+        }
+        let outcome = match source::read_now(&**self.source(), offset, buffer) {
             Ok(ReadNow::Done) => self.fill(run.clone(), Filling::Bytes(buffer)),
             Ok(ReadNow::WouldBlock) => match self.read_on_worker(run.clone(), None, offset, cx.workers) {
                 // As many reads are under way as may be: the next completion comes back here.

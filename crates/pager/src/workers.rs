@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::PagerError;
-use crate::source::{Fetch, PageSource};
+use crate::source::{Fetch, PageSource, panicked};
 
 /// How long stopping waits for a read that is under way. A thread stuck on a dead disk is then left behind:
 /// it holds only its source and its buffer.
@@ -146,8 +146,7 @@ impl Shared {
         while let Some(mut job) = self.next() {
             let source = Arc::clone(&job.source);
             let read = std::panic::AssertUnwindSafe(|| source.read(job.offset, &mut job.buffer));
-            let result = std::panic::catch_unwind(read)
-                .unwrap_or_else(|_| Err(PagerError::Internal("a source panicked while reading".to_owned())));
+            let result = std::panic::catch_unwind(read).unwrap_or_else(|_| Err(panicked()));
             (self.deliver)(Completion { job, result });
         }
     }

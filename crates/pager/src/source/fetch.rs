@@ -1,5 +1,7 @@
 //! A read whose bytes come later, from whoever can get them.
 
+use std::sync::Arc;
+
 use crate::error::PagerError;
 use crate::workers::{Completion, Deliver, Job};
 
@@ -44,6 +46,19 @@ impl Fetch {
     /// Where the bytes go.
     pub fn buffer(&mut self) -> &mut [u8] {
         self.job.as_mut().map_or(&mut [], |job| &mut job.buffer)
+    }
+
+    /// The same read with a step after it, on the thread that completes it, once the bytes are there.
+    #[must_use]
+    pub(crate) fn then(mut self, step: impl Fn(u64, &mut [u8]) + Send + Sync + 'static) -> Self {
+        let deliver = Arc::clone(&self.deliver);
+        let wrapped: Deliver = Arc::new(move |mut completion: Completion| {
+            if completion.result.is_ok() {
+                step(completion.job.offset, &mut completion.job.buffer);
+            }
+            deliver(completion);
+        });
+        Self { job: self.job.take(), deliver: wrapped, demand: self.demand }
     }
 
     /// The bytes are there, all of them; or they cannot be had.

@@ -7,18 +7,38 @@
 //!
 //! The event loop must not wait for a disk, so it reads with `RWF_NOWAIT` and leaves to a worker what is not in
 //! the page cache. Files of a memory file system are always at hand (apart from swap) and are read directly.
+//!
+//! Where a sparse file has holes is found when it is opened. A hole counts as one as long as nothing of the file has
+//! changed since; then it is not even read.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 
+use super::direct::Direct;
+use super::extents::{any_in, data_of};
 use super::{PageSource, ReadNow};
 use crate::error::PagerError;
+
+/// Stretches of data of a sparse file that are remembered (1 MiB of memory); one with more is read throughout.
+const MOST_EXTENTS: usize = 1 << 16;
+/// What `st_blocks` counts.
+const BLOCK: u64 = 512;
+
+/// How a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FileOptions {
+    /// Past the page cache (`O_DIRECT`), always by a worker: for an image that is read once and would push out of the
+    /// cache what is used again. What lies behind the last whole block is read as usual, and so are files of a memory
+    /// file system, which have nothing else. Default: no.
+    pub direct: bool,
+}
 
 /// A regular file or block device, opened once.
 #[derive(Debug)]
@@ -30,16 +50,83 @@ pub struct FileSource {
     in_memory: bool,
     /// Regular files can be truncated; block devices cannot.
     can_shrink: bool,
+    direct: Option<Direct>,
+    /// Where it has data, if it has holes.
+    sparse: Option<Sparse>,
+}
+
+#[derive(Debug)]
+struct Sparse {
+    data: Vec<Range<u64>>,
+    /// What the file looked like before its holes were looked for.
+    stamp: Stamp,
+}
+
+/// What changes when a file's bytes do: when it was written, its blocks, its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    seconds: i64,
+    nanoseconds: i64,
+    blocks: u64,
+    size: u64,
+}
+
+impl Stamp {
+    fn of(file: &File) -> std::io::Result<Self> {
+        let now = file.metadata()?;
+        Ok(Self {
+            seconds: now.mtime(),
+            nanoseconds: now.mtime_nsec(),
+            blocks: now.blocks(),
+            size: now.len(),
+        })
+    }
 }
 
 impl FileSource {
+    /// [`FileSource::open_with`] the default options.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileSource::open_with`].
+    pub fn open(path: &Path) -> Result<Self, PagerError> {
+        Self::open_with(path, FileOptions::default())
+    }
+
     /// `open(2)` of `path` for reading. May wait for a disk or a network.
     ///
     /// # Errors
     ///
     /// [`PagerError::Source`] when it cannot be opened, [`PagerError::NotAnImage`] when it is not a regular file
-    /// or block device, or is empty.
-    pub fn open(path: &Path) -> Result<Self, PagerError> {
+    /// or block device, is empty, or cannot be read as the options say.
+    pub fn open_with(path: &Path, options: FileOptions) -> Result<Self, PagerError> {
+        // O_NONBLOCK: opening a FIFO must not wait for a writer. It means nothing for files and devices.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|error| PagerError::Source {
+                path: path.to_owned(),
+                syscall: "open",
+                errno: errno_of(&error),
+            })?;
+        let mut source = Self::of_file(file, path)?;
+        if options.direct && !source.in_memory {
+            source.direct = Some(Direct::open(path, &source.file, source.size)?);
+        }
+        Ok(source)
+    }
+
+    /// A file or memfd that is open already, and that errors call `name`. Its position is moved, its bytes are left alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileSource::open_with`]; [`PagerError::Source`] with EBADF on the first read when it was not opened for reading.
+    pub fn of_fd(fd: OwnedFd, name: &Path) -> Result<Self, PagerError> {
+        Self::of_file(File::from(fd), name)
+    }
+
+    fn of_file(mut file: File, path: &Path) -> Result<Self, PagerError> {
         let failed = |syscall| {
             move |error: std::io::Error| PagerError::Source {
                 path: path.to_owned(),
@@ -47,12 +134,6 @@ impl FileSource {
                 errno: errno_of(&error),
             }
         };
-        // O_NONBLOCK: opening a FIFO must not wait for a writer. It means nothing for files and devices.
-        let mut file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
-            .open(path)
-            .map_err(failed("open"))?;
         let kind = file.metadata().map_err(failed("fstat"))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(PagerError::NotAnImage {
@@ -65,7 +146,19 @@ impl FileSource {
             return Err(PagerError::NotAnImage { path: path.to_owned(), reason: "it is empty" });
         }
         let in_memory = fstatfs(&file).is_ok_and(|fs| is_memory(fs.filesystem_type()));
-        Ok(Self { file, path: path.to_owned(), size, in_memory, can_shrink: kind.is_file() })
+        // What a mapping writes to a memory file system is not dated, and reading it costs little.
+        let sparse = if kind.is_file() && !in_memory { holes_of(&file, size) } else { None };
+        let path = path.to_owned();
+        Ok(Self { file, path, size, in_memory, can_shrink: kind.is_file(), direct: None, sparse })
+    }
+
+    /// Where it has data; `None` when that is more than `most` stretches. May wait for a disk.
+    pub(super) fn data(&self, most: usize) -> Result<Option<Vec<Range<u64>>>, Errno> {
+        match &self.sparse {
+            Some(sparse) if sparse.data.len() > most => Ok(None),
+            Some(sparse) => Ok(Some(sparse.data.clone())),
+            None => data_of(&self.file, self.size, most),
+        }
     }
 
     fn failed(&self, syscall: &'static str, errno: Errno) -> PagerError {
@@ -114,6 +207,9 @@ impl PageSource for FileSource {
         if self.in_memory {
             return self.read(offset, buffer).map(|()| ReadNow::Done);
         }
+        if self.direct.is_some() {
+            return Ok(ReadNow::WouldBlock);
+        }
         match self.read_cached(offset, buffer) {
             Ok(read) if read == buffer.len() => self.check_size().map(|()| ReadNow::Done),
             // Partly cached, or cut off: the blocking read tells these apart. EOPNOTSUPP and ENOSYS: this file
@@ -125,7 +221,12 @@ impl PageSource for FileSource {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, offset + done as u64) {
+            let at = offset + done as u64;
+            let read = match self.direct.as_ref().filter(|direct| at < direct.end()) {
+                Some(direct) => direct.read_at(rest, at),
+                None => self.file.read_at(rest, at),
+            };
+            match read {
                 Ok(0) => {
                     self.check_size()?;
                     // Not shorter, and yet no byte: it shrank and grew again while this was reading.
@@ -138,13 +239,26 @@ impl PageSource for FileSource {
         }
         self.check_size()
     }
+
+    fn zeros(&self, offset: u64, len: u64) -> bool {
+        self.sparse.as_ref().is_some_and(|sparse| {
+            !any_in(&sparse.data, offset, len) && Stamp::of(&self.file).is_ok_and(|now| now == sparse.stamp)
+        })
+    }
+}
+
+/// Where a file has data, if it has holes, and not too many of them to remember. A file that cannot tell is read.
+fn holes_of(file: &File, size: u64) -> Option<Sparse> {
+    let stamp = Stamp::of(file).ok().filter(|stamp| stamp.blocks.saturating_mul(BLOCK) < size)?;
+    let data = data_of(file, size, MOST_EXTENTS).ok()??;
+    Some(Sparse { data, stamp })
 }
 
 fn is_memory(kind: FsType) -> bool {
     kind == TMPFS_MAGIC || kind == HUGETLBFS_MAGIC
 }
 
-fn errno_of(error: &std::io::Error) -> Errno {
+pub(super) fn errno_of(error: &std::io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 

@@ -1,13 +1,30 @@
 //! Where the bytes of missing pages come from.
 
+mod asking;
+mod cached;
 mod callback;
 mod chunk_cache;
+mod direct;
+mod extents;
 mod fetch;
 mod file;
+mod layered;
+mod memory;
+mod overlay;
+mod retry;
+mod zero;
 
+pub(crate) use asking::{known_zeros, panicked, read_now};
+pub use cached::{CacheOptions, CachedSource};
 pub use callback::{CallbackOptions, CallbackSource, Fetcher};
 pub use fetch::Fetch;
-pub use file::FileSource;
+
+pub use file::{FileOptions, FileSource};
+pub use layered::LayeredSource;
+pub use memory::{MappingSource, MemorySource};
+pub use overlay::{Overlay, OverlaySource};
+pub use retry::{RetryOptions, RetrySource};
+pub use zero::ZeroSource;
 
 use crate::error::PagerError;
 
@@ -57,5 +74,12 @@ pub trait PageSource: Send + Sync + std::fmt::Debug {
     /// it waits for itself. Default: none.
     fn answered_by(&self) -> Option<u32> {
         None
+    }
+
+    /// Whether these bytes are known to be all zero without reading them. Called on the event loop: it must not wait.
+    /// `false` means only that they have to be read.
+    fn zeros(&self, offset: u64, len: u64) -> bool {
+        let _ = (offset, len);
+        false
     }
 }

@@ -1,0 +1,25 @@
+//! Asking a source on the event loop: a source that panics is a source that failed, and ends its session only.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::{PageSource, ReadNow};
+use crate::error::PagerError;
+
+/// [`PageSource::read_now`], panics included.
+pub(crate) fn read_now(
+    source: &dyn PageSource,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<ReadNow, PagerError> {
+    catch_unwind(AssertUnwindSafe(|| source.read_now(offset, buffer))).unwrap_or_else(|_| Err(panicked()))
+}
+
+/// [`PageSource::zeros`]; where it panics, reading has to show.
+pub(crate) fn known_zeros(source: &dyn PageSource, offset: u64, len: u64) -> bool {
+    catch_unwind(AssertUnwindSafe(|| source.zeros(offset, len))).unwrap_or(false)
+}
+
+/// What is said of a source that panicked.
+pub(crate) fn panicked() -> PagerError {
+    PagerError::Internal("a source panicked while reading".to_owned())
+}

@@ -1,0 +1,258 @@
+//! A base and diffs over it: what each diff has data for is read from it, what it has holes for from what lies below.
+//!
+//! Who wins where is worked out once, when the source is made: one sorted list of stretches, whatever the number of
+//! diffs. Copying a diff with a tool that fills its holes makes zeros of them that hide the base; nothing can tell that
+//! from a diff that says so.
+
+use std::collections::BinaryHeap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::file::FileSource;
+use super::{PageSource, ReadNow};
+use crate::error::PagerError;
+
+/// Diffs over one base.
+const MOST_DIFFS: usize = 4096;
+/// Stretches of data in all diffs together (24 MiB of memory).
+const MOST_EXTENTS: usize = 1 << 20;
+
+/// A source with sparse files laid over it; later ones hide earlier ones.
+#[derive(Debug)]
+pub struct LayeredSource {
+    base: Arc<dyn PageSource>,
+    /// `None` where later diffs hide everything of one.
+    diffs: Vec<Option<FileSource>>,
+    stretches: Vec<Stretch>,
+}
+
+/// Bytes that come from one diff.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stretch {
+    start: u64,
+    end: u64,
+    diff: usize,
+}
+
+impl LayeredSource {
+    /// Opens the diffs and finds where they have data (`SEEK_DATA`). May wait for a disk. None of the files may change
+    /// from then on.
+    ///
+    /// # Errors
+    ///
+    /// [`PagerError::Layer`] names the diff that has another size than the base, whose file system cannot tell holes, or
+    /// with which there are too many stretches or diffs; otherwise as [`FileSource::open`].
+    pub fn new(base: Arc<dyn PageSource>, diffs: &[PathBuf]) -> Result<Self, PagerError> {
+        let size = base.size();
+        let mut opened = Vec::new();
+        let mut found = Vec::new();
+        for (index, path) in diffs.iter().enumerate() {
+            let refused = |reason| PagerError::Layer { index, path: path.clone(), reason };
+            if index >= MOST_DIFFS {
+                return Err(refused(format!(
+                    "{} diffs are more than the {MOST_DIFFS} there may be",
+                    diffs.len()
+                )));
+            }
+            let diff = FileSource::open(path)?;
+            if diff.size() != size {
+                let actual = diff.size();
+                return Err(refused(format!(
+                    "it has {actual} bytes, its base {size}: they have to be the same"
+                )));
+            }
+            let most = MOST_EXTENTS - found.len();
+            let data = diff
+                .data(most)
+                .map_err(|errno| refused(format!("where it has holes cannot be found (SEEK_DATA: {errno})")))?
+                .ok_or_else(|| {
+                    refused(format!(
+                        "with it there are more than {MOST_EXTENTS} stretches of data: merge diffs"
+                    ))
+                })?;
+            found.extend(data.into_iter().map(|data| Stretch {
+                start: data.start,
+                end: data.end,
+                diff: index,
+            }));
+            opened.push(Some(diff));
+        }
+        let stretches = flatten(found);
+        let mut seen = vec![false; opened.len()];
+        for stretch in &stretches {
+            if let Some(seen) = seen.get_mut(stretch.diff) {
+                *seen = true;
+            }
+        }
+        for (diff, _) in opened.iter_mut().zip(seen).filter(|(_, seen)| !seen) {
+            // Its descriptor is not needed.
+            *diff = None;
+        }
+        Ok(Self { base, diffs: opened, stretches })
+    }
+
+    /// Goes through `offset..offset + len` in parts that come from one source each, until `act` says that it is enough.
+    fn each(
+        &self,
+        offset: u64,
+        len: u64,
+        mut act: impl FnMut(&dyn PageSource, u64, u64) -> Result<ReadNow, PagerError>,
+    ) -> Result<ReadNow, PagerError> {
+        let end = offset.saturating_add(len);
+        let mut from = offset;
+        let mut next = self.stretches.partition_point(|stretch| stretch.end <= offset);
+        while from < end {
+            let stretch = self.stretches.get(next).filter(|stretch| stretch.start < end);
+            let (source, to): (&dyn PageSource, u64) = match stretch {
+                Some(stretch) if stretch.start <= from => {
+                    next += 1;
+                    let Some(Some(diff)) = self.diffs.get(stretch.diff) else {
+                        return Err(PagerError::Internal("a diff that is read was closed".to_owned()));
+                    };
+                    (diff, stretch.end.min(end))
+                }
+                Some(stretch) => (&*self.base, stretch.start),
+                None => (&*self.base, end),
+            };
+            if act(source, from, to - from)? == ReadNow::WouldBlock {
+                return Ok(ReadNow::WouldBlock);
+            }
+            from = to;
+        }
+        Ok(ReadNow::Done)
+    }
+
+    fn fill(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        read: impl Fn(&dyn PageSource, u64, &mut [u8]) -> Result<ReadNow, PagerError>,
+    ) -> Result<ReadNow, PagerError> {
+        let len = buffer.len() as u64;
+        self.each(offset, len, |source, from, part| {
+            let start = (from - offset) as usize;
+            match buffer.get_mut(start..start + part as usize) {
+                Some(part) => read(source, from, part),
+                None => Err(PagerError::Internal("a part outside of what is read".to_owned())),
+            }
+        })
+    }
+}
+
+impl PageSource for LayeredSource {
+    fn size(&self) -> u64 {
+        self.base.size()
+    }
+
+    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<ReadNow, PagerError> {
+        self.fill(offset, buffer, |source, offset, part| source.read_now(offset, part))
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
+        let read = |source: &dyn PageSource, offset, part: &mut [u8]| {
+            source.read(offset, part).map(|()| ReadNow::Done)
+        };
+        self.fill(offset, buffer, read).map(|_| ())
+    }
+
+    fn zeros(&self, offset: u64, len: u64) -> bool {
+        let known = |source: &dyn PageSource, from, part| {
+            Ok(if source.zeros(from, part) { ReadNow::Done } else { ReadNow::WouldBlock })
+        };
+        matches!(self.each(offset, len, known), Ok(ReadNow::Done))
+    }
+}
+
+/// What is seen of overlapping stretches from above: disjoint, in order, of the latest diff each.
+fn flatten(mut found: Vec<Stretch>) -> Vec<Stretch> {
+    found.sort_unstable_by_key(|stretch| stretch.start);
+    let mut seen: Vec<Stretch> = Vec::new();
+    // Diffs with data at `from`, and until where; some may have ended before.
+    let mut open: BinaryHeap<(usize, u64)> = BinaryHeap::new();
+    let mut from = 0;
+    let mut rest = found.iter().peekable();
+    loop {
+        while let Some(stretch) = rest.next_if(|stretch| stretch.start <= from) {
+            open.push((stretch.diff, stretch.end));
+        }
+        match open.peek() {
+            Some(&(_, end)) if end <= from => {
+                open.pop();
+            }
+            Some(&(diff, end)) => {
+                let to = rest.peek().map_or(end, |next| next.start.min(end));
+                match seen.last_mut().filter(|last| last.diff == diff && last.end == from) {
+                    Some(last) => last.end = to,
+                    None => seen.push(Stretch { start: from, end: to, diff }),
+                }
+                from = to;
+            }
+            None => match rest.peek() {
+                Some(next) => from = next.start,
+                None => return seen,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stretch(start: u64, end: u64, diff: usize) -> Stretch {
+        Stretch { start, end, diff }
+    }
+
+    #[test]
+    fn the_latest_diff_is_seen_wherever_it_has_data() {
+        for (found, seen) in [
+            (vec![], vec![]),
+            (vec![stretch(0, 10, 0)], vec![stretch(0, 10, 0)]),
+            (
+                vec![stretch(0, 10, 0), stretch(3, 5, 1)],
+                vec![stretch(0, 3, 0), stretch(3, 5, 1), stretch(5, 10, 0)],
+            ),
+            (vec![stretch(0, 10, 1), stretch(3, 5, 0)], vec![stretch(0, 10, 1)]),
+            (
+                vec![stretch(0, 4, 2), stretch(2, 8, 1), stretch(6, 12, 0), stretch(20, 21, 0)],
+                vec![stretch(0, 4, 2), stretch(4, 8, 1), stretch(8, 12, 0), stretch(20, 21, 0)],
+            ),
+            (vec![stretch(5, 9, 0), stretch(5, 9, 1), stretch(5, 9, 2)], vec![stretch(5, 9, 2)]),
+        ] {
+            assert_eq!(flatten(found), seen);
+        }
+    }
+
+    #[test]
+    fn any_pile_of_diffs_is_flattened_as_painting_them_in_order_would() {
+        let mut state = 12345_u64;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for _ in 0..500 {
+            let mut painted = [usize::MAX; 100];
+            let mut found = Vec::new();
+            for diff in 0..random(6) as usize {
+                let mut at = 0;
+                loop {
+                    let start = at + random(30);
+                    let end = start + 1 + random(20);
+                    if end > 100 {
+                        break;
+                    }
+                    found.push(stretch(start, end, diff));
+                    painted[start as usize..end as usize].fill(diff);
+                    at = end;
+                }
+            }
+            let seen = flatten(found);
+            let mut repainted = [usize::MAX; 100];
+            for stretch in &seen {
+                repainted[stretch.start as usize..stretch.end as usize].fill(stretch.diff);
+            }
+            assert_eq!(repainted, painted);
+            assert!(seen.windows(2).all(|pair| pair[0].end <= pair[1].start));
+        }
+    }
+}

@@ -165,8 +165,11 @@ impl Session {
         match event {
             Event::Fault(fault) => {
                 self.info.stats.faults.add(1);
-                // Outside every region: not memory that was handed over, hence nothing this may fill.
-                self.batch.extend(self.map.page_of(fault.address));
+                match self.map.page_of(fault.address) {
+                    Some(page) => self.batch.push(page),
+                    // Outside every region: not memory that was handed over, hence nothing this may fill.
+                    None => self.info.stats.unanswered.add(1),
+                }
                 Ok(())
             }
             Event::Remove { start, end } | Event::Unmap { start, end } => {
@@ -219,17 +222,18 @@ impl Session {
     pub(crate) fn answer(&mut self, page: usize, cx: &mut Context<'_>) {
         if !self.phase.answers() {
             // Its process is being killed, or is gone.
+            self.info.stats.unanswered.add(1);
             return;
         }
-        if self.answered.iter().any(|pages| pages.contains(&page)) {
+        if self.was_answered(page) {
             self.info.stats.already_present.add(1);
             return;
         }
         let outcome = if !self.states.is_missing(page) {
             // It was there and is not: its owner discarded it. (Or this is a late duplicate: then it is woken.)
-            self.fill(page..page + 1, Filling::Zeros)
+            self.fill(page..page + 1, Filling::Zeros, &[page])
         } else if self.phase.poisons() {
-            self.fill(page..page + 1, Filling::Poison)
+            self.fill(page..page + 1, Filling::Poison, &[page])
         } else {
             self.answer_from_source(page, cx)
         };
@@ -238,7 +242,9 @@ impl Session {
 
     fn answer_from_source(&mut self, page: usize, cx: &mut Context<'_>) -> Result<(), Stop> {
         if let Some(reading) = self.in_flight.iter_mut().find(|reading| reading.pages.contains(&page)) {
-            if !reading.waiting.contains(&page) {
+            if reading.waiting.contains(&page) {
+                self.info.stats.joined.add(1);
+            } else {
                 reading.waiting.push(page);
             }
             return Ok(());
@@ -254,7 +260,7 @@ impl Session {
             ));
         };
         match self.source.read_now(offset, buffer) {
-            Ok(ReadNow::Done) => self.fill(run, Filling::Bytes(buffer)),
+            Ok(ReadNow::Done) => self.fill(run, Filling::Bytes(buffer), &[page]),
             Ok(ReadNow::WouldBlock) => self.read_on_worker(run, Some(page), offset, cx.workers),
             Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),
         }
@@ -305,20 +311,30 @@ impl Session {
                 page = run.end.max(page + 1);
                 let skip = self.map.bytes(run.start - pages.start) as usize;
                 let Some(bytes) = job.buffer.get(skip..).filter(|_| !run.is_empty()) else { continue };
-                if let Err(stop) = self.fill(run, Filling::Bytes(bytes)) {
+                if let Err(stop) = self.fill(run, Filling::Bytes(bytes), &waiting) {
                     self.stopped(stop);
                 }
             }
         }
-        // Those that were discarded, refused, or are to be poisoned now. A page that was filled above is passed
-        // over: filling woke its waiters.
+        // Those that were discarded, refused, or are to be poisoned now. Filling woke the waiters of the others.
         for page in waiting {
-            self.answer(page, cx);
+            if !self.was_answered(page) {
+                self.answer(page, cx);
+            }
         }
+    }
+
+    fn was_answered(&self, page: usize) -> bool {
+        self.answered.iter().any(|pages| pages.contains(&page))
     }
 
     pub(crate) fn reads_in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// Faults that nobody has answered yet.
+    pub(crate) fn faults_waiting(&self) -> usize {
+        self.deferred.len() + self.in_flight.iter().map(|reading| reading.waiting.len()).sum::<usize>()
     }
 
     pub(crate) fn is_being_read(&self, page: usize) -> bool {
@@ -334,8 +350,13 @@ impl Session {
         self.window.most()
     }
 
-    /// Fills pages and remembers that this batch did.
-    pub(crate) fn fill(&mut self, pages: Range<usize>, filling: Filling<'_>) -> Result<(), Stop> {
+    /// Fills pages, of which some are waited for, and remembers that this batch did.
+    pub(crate) fn fill(
+        &mut self,
+        pages: Range<usize>,
+        filling: Filling<'_>,
+        waiting: &[usize],
+    ) -> Result<(), Stop> {
         let mut resolver = Resolver {
             uffd: &self.uffd,
             map: &self.map,
@@ -343,13 +364,11 @@ impl Session {
             stats: &self.info.stats,
             rounds: &mut self.rounds,
             huge: self.huge,
+            waiting,
+            reached: pages.start,
         };
         let done = resolver.fill(pages.clone(), filling);
-        let end = match &done {
-            Ok(()) => pages.end,
-            Err(Stop::Changing(page)) => *page,
-            Err(_) => pages.start,
-        };
+        let end = resolver.reached;
         if end > pages.start {
             self.deferred.progressed();
             self.answered.push(pages.start..end);
@@ -359,19 +378,17 @@ impl Session {
 
     /// What becomes of the fault on `page` after an attempt to answer it.
     fn settle(&mut self, page: usize, outcome: Result<(), Stop>) {
-        match outcome {
-            Ok(()) => {}
-            Err(Stop::Changing(from)) if from > page => {}
-            Err(Stop::Changing(_)) => {
+        let Err(stop) = outcome else { return };
+        if !self.was_answered(page) {
+            // Whatever happens to the session, this fault still waits.
+            if matches!(stop, Stop::Changing(_)) {
                 self.info.stats.deferred.add(1);
-                self.deferred.park(page, Instant::now());
             }
-            Err(stop) => {
-                // Whatever happens to the session, this fault still waits.
-                self.deferred.park(page, Instant::now());
-                self.stopped(stop);
+            if !self.deferred.park(page, Instant::now()) {
+                self.info.stats.joined.add(1);
             }
         }
+        self.stopped(stop);
     }
 
     /// Tries the parked faults again, if it is time.

@@ -164,7 +164,7 @@ impl Session {
         // Those that wait go first; the event loop retries them before it comes here.
         let Some(run) = self.states.next_missing(from, POISON_STEP) else { return self.finish(cx) };
         let run = self.map.clip(run);
-        let outcome = self.fill(run.clone(), Filling::Poison);
+        let outcome = self.fill(run.clone(), Filling::Poison, &[]);
         self.swept(run.end, outcome)
     }
 
@@ -193,7 +193,7 @@ impl Session {
         };
         let read = self.source().read_now(offset, buffer);
         let outcome = match read {
-            Ok(ReadNow::Done) => self.fill(run.clone(), Filling::Bytes(buffer)),
+            Ok(ReadNow::Done) => self.fill(run.clone(), Filling::Bytes(buffer), &[]),
             Ok(ReadNow::WouldBlock) => match self.read_on_worker(run.clone(), None, offset, cx.workers) {
                 // As many reads are under way as may be: the next completion comes back here.
                 Err(Stop::Changing(_)) => return Next::Idle,

@@ -1,8 +1,8 @@
 //! The thread that serves: epoll over its sessions, their processes, its listening sockets and handshakes.
 //!
 //! It never waits for a disk (workers do), for a lock that a faulting thread could hold (there is none), or for
-//! JavaScript (which is only told). Every turn goes: requests and finished reads, then what is readable, then
-//! faults whose pause is over, then one step of each session that is ending.
+//! JavaScript (which is only told). Every turn goes: requests, finished reads and whatever is readable is read, then each
+//! session's faults are answered for a slice of time (also those whose pause is over), and it takes one step if it is ending.
 
 mod connections;
 
@@ -26,6 +26,7 @@ use crate::policy::{EndReason, Rest};
 use crate::server::{Pending, Server};
 use crate::session::{Context, Session};
 use crate::sweep::Next;
+use crate::turn::{LONG_SLICE, SLICE};
 use crate::workers::Workers;
 
 /// Messages per read(2). One faulting thread needs one; many threads overlap.
@@ -116,6 +117,8 @@ pub(crate) struct EventLoop {
     /// Sessions to look at before sleeping: something happened to them, or they wait for a moment to come.
     /// Idle ones cost nothing, however many there are.
     restless: HashSet<u64>,
+    /// Their order in one turn; kept only for its memory.
+    turns: Vec<u64>,
     events: EventBuffer,
     staging: Staging,
     base_page_size: u64,
@@ -150,6 +153,7 @@ impl EventLoop {
             handshakes: HashMap::new(),
             sessions: HashMap::new(),
             restless: HashSet::new(),
+            turns: Vec::new(),
             events: EventBuffer::new(MESSAGES_PER_READ),
             staging: Staging::new(),
             base_page_size: uffd::page_size() as u64,
@@ -204,7 +208,7 @@ impl EventLoop {
                     // The descriptor's flags are shared with the peer, who has made it blocking.
                     session.restore_nonblocking();
                 }
-                session.serve(cx);
+                session.read(cx);
             }),
             Token::Process(id) => self.with_session(id, |session, _| session.phase.peer_gone()),
         }
@@ -249,15 +253,27 @@ impl EventLoop {
         let mut soonest: Option<Instant> = None;
         let mut busy = false;
         let mut over = Vec::new();
-        self.restless.retain(|&id| {
-            let Some(entry) = self.sessions.get_mut(&id) else { return false };
+        let alone = self.sessions.len() <= 1;
+        let slice = if alone { LONG_SLICE } else { SLICE };
+        let mut turns = std::mem::take(&mut self.turns);
+        turns.extend(self.restless.iter().copied());
+        // Who has one fault waiting goes before who has many: a storm waits for the others, not they for it.
+        turns.sort_by_key(|id| self.sessions.get(id).map_or(0, |entry| entry.session.faults_waiting()));
+        for id in turns.drain(..) {
+            let Some(entry) = self.sessions.get_mut(&id) else {
+                self.restless.remove(&id);
+                continue;
+            };
             let mut cx =
                 Context { events: &mut self.events, staging: self.staging.bytes(), workers: &self.workers };
-            entry.session.retry(now, &mut cx);
+            entry.session.retry(now, alone, &mut cx);
+            let unanswered = entry.session.answer_for(slice, &mut cx);
+            busy |= unanswered;
             let next = entry.session.step(now, &mut cx);
             if entry.session.ended().is_some() {
+                self.restless.remove(&id);
                 over.push(id);
-                return false;
+                continue;
             }
             let parked = entry.session.deferred.due().filter(|_| entry.session.phase.answers());
             if let Some(moment) = parked {
@@ -266,10 +282,13 @@ impl EventLoop {
             match next {
                 Next::Now => busy = true,
                 Next::At(moment) => soonest = earlier(soonest, moment),
-                Next::Idle => return parked.is_some(),
+                Next::Idle if unanswered || parked.is_some() => {}
+                Next::Idle => {
+                    self.restless.remove(&id);
+                }
             }
-            true
-        });
+        }
+        self.turns = turns;
         for id in over {
             self.bury(id);
         }

@@ -21,6 +21,7 @@ mod source;
 mod stats;
 mod supervise;
 mod sweep;
+mod turn;
 mod window;
 mod workers;
 

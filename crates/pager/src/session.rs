@@ -4,7 +4,7 @@
 //! its pages. So nothing here is locked, and what was decided about a page still holds when it is installed.
 //! Workers only bring bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -27,8 +27,6 @@ use crate::workers::{Completion, Job, Urgency, Workers};
 
 /// Reads of one session that may be under way at once. More faults than this wait their turn.
 const MOST_IN_FLIGHT: usize = 32;
-/// Messages read before they are answered, so that one session's storm does not hold up the others.
-const MOST_MESSAGES: usize = 1024;
 
 /// What is public about a session.
 #[derive(Debug)]
@@ -76,10 +74,10 @@ pub(crate) struct Session {
     huge: bool,
     rounds: HashMap<usize, u32>,
     in_flight: Vec<InFlight>,
-    /// Faulting pages of the batch in hand.
-    batch: Vec<usize>,
-    /// What answering this batch has installed: later faults of it in there were woken by that.
-    answered: Vec<Range<usize>>,
+    /// Faults that were read and have not had their turn yet.
+    pub(crate) queue: VecDeque<usize>,
+    /// What was installed since events were last read: later faults of the queue in there were woken by that.
+    pub(crate) answered: Vec<Range<usize>>,
     own: bool,
     pub(crate) connection: Option<OwnedFd>,
 }
@@ -121,52 +119,20 @@ impl Session {
             huge,
             rounds: HashMap::new(),
             in_flight: Vec::new(),
-            batch: Vec::new(),
+            queue: VecDeque::new(),
             answered: Vec::new(),
             own,
             connection,
         }
     }
 
-    /// Reads what is waiting and answers it: removals first, whatever order they were read in, because the
-    /// kernel hands out faults before events that are older.
-    pub(crate) fn serve(&mut self, cx: &mut Context<'_>) {
-        let started = Instant::now();
-        let mut read = 0;
-        let mut failure = None;
-        let mut drained = false;
-        while !drained && read < MOST_MESSAGES {
-            match self.uffd.read_events(cx.events) {
-                Ok(count) => {
-                    read += count;
-                    // A read that had room left has emptied the queue: asking again would cost a system call.
-                    drained = count < cx.events.capacity();
-                }
-                Err(cause) => {
-                    failure = Some(PagerError::Kernel { address: 0, len: 0, cause });
-                    break;
-                }
-            }
-            for event in cx.events.drain() {
-                if let Err(error) = self.note(event) {
-                    failure = failure.or(Some(error));
-                }
-            }
-        }
-        if let Some(error) = failure {
-            self.fail(EndReason::Protocol, error);
-        }
-        self.answer_batch(cx);
-        self.info.stats.busy_ns.add(started.elapsed().as_nanos() as u64);
-    }
-
     /// Takes one event down: faults to be answered later, everything else at once.
-    fn note(&mut self, event: Event) -> Result<(), PagerError> {
+    pub(crate) fn note(&mut self, event: Event) -> Result<(), PagerError> {
         match event {
             Event::Fault(fault) => {
                 self.info.stats.faults.add(1);
                 match self.map.page_of(fault.address) {
-                    Some(page) => self.batch.push(page),
+                    Some(page) => self.queue.push_back(page),
                     // Outside every region: not memory that was handed over, hence nothing this may fill.
                     None => self.info.stats.unanswered.add(1),
                 }
@@ -207,15 +173,6 @@ impl Session {
                 let _ = child.poison(address, self.map.bytes(run.len()), true);
             }
         }
-    }
-
-    fn answer_batch(&mut self, cx: &mut Context<'_>) {
-        self.answered.clear();
-        let mut batch = std::mem::take(&mut self.batch);
-        for page in batch.drain(..) {
-            self.answer(page, cx);
-        }
-        self.batch = batch;
     }
 
     /// Answers, or takes charge of, one fault.
@@ -334,7 +291,9 @@ impl Session {
 
     /// Faults that nobody has answered yet.
     pub(crate) fn faults_waiting(&self) -> usize {
-        self.deferred.len() + self.in_flight.iter().map(|reading| reading.waiting.len()).sum::<usize>()
+        self.queue.len()
+            + self.deferred.len()
+            + self.in_flight.iter().map(|reading| reading.waiting.len()).sum::<usize>()
     }
 
     pub(crate) fn is_being_read(&self, page: usize) -> bool {
@@ -350,7 +309,7 @@ impl Session {
         self.window.most()
     }
 
-    /// Fills pages, of which some are waited for, and remembers that this batch did.
+    /// Fills pages, of which some are waited for, and remembers that this turn did.
     pub(crate) fn fill(
         &mut self,
         pages: Range<usize>,
@@ -389,15 +348,6 @@ impl Session {
             }
         }
         self.stopped(stop);
-    }
-
-    /// Tries the parked faults again, if it is time.
-    pub(crate) fn retry(&mut self, now: Instant, cx: &mut Context<'_>) {
-        let Some(pages) = self.deferred.take_due(now) else { return };
-        // The thread that changes the address space has to run before anything can be installed.
-        std::thread::yield_now();
-        self.batch.extend(pages);
-        self.serve(cx);
     }
 
     /// Puts the session through its failure policy. The first failure is the one that is told.

@@ -216,7 +216,7 @@ impl Session {
                 PagerError::Internal("a window outside the map".to_owned()),
             ));
         };
-        match self.source.read_now(offset, buffer) {
+        match self.read_now(offset, buffer) {
             Ok(ReadNow::Done) => self.fill(run, Filling::Bytes(buffer), &[page]),
             Ok(ReadNow::WouldBlock) => self.read_on_worker(run, Some(page), offset, cx.workers),
             Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),
@@ -300,8 +300,11 @@ impl Session {
         self.in_flight.iter().any(|reading| reading.pages.contains(&page))
     }
 
-    pub(crate) fn source(&self) -> &Arc<dyn PageSource> {
-        &self.source
+    /// Asks the source on this thread, which serves others too: a source that panics is one that failed.
+    pub(crate) fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<ReadNow, PagerError> {
+        let read = std::panic::AssertUnwindSafe(|| self.source.read_now(offset, buffer));
+        std::panic::catch_unwind(read)
+            .unwrap_or_else(|_| Err(PagerError::Internal("a source panicked while reading".to_owned())))
     }
 
     /// The most pages read at once.

@@ -191,7 +191,7 @@ impl Session {
             self.fail(EndReason::PagerLost, PagerError::Internal("a run outside the map".to_owned()));
             return Next::Now;
         };
-        let read = self.source().read_now(offset, buffer);
+        let read = self.read_now(offset, buffer);
         let outcome = match read {
             Ok(ReadNow::Done) => self.fill(run.clone(), Filling::Bytes(buffer), &[]),
             Ok(ReadNow::WouldBlock) => match self.read_on_worker(run.clone(), None, offset, cx.workers) {

@@ -26,11 +26,12 @@ use crate::policy::{EndReason, Rest};
 use crate::server::{Pending, Server};
 use crate::session::{Context, Session};
 use crate::sweep::Next;
-use crate::turn::{LONG_SLICE, SLICE};
 use crate::workers::Workers;
 
 /// Messages per read(2). One faulting thread needs one; many threads overlap.
 const MESSAGES_PER_READ: usize = 64;
+/// The same where there are other sessions: reading a removal wakes a thread, which takes 2 us.
+const FEW_MESSAGES: usize = 8;
 /// The largest window, and a huge page.
 const STAGING: usize = 2 << 20;
 /// Readiness events per turn.
@@ -120,6 +121,7 @@ pub(crate) struct EventLoop {
     /// Their order in one turn; kept only for its memory.
     turns: Vec<u64>,
     events: EventBuffer,
+    few_events: EventBuffer,
     staging: Staging,
     base_page_size: u64,
     stopping: bool,
@@ -155,6 +157,7 @@ impl EventLoop {
             restless: HashSet::new(),
             turns: Vec::new(),
             events: EventBuffer::new(MESSAGES_PER_READ),
+            few_events: EventBuffer::new(FEW_MESSAGES),
             staging: Staging::new(),
             base_page_size: uffd::page_size() as u64,
             stopping: false,
@@ -215,10 +218,11 @@ impl EventLoop {
     }
 
     fn with_session(&mut self, id: u64, act: impl FnOnce(&mut Session, &mut Context<'_>)) {
+        let alone = self.sessions.len() <= 1;
         let Some(entry) = self.sessions.get_mut(&id) else { return };
         self.restless.insert(id);
-        let mut cx =
-            Context { events: &mut self.events, staging: self.staging.bytes(), workers: &self.workers };
+        let events = if alone { &mut self.events } else { &mut self.few_events };
+        let mut cx = Context { events, staging: self.staging.bytes(), workers: &self.workers, alone };
         act(&mut entry.session, &mut cx);
     }
 
@@ -254,7 +258,6 @@ impl EventLoop {
         let mut busy = false;
         let mut over = Vec::new();
         let alone = self.sessions.len() <= 1;
-        let slice = if alone { LONG_SLICE } else { SLICE };
         let mut turns = std::mem::take(&mut self.turns);
         turns.extend(self.restless.iter().copied());
         // Who has one fault waiting goes before who has many: a storm waits for the others, not they for it.
@@ -264,10 +267,10 @@ impl EventLoop {
                 self.restless.remove(&id);
                 continue;
             };
-            let mut cx =
-                Context { events: &mut self.events, staging: self.staging.bytes(), workers: &self.workers };
-            entry.session.retry(now, alone, &mut cx);
-            let unanswered = entry.session.answer_for(slice, &mut cx);
+            let events = if alone { &mut self.events } else { &mut self.few_events };
+            let mut cx = Context { events, staging: self.staging.bytes(), workers: &self.workers, alone };
+            entry.session.retry(now, &mut cx);
+            let unanswered = entry.session.answer_queued(&mut cx);
             busy |= unanswered;
             let next = entry.session.step(now, &mut cx);
             if entry.session.ended().is_some() {

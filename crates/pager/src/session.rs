@@ -95,6 +95,8 @@ pub(crate) struct Context<'a> {
     /// At least as long as any session's window.
     pub(crate) staging: &'a mut [u8],
     pub(crate) workers: &'a Workers,
+    /// There is no other session, which would have to wait.
+    pub(crate) alone: bool,
 }
 
 impl Session {

@@ -10,20 +10,22 @@ use crate::policy::EndReason;
 use crate::session::{Context, Session};
 
 /// How long one session's faults are answered before others have their turn. One page takes about 5 us, a window 15.
-pub(crate) const SLICE: Duration = Duration::from_micros(10);
+const SLICE: Duration = Duration::from_micros(10);
 /// The same where there is no other session: only requests and new connections wait.
-pub(crate) const LONG_SLICE: Duration = Duration::from_millis(1);
-/// Messages read in one turn, and faults queued before no more are read.
+const LONG_SLICE: Duration = Duration::from_millis(1);
+/// Messages read in one turn, and faults queued before no more are read, where there is no other session.
 const MOST_MESSAGES: usize = 1024;
 
 impl Session {
     /// Reads what is waiting. Removals count from here on, for faults that were read before them as well: the kernel hands
-    /// out faults before events that are older.
+    /// out faults before events that are older. Of a storm, a part stays for the next turn: while a removal is unread the
+    /// kernel installs nothing, so that what is answered before it is put off and not wrong.
     pub(crate) fn read(&mut self, cx: &mut Context<'_>) {
+        let most = if cx.alone { MOST_MESSAGES } else { cx.events.capacity() };
         let mut read = 0;
         let mut failure = None;
         let mut drained = false;
-        while !drained && read < MOST_MESSAGES && self.queue.len() < MOST_MESSAGES {
+        while !drained && read < most && self.queue.len() < most {
             match self.uffd.read_events(cx.events) {
                 Ok(count) => {
                     read += count;
@@ -47,10 +49,11 @@ impl Session {
     }
 
     /// Answers queued faults, at least one, until the slice is over. Whether some are left.
-    pub(crate) fn answer_for(&mut self, slice: Duration, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn answer_queued(&mut self, cx: &mut Context<'_>) -> bool {
         if self.queue.is_empty() {
             return false;
         }
+        let slice = if cx.alone { LONG_SLICE } else { SLICE };
         let started = Instant::now();
         // Events may have been read since: a page that was installed then can be missing again.
         self.answered.clear();
@@ -64,10 +67,10 @@ impl Session {
         !self.queue.is_empty()
     }
 
-    /// Queues the parked faults again, if it is time; `alone` where there is no other session.
-    pub(crate) fn retry(&mut self, now: Instant, alone: bool, cx: &mut Context<'_>) {
+    /// Queues the parked faults again, if it is time.
+    pub(crate) fn retry(&mut self, now: Instant, cx: &mut Context<'_>) {
         let Some(pages) = self.deferred.take_due(now) else { return };
-        if alone {
+        if cx.alone {
             // The thread that changes the address space has to run before anything can be installed. Others would have
             // to wait until everything that can run has run; for them the pauses do.
             std::thread::yield_now();

@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -279,6 +279,9 @@ fn compare(test: &str, storm: Storm) {
         storm.rage_on();
         return;
     }
+    // One comparison at a time.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     alone::alone(test, MINUTE, || {
         let pager = Pager::start(&PagerOptions::default()).unwrap();
         let Some(hostile) = Storm::member(&pager) else { return };

@@ -1,8 +1,8 @@
 //! The thread that serves: epoll over its sessions, their processes, its listening sockets and handshakes.
 //!
 //! It never waits for a disk (workers do), for a lock that a faulting thread could hold (there is none), or for
-//! JavaScript (which is only told). Every turn goes: requests and finished reads, then what is readable, then
-//! faults whose pause is over, then one step of each session that is ending.
+//! JavaScript (which is only told). Every turn goes: requests, finished reads and whatever is readable is read, then each
+//! session's faults are answered for a slice of time (also those whose pause is over), and it takes one step if it is ending.
 
 mod connections;
 
@@ -30,6 +30,8 @@ use crate::workers::Workers;
 
 /// Messages per read(2). One faulting thread needs one; many threads overlap.
 const MESSAGES_PER_READ: usize = 64;
+/// The same where there are other sessions: reading a removal wakes a thread, which takes 2 us.
+const FEW_MESSAGES: usize = 8;
 /// The largest window, and a huge page.
 const STAGING: usize = 2 << 20;
 /// Readiness events per turn.
@@ -116,7 +118,10 @@ pub(crate) struct EventLoop {
     /// Sessions to look at before sleeping: something happened to them, or they wait for a moment to come.
     /// Idle ones cost nothing, however many there are.
     restless: HashSet<u64>,
+    /// Their order in one turn; kept only for its memory.
+    turns: Vec<u64>,
     events: EventBuffer,
+    few_events: EventBuffer,
     staging: Staging,
     base_page_size: u64,
     stopping: bool,
@@ -150,7 +155,9 @@ impl EventLoop {
             handshakes: HashMap::new(),
             sessions: HashMap::new(),
             restless: HashSet::new(),
+            turns: Vec::new(),
             events: EventBuffer::new(MESSAGES_PER_READ),
+            few_events: EventBuffer::new(FEW_MESSAGES),
             staging: Staging::new(),
             base_page_size: uffd::page_size() as u64,
             stopping: false,
@@ -204,17 +211,18 @@ impl EventLoop {
                     // The descriptor's flags are shared with the peer, who has made it blocking.
                     session.restore_nonblocking();
                 }
-                session.serve(cx);
+                session.read(cx);
             }),
             Token::Process(id) => self.with_session(id, |session, _| session.phase.peer_gone()),
         }
     }
 
     fn with_session(&mut self, id: u64, act: impl FnOnce(&mut Session, &mut Context<'_>)) {
+        let alone = self.sessions.len() <= 1;
         let Some(entry) = self.sessions.get_mut(&id) else { return };
         self.restless.insert(id);
-        let mut cx =
-            Context { events: &mut self.events, staging: self.staging.bytes(), workers: &self.workers };
+        let events = if alone { &mut self.events } else { &mut self.few_events };
+        let mut cx = Context { events, staging: self.staging.bytes(), workers: &self.workers, alone };
         act(&mut entry.session, &mut cx);
     }
 
@@ -249,16 +257,28 @@ impl EventLoop {
         let mut soonest: Option<Instant> = None;
         let mut busy = false;
         let mut over = Vec::new();
-        self.restless.retain(|&id| {
-            let Some(entry) = self.sessions.get_mut(&id) else { return false };
-            let mut cx =
-                Context { events: &mut self.events, staging: self.staging.bytes(), workers: &self.workers };
+        let alone = self.sessions.len() <= 1;
+        let mut turns = std::mem::take(&mut self.turns);
+        turns.extend(self.restless.iter().copied());
+        // Who has one fault waiting goes before who has many: a storm waits for the others, not they for it.
+        turns.sort_by_key(|id| self.sessions.get(id).map_or(0, |entry| entry.session.faults_waiting()));
+        for id in turns.drain(..) {
+            let Some(entry) = self.sessions.get_mut(&id) else {
+                self.restless.remove(&id);
+                continue;
+            };
+            let events = if alone { &mut self.events } else { &mut self.few_events };
+            let mut cx = Context { events, staging: self.staging.bytes(), workers: &self.workers, alone };
             entry.session.retry(now, &mut cx);
+            let unanswered = entry.session.answer_queued(&mut cx);
+            // After the answers, which start reads.
             let overdue = entry.session.check_reads(now, &mut cx);
+            busy |= unanswered;
             let next = entry.session.step(now, &mut cx);
             if entry.session.ended().is_some() {
+                self.restless.remove(&id);
                 over.push(id);
-                return false;
+                continue;
             }
             let parked = entry.session.deferred.due().filter(|_| entry.session.phase.answers());
             if let Some(moment) = parked {
@@ -267,13 +287,16 @@ impl EventLoop {
             match next {
                 Next::Now => busy = true,
                 Next::At(moment) => soonest = earlier(soonest, moment),
-                Next::Idle => {}
+                Next::Idle if unanswered || parked.is_some() || overdue.is_some() => {}
+                Next::Idle => {
+                    self.restless.remove(&id);
+                }
             }
             if let Some(moment) = overdue {
                 soonest = earlier(soonest, moment);
             }
-            next != Next::Idle || parked.is_some() || overdue.is_some()
-        });
+        }
+        self.turns = turns;
         for id in over {
             self.bury(id);
         }

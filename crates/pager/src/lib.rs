@@ -23,6 +23,7 @@ mod source;
 mod stats;
 mod supervise;
 mod sweep;
+mod turn;
 mod window;
 mod workers;
 mod zero_runs;

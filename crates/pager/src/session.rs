@@ -4,7 +4,7 @@
 //! its pages. So nothing here is locked, and what was decided about a page still holds when it is installed.
 //! Workers only bring bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -28,8 +28,6 @@ use crate::workers::Workers;
 
 /// Reads of one session that may be under way at once. More faults than this wait their turn.
 pub(crate) const MOST_IN_FLIGHT: usize = 32;
-/// Messages read before they are answered, so that one session's storm does not hold up the others.
-const MOST_MESSAGES: usize = 1024;
 
 /// What is public about a session.
 #[derive(Debug)]
@@ -79,9 +77,9 @@ pub(crate) struct Session {
     huge: bool,
     rounds: HashMap<usize, u32>,
     pub(crate) in_flight: Vec<InFlight>,
-    /// Faulting pages of the batch in hand.
-    batch: Vec<usize>,
-    /// What answering this batch has installed: later faults of it in there were woken by that.
+    /// Faults that were read and have not had their turn yet.
+    pub(crate) queue: VecDeque<usize>,
+    /// What was installed since events were last read: later faults of the queue in there were woken by that.
     pub(crate) answered: Vec<Range<usize>>,
     own: bool,
     /// A page, and the address in it, that the thread waits for without which its bytes may never come.
@@ -104,6 +102,8 @@ pub(crate) struct Context<'a> {
     /// At least as long as any session's window.
     pub(crate) staging: &'a mut [u8],
     pub(crate) workers: &'a Workers,
+    /// There is no other session, which would have to wait.
+    pub(crate) alone: bool,
 }
 
 impl Session {
@@ -130,7 +130,7 @@ impl Session {
             huge,
             rounds: HashMap::new(),
             in_flight: Vec::new(),
-            batch: Vec::new(),
+            queue: VecDeque::new(),
             answered: Vec::new(),
             own,
             self_fault: None,
@@ -138,40 +138,8 @@ impl Session {
         }
     }
 
-    /// Reads what is waiting and answers it: removals first, whatever order they were read in, because the
-    /// kernel hands out faults before events that are older.
-    pub(crate) fn serve(&mut self, cx: &mut Context<'_>) {
-        let started = Instant::now();
-        let mut read = 0;
-        let mut failure = None;
-        let mut drained = false;
-        while !drained && read < MOST_MESSAGES {
-            match self.uffd.read_events(cx.events) {
-                Ok(count) => {
-                    read += count;
-                    // A read that had room left has emptied the queue: asking again would cost a system call.
-                    drained = count < cx.events.capacity();
-                }
-                Err(cause) => {
-                    failure = Some(PagerError::Kernel { address: 0, len: 0, cause });
-                    break;
-                }
-            }
-            for event in cx.events.drain() {
-                if let Err(error) = self.note(event) {
-                    failure = failure.or(Some(error));
-                }
-            }
-        }
-        if let Some(error) = failure {
-            self.fail(EndReason::Protocol, error);
-        }
-        self.answer_batch(cx);
-        self.info.stats.busy_ns.add(started.elapsed().as_nanos() as u64);
-    }
-
     /// Takes one event down: faults to be answered later, everything else at once.
-    fn note(&mut self, event: Event) -> Result<(), PagerError> {
+    pub(crate) fn note(&mut self, event: Event) -> Result<(), PagerError> {
         match event {
             Event::Fault(fault) => {
                 self.info.stats.faults.add(1);
@@ -180,7 +148,7 @@ impl Session {
                     self.self_fault = page.map(|page| (page, fault.address));
                 }
                 match page {
-                    Some(page) => self.batch.push(page),
+                    Some(page) => self.queue.push_back(page),
                     // Outside every region: not memory that was handed over, hence nothing this may fill.
                     None => self.info.stats.unanswered.add(1),
                 }
@@ -223,15 +191,6 @@ impl Session {
         }
     }
 
-    fn answer_batch(&mut self, cx: &mut Context<'_>) {
-        self.answered.clear();
-        let mut batch = std::mem::take(&mut self.batch);
-        for page in batch.drain(..) {
-            self.answer(page, cx);
-        }
-        self.batch = batch;
-    }
-
     /// Answers, or takes charge of, one fault.
     pub(crate) fn answer(&mut self, page: usize, cx: &mut Context<'_>) {
         if !self.phase.answers() {
@@ -264,15 +223,13 @@ impl Session {
 
     /// Faults that nobody has answered yet.
     pub(crate) fn faults_waiting(&self) -> usize {
-        self.deferred.len() + self.in_flight.iter().map(|reading| reading.waiting.len()).sum::<usize>()
+        self.queue.len()
+            + self.deferred.len()
+            + self.in_flight.iter().map(|reading| reading.waiting.len()).sum::<usize>()
     }
 
     pub(crate) fn is_being_read(&self, page: usize) -> bool {
         self.in_flight.iter().any(|reading| reading.pages.contains(&page))
-    }
-
-    pub(crate) fn source(&self) -> &Arc<dyn PageSource> {
-        &self.source
     }
 
     /// The most pages read at once.
@@ -280,7 +237,7 @@ impl Session {
         self.window.most()
     }
 
-    /// Fills pages, of which some are waited for, and remembers that this batch did.
+    /// Fills pages, of which some are waited for, and remembers that this turn did.
     pub(crate) fn fill(
         &mut self,
         pages: Range<usize>,
@@ -320,15 +277,6 @@ impl Session {
             }
         }
         self.stopped(stop);
-    }
-
-    /// Tries the parked faults again, if it is time.
-    pub(crate) fn retry(&mut self, now: Instant, cx: &mut Context<'_>) {
-        let Some(pages) = self.deferred.take_due(now) else { return };
-        // The thread that changes the address space has to run before anything can be installed.
-        std::thread::yield_now();
-        self.batch.extend(pages);
-        self.serve(cx);
     }
 
     /// Puts the session through its failure policy. The first failure is the one that is told.

@@ -191,11 +191,11 @@ impl Session {
             self.fail(EndReason::PagerLost, PagerError::Internal("a run outside the map".to_owned()));
             return Next::Now;
         };
-        if source::known_zeros(&**self.source(), offset, len as u64) {
+        if source::known_zeros(&*self.source, offset, len as u64) {
             let outcome = self.fill(run.clone(), Filling::SourceZeros, &[]);
             return self.swept(run.end, outcome);
         }
-        let outcome = match source::read_now(&**self.source(), offset, buffer) {
+        let outcome = match source::read_now(&*self.source, offset, buffer) {
             Ok(ReadNow::Done) => self.fill(run.clone(), Filling::Bytes(buffer), &[]),
             Ok(ReadNow::WouldBlock) => match self.read_on_worker(run.clone(), None, offset, cx.workers) {
                 // As many reads are under way as may be: the next completion comes back here.

@@ -87,7 +87,16 @@ pub fn serve(
     source: Arc<dyn PageSource>,
     adjust: impl FnOnce(&mut SessionOptions),
 ) -> Option<Served> {
-    let uffd = uffd()?;
+    serve_by(uffd()?, mapping, source, adjust)
+}
+
+/// The same by a userfaultfd that the test has made.
+pub fn serve_by(
+    uffd: Userfaultfd,
+    mapping: Mapping,
+    source: Arc<dyn PageSource>,
+    adjust: impl FnOnce(&mut SessionOptions),
+) -> Option<Served> {
     // SAFETY: no reference to the mapping exists; it is read and written by copying.
     unsafe { uffd.register(mapping.address(), mapping.len() as u64, Modes::MISSING) }.unwrap();
     let region = Region { address: mapping.address(), len: mapping.len() as u64, source_offset: 0 };

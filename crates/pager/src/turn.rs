@@ -1,0 +1,81 @@
+//! A session's turn: what is waiting is read, then faults are answered for a while.
+//!
+//! Everybody's events are read before anybody's faults are answered, and no session is answered for longer than its slice
+//! while others may wait. So a storm of faults costs the other sessions one slice a turn, however many threads make it.
+
+use std::time::{Duration, Instant};
+
+use crate::error::PagerError;
+use crate::policy::EndReason;
+use crate::session::{Context, Session};
+
+/// How long one session's faults are answered before others have their turn. One page takes about 5 us, a window 15.
+const SLICE: Duration = Duration::from_micros(10);
+/// The same where there is no other session: only requests and new connections wait.
+const LONG_SLICE: Duration = Duration::from_millis(1);
+/// Messages read in one turn, and faults queued before no more are read, where there is no other session.
+const MOST_MESSAGES: usize = 1024;
+
+impl Session {
+    /// Reads what is waiting. Removals count from here on, for faults that were read before them as well: the kernel hands
+    /// out faults before events that are older. Of a storm, a part stays for the next turn: while a removal is unread the
+    /// kernel installs nothing, so that what is answered before it is put off and not wrong.
+    pub(crate) fn read(&mut self, cx: &mut Context<'_>) {
+        let most = if cx.alone { MOST_MESSAGES } else { cx.events.capacity() };
+        let mut read = 0;
+        let mut failure = None;
+        let mut drained = false;
+        while !drained && read < most && self.queue.len() < most {
+            match self.uffd.read_events(cx.events) {
+                Ok(count) => {
+                    read += count;
+                    // A read that had room left has emptied the queue: asking again would cost a system call.
+                    drained = count < cx.events.capacity();
+                }
+                Err(cause) => {
+                    failure = Some(PagerError::Kernel { address: 0, len: 0, cause });
+                    break;
+                }
+            }
+            for event in cx.events.drain() {
+                if let Err(error) = self.note(event) {
+                    failure = failure.or(Some(error));
+                }
+            }
+        }
+        if let Some(error) = failure {
+            self.fail(EndReason::Protocol, error);
+        }
+    }
+
+    /// Answers queued faults, at least one, until the slice is over. Whether some are left.
+    pub(crate) fn answer_queued(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.queue.is_empty() {
+            return false;
+        }
+        let slice = if cx.alone { LONG_SLICE } else { SLICE };
+        let started = Instant::now();
+        // Events may have been read since: a page that was installed then can be missing again.
+        self.answered.clear();
+        while let Some(page) = self.queue.pop_front() {
+            self.answer(page, cx);
+            if started.elapsed() >= slice {
+                break;
+            }
+        }
+        self.info.stats.busy_ns.add(started.elapsed().as_nanos() as u64);
+        !self.queue.is_empty()
+    }
+
+    /// Queues the parked faults again, if it is time.
+    pub(crate) fn retry(&mut self, now: Instant, cx: &mut Context<'_>) {
+        let Some(pages) = self.deferred.take_due(now) else { return };
+        if cx.alone {
+            // The thread that changes the address space has to run before anything can be installed. Others would have
+            // to wait until everything that can run has run; for them the pauses do.
+            std::thread::yield_now();
+        }
+        self.queue.extend(pages);
+        self.read(cx);
+    }
+}

@@ -14,14 +14,15 @@ export {
 } from './src/events.js';
 export { onExit } from './src/exited.js';
 export { type Backend, UserfaultfdFactory } from './src/factory.js';
+export type { FirecrackerServerOptions } from './src/firecracker-options.js';
 export {
   type AcceptOptions,
   FirecrackerServer,
   type FirecrackerServerEvents,
-  type FirecrackerServerOptions,
   type RejectedConnection,
   serveFirecracker,
 } from './src/firecracker.js';
+export type { ChooseImage, ImageChoice, ImageRequest, MemoryImage } from './src/images.js';
 export { type CopyOptions, type FillOptions, type MoveOptions, PageOperations } from './src/filling.js';
 export { type MappingRange, MemoryMapping, type Residency, type WrittenPages } from './src/mapping.js';
 export type { AnonymousOptions, FileMappingOptions, MemfdOptions, PageKind } from './src/mapping-options.js';

@@ -126,7 +126,7 @@ export class UffdError extends Error {
   }
 }
 
-/** An error of the native side, which crosses as data. */
-export function fromNative(error: NativeError): UffdError {
-  return new UffdError(error.code as UffdErrorCode, error.message, error);
+/** An error of the native side, which crosses as data; what JavaScript did to cause it does not. */
+export function fromNative(error: NativeError, cause?: unknown): UffdError {
+  return new UffdError(error.code as UffdErrorCode, error.message, { ...error, cause });
 }

@@ -1,6 +1,6 @@
 //! `serveFirecracker`, as TypeScript drives it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -9,8 +9,10 @@ use std::time::Duration;
 use napi::bindgen_prelude::Function;
 use napi::{CleanupEnvHook, Env, Result};
 use napi_derive::napi;
-use pager::{FailurePolicy, FileSource, Observer, Pager, PagerError, Rest, ServerOptions};
+use pager::{Images, Observer, Pager, PagerError, Rest, ServerOptions};
 
+use crate::images::{self, NativeImage};
+use crate::jobs;
 use crate::notices::{NativeNotice, Notices};
 use crate::shared_pager;
 use crate::values::NativeStats;
@@ -21,7 +23,8 @@ const TEARDOWN: Duration = Duration::from_secs(5);
 #[napi(object, object_to_js = false)]
 pub struct NativeServerOptions {
     pub socket_path: String,
-    pub memory: String,
+    /// Absent where each process is asked about (`asking`).
+    pub memory: Option<String>,
     pub kill: bool,
     pub window: Option<u32>,
     pub peer_uid: Option<u32>,
@@ -113,12 +116,15 @@ fn start(shared: &Shared, options: NativeServerOptions) {
 }
 
 fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Result<(), PagerError> {
-    let source = Arc::new(FileSource::open(Path::new(&options.memory))?);
+    let images = match &options.memory {
+        Some(memory) => Images::One(images::open(memory)?),
+        None => Images::Asked,
+    };
     let pager = shared_pager::acquire(options.cpu.map(|cpu| cpu as usize))?;
     let options = ServerOptions {
         socket_path: PathBuf::from(options.socket_path),
-        source,
-        policy: if options.kill { FailurePolicy::Kill } else { FailurePolicy::Poison },
+        images,
+        policy: images::policy_of(options.kill),
         window: options.window.map(u64::from),
         peer_uid: options.peer_uid,
         handshake_timeout: Duration::from_millis(u64::from(options.handshake_timeout)),
@@ -146,6 +152,27 @@ impl NativeServer {
             let _ = starting.join();
         }
         notices
+    }
+
+    /// Answers `asking`. The image is opened on a thread of its own; what becomes of the process is the next notice of it.
+    #[napi(catch_unwind)]
+    pub fn answer(&self, asked: f64, image: NativeImage) {
+        let shared = Arc::clone(&self.shared);
+        let open = move || {
+            let image = image.open();
+            shared.with(|pager, _| pager.answer(asked as u64, image));
+        };
+        if let Err(error) = jobs::OPENINGS.submit(Box::new(open)) {
+            let error =
+                PagerError::Exhausted(format!("no thread could be started to open the image: {error}"));
+            self.shared.with(|pager, _| pager.answer(asked as u64, Err(error)));
+        }
+    }
+
+    /// Answers `asking`: it gets no image, and is turned away.
+    #[napi(catch_unwind)]
+    pub fn refuse(&self, asked: f64, reason: String) {
+        self.shared.with(|pager, _| pager.answer(asked as u64, Err(PagerError::NoImage(reason))));
     }
 
     #[napi(catch_unwind)]

@@ -15,7 +15,7 @@ use crate::error::PagerError;
 use crate::event_loop::EventLoop;
 use crate::notice::Observer;
 use crate::policy::{FailurePolicy, Rest};
-use crate::server::{Server, ServerOptions};
+use crate::server::{Image, Server, ServerOptions};
 use crate::session::Parts;
 use crate::source::PageSource;
 use crate::supervise::{Peer, Supervised};
@@ -58,6 +58,10 @@ pub struct SessionOptions {
 pub(crate) enum Message {
     Serve(Box<Server>),
     Adopt(Box<(Parts, Arc<dyn Observer>)>),
+    Answer {
+        id: u64,
+        image: Result<Image, PagerError>,
+    },
     CloseServer {
         id: u64,
         rest: Rest,
@@ -198,6 +202,14 @@ impl Pager {
         };
         self.mailbox.send(Message::Adopt(Box::new((parts, observer))));
         Ok(id)
+    }
+
+    /// Answers [`Notice::Asking`]: the image that the process is served from from now on, or why it gets none and is turned
+    /// away. An answer that comes too late is dropped.
+    ///
+    /// [`Notice::Asking`]: crate::Notice::Asking
+    pub fn answer(&self, id: u64, image: Result<Image, PagerError>) {
+        self.mailbox.send(Message::Answer { id, image });
     }
 
     /// Stops listening at once and closes the server's sessions; its observer is told when the last is over.

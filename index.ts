@@ -16,7 +16,6 @@ export { onExit } from './src/exited.js';
 export { type Backend, UserfaultfdFactory } from './src/factory.js';
 export type { FirecrackerServerOptions } from './src/firecracker-options.js';
 export {
-  type AcceptOptions,
   FirecrackerServer,
   type FirecrackerServerEvents,
   type RejectedConnection,
@@ -24,6 +23,7 @@ export {
 } from './src/firecracker.js';
 export type { ChooseImage, ImageChoice, ImageRequest, MemoryImage } from './src/images.js';
 export { type CopyOptions, type FillOptions, type MoveOptions, PageOperations } from './src/filling.js';
+export type { AcceptOptions } from './src/limits.js';
 export { type MappingRange, MemoryMapping, type Residency, type WrittenPages } from './src/mapping.js';
 export type { AnonymousOptions, FileMappingOptions, MemfdOptions, PageKind } from './src/mapping-options.js';
 export type { Feature, Ioctl, OrBit, RegisterMode } from './src/names.js';

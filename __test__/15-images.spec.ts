@@ -33,7 +33,9 @@ const ASKED = fileURLToPath(new URL('fixtures/asked.js', import.meta.url));
 /** A promise, and what settles it. */
 function deferred<T>(): { promise: Promise<T>; resolve: (value: T) => void } {
   let resolve!: (value: T) => void;
-  const promise = new Promise<T>(done => (resolve = done));
+  const promise = new Promise<T>(done => {
+    resolve = done;
+  });
   return { promise, resolve };
 }
 
@@ -96,11 +98,11 @@ test('what the answer says of window and policy goes before what the server says
   const { peer, session } = await connect();
 
   await peer.ask('read', 0, 8);
-  t.is(session.stats().pagesInstalled, 1);
   truncateSync(path, 0);
   peer.send('read', 9 * PAGE, 8);
 
   t.is((await session.closed).reason, 'source-failed');
+  t.is(session.stats().pagesInstalled, 1);
   t.is((await peer.ended).signal, 'SIGKILL');
 });
 
@@ -147,7 +149,7 @@ const NO_IMAGE: [
   ['answers no path', () => (() => ({})) as never, 'ERR_UFFD_SOURCE', /the answer of options.memory.memory/],
   [
     'misspells an option',
-    () => (() => ({ memory: 'x', windows: 1 })) as never,
+    () => () => ({ memory: 'x', windows: 1 }),
     'ERR_UFFD_SOURCE',
     /`windows` in `the answer of options.memory`/,
   ],

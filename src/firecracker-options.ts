@@ -3,8 +3,9 @@ import { cpus } from 'node:os';
 import type { NativeServerOptions } from '#native';
 
 import { type ChooseImage, type MemoryImage, readDefaults, readMemory } from './images.js';
+import { LONGEST_TIMEOUT } from './limits.js';
 import type { FailurePolicy } from './policy.js';
-import { validateInteger, validateOptions, validatePath } from './validate.js';
+import { argumentError, got, validateInteger, validateOptions, validatePath } from './validate.js';
 
 /** Options of `serveFirecracker`. */
 export interface FirecrackerServerOptions {
@@ -12,7 +13,13 @@ export interface FirecrackerServerOptions {
    * Where to listen: what Firecracker gets as `mem_backend.backend_path`. At most 107 bytes. Nothing may lie there but a
    * socket of the same user that nobody listens on. The directory must not be writable by other users (unless sticky).
    */
-  socketPath: string;
+  socketPath?: string;
+  /**
+   * Instead of `socketPath`: the descriptor of a Unix stream socket that listens already, such as a service manager hands
+   * over (systemd's `LISTEN_FDS` begin at 3). Who may reach it was decided by who made it; `peer` is checked all the same.
+   * The server owns it from the moment this resolves: it makes it nonblocking, and `close()` and `drain()` close it, but leave its path.
+   */
+  fd?: number;
   /**
    * The snapshot's memory file, which must not change while it is served; or a function that says for each process which
    * file it gets. The process waits for the answer, at most until its handshake times out; where there is none, it is
@@ -42,6 +49,7 @@ export interface FirecrackerServerOptions {
 
 const OPTIONS = [
   'socketPath',
+  'fd',
   'memory',
   'onFailure',
   'window',
@@ -50,8 +58,7 @@ const OPTIONS = [
   'maxSessions',
   'cpu',
 ];
-/** Milliseconds: what a timer of Node takes. */
-export const LONGEST_TIMEOUT: number = 2 ** 31 - 1;
+const LARGEST_FD = 2 ** 31 - 1;
 
 /** @hidden What the addon needs to know, and what it is not told. */
 export interface Start {
@@ -72,7 +79,7 @@ export function readOptions(options: FirecrackerServerOptions): Start {
     cpu,
   } = options;
   const read: NativeServerOptions = {
-    socketPath: validatePath('options.socketPath', options.socketPath),
+    ...readListener(options),
     ...readDefaults('options', onFailure, window),
     handshakeTimeout: validateInteger('options.handshakeTimeout', handshakeTimeout, 1, LONGEST_TIMEOUT),
     maxSessions: validateInteger('options.maxSessions', maxSessions, 1, 1_000_000),
@@ -84,4 +91,16 @@ export function readOptions(options: FirecrackerServerOptions): Start {
   }
   if (cpu !== undefined) read.cpu = validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
   return { native: read, choose: typeof memory === 'function' ? memory : undefined };
+}
+
+function readListener({ socketPath, fd }: FirecrackerServerOptions): { socketPath: string } | { fd: number } {
+  if (fd === undefined) return { socketPath: validatePath('options.socketPath', socketPath) };
+  if (socketPath !== undefined) {
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_VALUE',
+      `Expected one of \`options.socketPath\` and \`options.fd\`, ${got({ socketPath, fd })}`,
+    );
+  }
+  return { fd: validateInteger('options.fd', fd, 0, LARGEST_FD) };
 }

@@ -1,20 +1,15 @@
-import { EventEmitter } from 'node:events';
+import { EventEmitter, once } from 'node:events';
 import { inspect } from 'node:util';
 
 import type { NativeNotice, NativeServer, NativeSession } from '#native';
 
 import { fromNative, UffdError } from './errors.js';
 import { abandonAtExit, forgetAtExit } from './exit.js';
-import {
-  type FirecrackerServerOptions,
-  LONGEST_TIMEOUT,
-  readOptions,
-  type Start,
-} from './firecracker-options.js';
+import { type FirecrackerServerOptions, readOptions, type Start } from './firecracker-options.js';
 import { type ChooseImage, type ImageDefaults, readChoice, requestOf } from './images.js';
+import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
 import { native } from './native.js';
 import { type CloseOptions, type Peer, restOf, Session } from './session.js';
-import { validateInteger, validateOptions } from './validate.js';
 
 /**
  * A connection that was turned away. If it had handed over memory, that was put through the failure policy before: poisoned,
@@ -39,14 +34,6 @@ export interface FirecrackerServerEvents {
   rejected: [rejection: RejectedConnection];
   /** The server is closed: no socket, no descriptor, no thread of it is left. */
   close: [];
-}
-
-/** Options of {@link FirecrackerServer.accept}. */
-export interface AcceptOptions {
-  /** Milliseconds to wait. Default: for ever. */
-  timeout?: number;
-  /** Ends the wait. */
-  signal?: AbortSignal;
 }
 
 /** Sessions that wait for `accept`; the oldest are dropped from the queue (not from service) beyond it. */
@@ -93,9 +80,8 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   #closing: Promise<void> | undefined;
   #closed: (() => void) | undefined;
   #isClosed = false;
-
-  /** Where it listens. */
-  readonly socketPath: string;
+  #socketPath = '';
+  #draining: Promise<void> | undefined;
 
   /** @hidden */
   static async start(options: Start): Promise<FirecrackerServer> {
@@ -115,7 +101,6 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     start: { resolve: () => void; reject: (error: UffdError) => void },
   ) {
     super();
-    this.socketPath = options.socketPath;
     this.#choose = choose;
     this.#defaults = {
       kill: options.kill,
@@ -131,6 +116,11 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       throw error;
     }
     abandonAtExit(this.#native);
+  }
+
+  /** Where it listens, or listened; empty for an inherited socket without a path. */
+  get socketPath(): string {
+    return this.#socketPath;
   }
 
   /** The sessions that are alive. */
@@ -150,25 +140,16 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
    * closed; the signal's reason when it aborts.
    */
   async accept(options: AcceptOptions = {}): Promise<Session> {
-    validateOptions('options', options, ['timeout', 'signal']);
-    const { timeout, signal } = options;
-    if (timeout !== undefined) validateInteger('options.timeout', timeout, 0, LONGEST_TIMEOUT);
-    signal?.throwIfAborted();
+    const limits = readLimits(options);
     const ready = this.#backlog.shift();
     if (ready !== undefined) return ready;
-    if (this.#closing !== undefined) throw this.#closedError();
+    if (this.#closing !== undefined || this.#isClosed) throw this.#closedError();
     const { promise, ...waiting } = withResolvers<Session>();
     this.#waiting.add(waiting);
-    const abort = (): void => waiting.reject(signal?.reason);
-    signal?.addEventListener('abort', abort, { once: true });
-    const timer =
-      timeout === undefined ? undefined : setTimeout(() => waiting.reject(timedOut(timeout)), timeout);
     try {
-      return await promise;
+      return await within(promise, limits, timedOut);
     } finally {
       this.#waiting.delete(waiting);
-      clearTimeout(timer);
-      signal?.removeEventListener('abort', abort);
     }
   }
 
@@ -192,11 +173,42 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
    */
   async close(options: CloseOptions = {}): Promise<void> {
     const rest = restOf(options);
+    if (this.#isClosed) return;
     // Claimed before anything is awaited: a second close must not decide anew.
     this.#closing ??= new Promise<void>(resolve => {
       this.#closed = resolve;
       this.#native.close(rest);
-      for (const waiting of this.#waiting) waiting.reject(this.#closedError());
+      this.#refuseWaiting();
+    });
+    return this.#closing;
+  }
+
+  /**
+   * Stops listening, removes the socket, and lets the sessions go on. Resolves when the last one has ended by itself, and
+   * nothing of the server is left. Who has connected before is still served.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_TIMEOUT` when sessions are still running then, the signal's reason when it
+   * aborts: they go on all the same, and the server stays closed to others. Wait again, or close it.
+   */
+  async drain(options: AcceptOptions = {}): Promise<void> {
+    const limits = readLimits(options);
+    if (this.#isClosed) return;
+    if (this.#draining === undefined) {
+      this.#draining = once(this, 'close').then(() => {});
+      this.#native.drain();
+    }
+    const late = (timeout: number): UffdError =>
+      new UffdError('ERR_UFFD_TIMEOUT', `${this.#sessions.size} sessions did not end within ${timeout} ms`);
+    await within(this.#draining, limits, late);
+  }
+
+  /** @hidden Closes it by the failure policy: what has begun cannot go on. */
+  async giveUp(): Promise<void> {
+    if (this.#isClosed) return;
+    this.#closing ??= new Promise<void>(resolve => {
+      this.#closed = resolve;
+      this.#native.giveUp();
+      this.#refuseWaiting();
     });
     return this.#closing;
   }
@@ -218,6 +230,10 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     return this;
   }
 
+  #refuseWaiting(): void {
+    for (const waiting of this.#waiting) waiting.reject(this.#closedError());
+  }
+
   #closedError(): UffdError {
     return new UffdError('ERR_UFFD_USE_AFTER_CLOSE', `the server at ${this.socketPath} is closed`);
   }
@@ -229,6 +245,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   #take(notice: NativeNotice): void {
     switch (notice.kind) {
       case 'listening':
+        this.#socketPath = notice.path ?? '';
         this.#start?.resolve();
         return;
       case 'failed':
@@ -251,6 +268,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
         return;
       case 'closed':
         this.#release();
+        this.#refuseWaiting();
         this.#closed?.();
         this.#emit(() => this.emit('close'));
     }
@@ -323,19 +341,4 @@ function rejectionOf(notice: NativeNotice, cause: unknown): RejectedConnection {
 
 function timedOut(timeout: number): UffdError {
   return new UffdError('ERR_UFFD_TIMEOUT', `nobody connected within ${timeout} ms`);
-}
-
-/** `Promise.withResolvers`, which Node 20 does not have. */
-function withResolvers<T>(): {
-  promise: Promise<T>;
-  resolve: (value: T) => void;
-  reject: (reason: unknown) => void;
-} {
-  let resolve!: (value: T) => void;
-  let reject!: (reason: unknown) => void;
-  const promise = new Promise<T>((yes, no) => {
-    resolve = yes;
-    reject = no;
-  });
-  return { promise, resolve, reject };
 }

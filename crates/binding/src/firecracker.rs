@@ -1,6 +1,7 @@
 //! `serveFirecracker`, as TypeScript drives it.
 
-use std::path::PathBuf;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use napi::bindgen_prelude::Function;
 use napi::{CleanupEnvHook, Env, Result};
 use napi_derive::napi;
-use pager::{Images, Observer, Pager, PagerError, Rest, ServerOptions};
+use pager::{Images, Listener, Observer, Pager, PagerError, Rest, ServerOptions};
 
 use crate::images::{self, NativeImage};
 use crate::jobs;
@@ -22,7 +23,9 @@ const TEARDOWN: Duration = Duration::from_secs(5);
 
 #[napi(object, object_to_js = false)]
 pub struct NativeServerOptions {
-    pub socket_path: String,
+    /// Where to listen; absent where `fd` listens already.
+    pub socket_path: Option<String>,
+    pub fd: Option<i32>,
     /// Absent where each process is asked about (`asking`).
     pub memory: Option<String>,
     pub kill: bool,
@@ -110,19 +113,23 @@ pub fn start_firecracker_server(
 
 fn start(shared: &Shared, options: NativeServerOptions) {
     match try_start(shared, options) {
-        Ok(()) => shared.notices.push(NativeNotice::new("listening")),
+        Ok(path) => {
+            shared.notices.push(NativeNotice { path: Some(path), ..NativeNotice::new("listening") });
+        }
         Err(error) => shared.notices.push(NativeNotice::failed(&error)),
     }
 }
 
-fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Result<(), PagerError> {
+/// Where it listens.
+fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Result<String, PagerError> {
     let images = match &options.memory {
         Some(memory) => Images::One(images::open(memory)?),
         None => Images::Asked,
     };
     let pager = shared_pager::acquire(options.cpu.map(|cpu| cpu as usize))?;
+    let listener = listener_of(&options)?;
+    let path = listener.path().to_string_lossy().into_owned();
     let options = ServerOptions {
-        socket_path: PathBuf::from(options.socket_path),
         images,
         policy: images::policy_of(options.kill),
         window: options.window.map(u64::from),
@@ -131,12 +138,26 @@ fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Resu
         max_sessions: options.max_sessions as usize,
     };
     let observer: Arc<dyn Observer> = Arc::<Notices>::clone(&shared.notices);
-    let id = pager.serve_firecracker(options, observer)?;
+    let id = pager.serve_firecracker(listener, options, observer);
     *shared.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((pager, id));
     if shared.ended.load(Ordering::SeqCst) {
         shared.abandon();
     }
-    Ok(())
+    Ok(path)
+}
+
+/// The last that can fail, so that an inherited socket is the server's exactly when there is a server.
+fn listener_of(options: &NativeServerOptions) -> std::result::Result<Listener, PagerError> {
+    let Some(fd) = options.fd else {
+        let path = Path::new(options.socket_path.as_deref().unwrap_or_default());
+        return Listener::bind(path, options.peer_uid);
+    };
+    // SAFETY: only borrowed for the call below, which refuses a number that is no open socket. Not -1: TypeScript has
+    // checked.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    Listener::check(borrowed)?;
+    // SAFETY: it is open, and the caller's contract is that nobody else in this process owns it.
+    Listener::inherit(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[napi]
@@ -198,6 +219,18 @@ impl NativeServer {
     #[napi(catch_unwind)]
     pub fn close(&self, #[napi(ts_arg_type = "'poison' | 'populate' | 'zero'")] rest: String) {
         self.shared.with(|pager, id| pager.close_server(id, rest_of(&rest)));
+    }
+
+    /// Stops listening; what has begun goes on.
+    #[napi(catch_unwind)]
+    pub fn drain(&self) {
+        self.shared.with(Pager::drain_server);
+    }
+
+    /// Stops listening; what has begun meets its failure policy.
+    #[napi(catch_unwind)]
+    pub fn give_up(&self) {
+        self.shared.with(Pager::abandon_server);
     }
 
     /// The program ends without having closed it: its sessions meet their failure policy before this returns.

@@ -24,6 +24,8 @@ pub struct NativeNotice {
     pub kind: String,
     /// Milliseconds since the epoch.
     pub at: f64,
+    /// Where the server listens.
+    pub path: Option<String>,
     pub id: Option<f64>,
     pub session: Option<NativeSession>,
     pub reason: Option<String>,
@@ -39,6 +41,7 @@ impl NativeNotice {
         Self {
             kind: kind.to_owned(),
             at: at.as_secs_f64() * 1000.0,
+            path: None,
             id: None,
             session: None,
             reason: None,

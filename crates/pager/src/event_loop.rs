@@ -243,6 +243,7 @@ impl EventLoop {
                 Message::Answer { id, image } => self.answer(id, image),
                 Message::CloseServer { id, rest } => self.close_server(id, rest),
                 Message::CloseSession { id, rest } => self.with_session(id, |session, _| session.close(rest)),
+                Message::DrainServer { id } => self.drain_server(id),
                 Message::AbandonServer { id } => self.abandon_server(id),
                 Message::Completed(completion) => {
                     self.with_session(completion.job.session, |session, cx| session.complete(completion, cx));

@@ -35,6 +35,7 @@ pub use pager::{Pager, PagerOptions, SessionOptions};
 pub use policy::{EndReason, FailurePolicy, Rest, SessionEnd};
 pub use server::{Image, Images, ServerOptions};
 pub use session::SessionInfo;
+pub use socket::Listener;
 pub use source::{FileSource, PageSource, ReadNow};
 pub use stats::{Stats, StatsSnapshot};
 pub use supervise::Peer;

@@ -1,7 +1,6 @@
 //! A listening socket that turns connections into sessions.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,8 +51,6 @@ pub enum Images {
 /// How a server serves.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// Where it listens.
-    pub socket_path: PathBuf,
     /// The memory images.
     pub images: Images,
     /// What happens to a process whose memory cannot be served.
@@ -71,7 +68,7 @@ pub struct ServerOptions {
 
 pub(crate) struct Server {
     pub(crate) id: u64,
-    /// Gone once the server is closing.
+    /// Gone once the server is closing, or draining.
     pub(crate) listener: Option<Listener>,
     pub(crate) options: ServerOptions,
     pub(crate) observer: Arc<dyn Observer>,
@@ -86,12 +83,11 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(
         id: u64,
+        listener: Listener,
         options: ServerOptions,
         observer: Arc<dyn Observer>,
-    ) -> Result<Self, PagerError> {
-        let uid = options.peer_uid.map_or_else(Uid::effective, Uid::from_raw);
-        let listener = Some(Listener::bind(&options.socket_path, uid)?);
-        Ok(Self { id, listener, options, observer, alive: 0, refused: 0, paused_until: None })
+    ) -> Self {
+        Self { id, listener: Some(listener), options, observer, alive: 0, refused: 0, paused_until: None }
     }
 
     /// Checks who connected, and begins to listen to it.

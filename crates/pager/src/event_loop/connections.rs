@@ -54,14 +54,18 @@ impl EventLoop {
         }
     }
 
-    /// Nobody is served any more who is not yet.
-    fn stop_listening(&mut self, id: u64, why: &PagerError) {
-        // Who has connected before waits for an answer; who has not will find nobody.
+    /// Who has connected before is served to its end; who has not will find nobody.
+    pub(super) fn drain_server(&mut self, id: u64) {
         self.accept(id, MOST_WAITING);
         if let Some(server) = self.servers.get_mut(&id) {
-            // Closed and removed here: nobody can connect from now on.
             server.listener = None;
         }
+    }
+
+    /// Nobody is served any more who is not yet.
+    fn stop_listening(&mut self, id: u64, why: &PagerError) {
+        // Who has connected before waits for an answer.
+        self.drain_server(id);
         let begun: Vec<u64> =
             self.handshakes.iter().filter(|(_, pending)| pending.server == id).map(|(&id, _)| id).collect();
         for pending in begun {

@@ -27,6 +27,8 @@ export type { AcceptOptions } from './src/limits.js';
 export { type MappingRange, MemoryMapping, type Residency, type WrittenPages } from './src/mapping.js';
 export type { AnonymousOptions, FileMappingOptions, MemfdOptions, PageKind } from './src/mapping-options.js';
 export type { Feature, Ioctl, OrBit, RegisterMode } from './src/names.js';
+export { FirecrackerVm, restoreFirecracker, type RestoreTimings } from './src/restore.js';
+export type { RestoreOptions } from './src/restore-options.js';
 export type { FailurePolicy, Rest } from './src/policy.js';
 export type { AddressRange, MemoryRange } from './src/range.js';
 export { registerRegions, type RegionsTarget, unregisterRegions } from './src/regions.js';

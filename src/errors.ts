@@ -3,6 +3,7 @@ import type { NativeError } from '#native';
 /**
  * The stable codes of {@link UffdError}; match on these, not on messages.
  *
+ * - `ERR_UFFD_API`: Firecracker's API refused a request (`cause` is what it said), or could not be reached (`errno`).
  * - `ERR_UFFD_CHANGING`: the address space is changing; read the events, then try again.
  * - `ERR_UFFD_CLONE`: another descriptor of the same object could not be had.
  * - `ERR_UFFD_CLOSED`: the process whose memory it was is gone.
@@ -25,6 +26,7 @@ import type { NativeError } from '#native';
  * - `ERR_UFFD_USE_AFTER_CLOSE`: the object was closed before.
  */
 export type UffdErrorCode =
+  | 'ERR_UFFD_API'
   | 'ERR_UFFD_CHANGING'
   | 'ERR_UFFD_CLONE'
   | 'ERR_UFFD_CLOSED'

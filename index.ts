@@ -15,14 +15,14 @@ export {
 } from './src/events.js';
 export { onExit } from './src/exited.js';
 export { type Backend, UserfaultfdFactory } from './src/factory.js';
+export type { FirecrackerServerOptions } from './src/firecracker-options.js';
 export {
-  type AcceptOptions,
   FirecrackerServer,
   type FirecrackerServerEvents,
-  type FirecrackerServerOptions,
   type RejectedConnection,
   serveFirecracker,
 } from './src/firecracker.js';
+export type { ChooseImage, ImageChoice, ImageRequest, MemoryImage } from './src/images.js';
 export { type CopyOptions, type FillOptions, type MoveOptions, PageOperations } from './src/filling.js';
 export { type MappingRange, MemoryMapping } from './src/mapping.js';
 export type { Residency, WrittenPages } from './src/mapping-state.js';
@@ -35,6 +35,9 @@ export {
   type PagerOptions,
   type ServeOptions,
 } from './src/pager.js';
+export type { AcceptOptions } from './src/limits.js';
+export { FirecrackerVm, restoreFirecracker, type RestoreTimings } from './src/restore.js';
+export type { RestoreOptions } from './src/restore-options.js';
 export type { FailurePolicy, Rest } from './src/policy.js';
 export type { AddressRange, MemoryRange } from './src/range.js';
 export { registerRegions, type RegionsTarget, unregisterRegions } from './src/regions.js';

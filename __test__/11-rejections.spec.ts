@@ -9,6 +9,16 @@ const NOBODY = 65_534;
 const region = (fields: string): string =>
   `[{"base_host_virt_addr":{base0},"size":{size0},"offset":0${fields}}]`;
 
+/** Without a userfaultfd there is no memory that could wait. */
+const NOTHING_HANDED_OVER = new Set<string>([
+  'without a descriptor',
+  'whose descriptor is /dev/null',
+  'whose descriptor is a pipe',
+  'whose userfaultfd never had its API handshake',
+]);
+/** Well-formed, and not to be served. */
+const SAID_WHICH = new Set<string>(['that reaches past the image']);
+
 for (const [what, code, ...args] of [
   ['that is no JSON', 'ERR_UFFD_PROTOCOL', '--json', 'GET / HTTP/1.1'],
   ['of another shape', 'ERR_UFFD_PROTOCOL', '--json', '{"regions":[]}'],
@@ -79,7 +89,16 @@ for (const [what, code, ...args] of [
 
     t.is(rejection.error.code, code, rejection.error.message);
     t.is(rejection.peer?.pid, bad.pid);
-    t.is(readdirSync('/proc/self/fd').length - before, 3, 'only the three pipes to the peer are new');
+    if (NOTHING_HANDED_OVER.has(what)) {
+      t.is(readdirSync('/proc/self/fd').length - before, 3, 'only the three pipes to the peer are new');
+    } else if (SAID_WHICH.has(what)) {
+      t.is(readdirSync('/proc/self/fd').length - before, 3, 'only the three pipes to the peer are new');
+      await bad.ready();
+      t.is((await bad.ask('probe', 0)).result, 'efault', 'its memory is poisoned');
+    } else {
+      t.is((await bad.ended).signal, 'SIGKILL', 'nobody knows which of its memory waits');
+      t.is(readdirSync('/proc/self/fd').length, before);
+    }
     const { peer } = await connect();
     t.is((await peer.ask('read', 0, 32)).hex, bytes.subarray(0, 32).toString('hex'));
   });

@@ -100,6 +100,7 @@ test('events are told apart by their type, and have the fields of their kind', t
 
 test('codes and kinds of errors are literal unions', t => {
   expectTypeOf<UffdErrorCode>().toEqualTypeOf<
+    | 'ERR_UFFD_API'
     | 'ERR_UFFD_CHANGING'
     | 'ERR_UFFD_CLONE'
     | 'ERR_UFFD_CLOSED'

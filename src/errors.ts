@@ -3,6 +3,7 @@ import type { NativeError } from '#native';
 /**
  * The stable codes of {@link UffdError}; match on these, not on messages.
  *
+ * - `ERR_UFFD_API`: Firecracker's API refused a request (`cause` is what it said), or could not be reached (`errno`).
  * - `ERR_UFFD_CHANGING`: the address space is changing; read the events, then try again.
  * - `ERR_UFFD_CLONE`: another descriptor of the same object could not be had.
  * - `ERR_UFFD_CLOSED`: the process whose memory it was is gone.
@@ -26,6 +27,7 @@ import type { NativeError } from '#native';
  * - `ERR_UFFD_WOULD_DEADLOCK`: this thread would wait for bytes that only it could bring.
  */
 export type UffdErrorCode =
+  | 'ERR_UFFD_API'
   | 'ERR_UFFD_CHANGING'
   | 'ERR_UFFD_CLONE'
   | 'ERR_UFFD_CLOSED'
@@ -128,7 +130,7 @@ export class UffdError extends Error {
   }
 }
 
-/** An error of the native side, which crosses as data. */
-export function fromNative(error: NativeError): UffdError {
-  return new UffdError(error.code as UffdErrorCode, error.message, error);
+/** An error of the native side, which crosses as data; what JavaScript did to cause it does not. */
+export function fromNative(error: NativeError, cause?: unknown): UffdError {
+  return new UffdError(error.code as UffdErrorCode, error.message, { ...error, cause });
 }

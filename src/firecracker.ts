@@ -1,57 +1,22 @@
-import { EventEmitter } from 'node:events';
-import { cpus } from 'node:os';
-import { fileURLToPath } from 'node:url';
+import { EventEmitter, once } from 'node:events';
+import { inspect } from 'node:util';
 
-import type { NativeNotice, NativeServer, NativeServerOptions } from '#native';
+import type { NativeNotice, NativeServer, NativeSession } from '#native';
 
 import { fromNative, UffdError } from './errors.js';
 import { abandonAtExit, forgetAtExit } from './exit.js';
+import { type FirecrackerServerOptions, readOptions, type Start } from './firecracker-options.js';
+import { type ChooseImage, type ImageDefaults, readChoice, requestOf } from './images.js';
+import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
 import { native } from './native.js';
-import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
 import { type CloseOptions, type Peer, restOf, Session } from './session.js';
-import { KiB, MiB } from './units.js';
-import {
-  validateInteger,
-  validateOneOf,
-  validateOptions,
-  validatePath,
-  validatePowerOfTwo,
-} from './validate.js';
-import { withResolvers } from './with-resolvers.js';
 
-/** Options of {@link serveFirecracker}. */
-export interface FirecrackerServerOptions {
-  /**
-   * Where to listen: what Firecracker gets as `mem_backend.backend_path`. At most 107 bytes. Nothing may lie there but a
-   * socket of the same user that nobody listens on. The directory must not be writable by other users (unless sticky).
-   */
-  socketPath: string;
-  /** The snapshot's memory file. It must not change while it is served. */
-  memory: string | URL;
-  /** What happens to a process whose memory cannot be served. Default: `'poison'`. */
-  onFailure?: FailurePolicy;
-  /**
-   * Bytes installed around a fault, a power of two from 4 KiB to 2 MiB. More is faster and uses more memory; pages
-   * present or discarded are never touched, nor anything outside the region. Default: 64 KiB, and 256 KiB in those
-   * stretches of 16 MiB where 32 faults have shown that most of it is wanted.
-   */
-  window?: number;
-  /** Whose processes may connect: those of this user id. Default: this process's own. */
-  peer?: { uid: number };
-  /** Milliseconds a connection has to complete its handshake. Default: 5000. */
-  handshakeTimeout?: number;
-  /** Sessions and handshakes at one time; connections beyond are rejected. Default: 1024. */
-  maxSessions?: number;
-  /**
-   * The CPU to pin the pager's thread to; the server then has a pager of its own. Worth it only where the faulting
-   * threads are pinned as well. Default: not pinned, one thread shared by all servers of this process.
-   */
-  cpu?: number;
-}
-
-/** A connection that was turned away. */
+/**
+ * A connection that was turned away. If it had handed over memory, that was put through the failure policy before: poisoned,
+ * or its process killed; killed also where it never said which memory it was.
+ */
 export interface RejectedConnection {
-  /** Why; `error.code` says which kind of mistake it was. */
+  /** Why; `error.code` says which kind of mistake it was, `error.cause` what a function of `memory` has thrown. */
   readonly error: UffdError;
   /** Who it was, where the kernel told. */
   readonly peer?: Peer;
@@ -71,25 +36,6 @@ export interface FirecrackerServerEvents {
   close: [];
 }
 
-/** Options of {@link FirecrackerServer.accept}. */
-export interface AcceptOptions {
-  /** Milliseconds to wait. Default: for ever. */
-  timeout?: number;
-  /** Ends the wait. */
-  signal?: AbortSignal;
-}
-
-const OPTIONS = [
-  'socketPath',
-  'memory',
-  'onFailure',
-  'window',
-  'peer',
-  'handshakeTimeout',
-  'maxSessions',
-  'cpu',
-];
-const LONGEST_TIMEOUT = 2 ** 31 - 1;
 /** Sessions that wait for `accept`; the oldest are dropped from the queue (not from service) beyond it. */
 const LONGEST_BACKLOG = 1024;
 
@@ -108,31 +54,11 @@ export async function serveFirecracker(options: FirecrackerServerOptions): Promi
   return FirecrackerServer.start(readOptions(options));
 }
 
-function readOptions(options: FirecrackerServerOptions): NativeServerOptions {
-  validateOptions('options', options, OPTIONS);
-  const {
-    memory,
-    onFailure = 'poison',
-    window,
-    peer,
-    handshakeTimeout = 5000,
-    maxSessions = 1024,
-    cpu,
-  } = options;
-  const read: NativeServerOptions = {
-    socketPath: validatePath('options.socketPath', options.socketPath),
-    memory: validatePath('options.memory', memory instanceof URL ? fileURLToPath(memory) : memory),
-    kill: validateOneOf('options.onFailure', onFailure, FAILURE_POLICIES) === 'kill',
-    handshakeTimeout: validateInteger('options.handshakeTimeout', handshakeTimeout, 1, LONGEST_TIMEOUT),
-    maxSessions: validateInteger('options.maxSessions', maxSessions, 1, 1_000_000),
-  };
-  if (window !== undefined) read.window = validatePowerOfTwo('options.window', window, 4 * KiB, 2 * MiB);
-  if (peer !== undefined) {
-    validateOptions('options.peer', peer, ['uid']);
-    read.peerUid = validateInteger('options.peer.uid', peer.uid, 0, 2 ** 32 - 2);
-  }
-  if (cpu !== undefined) read.cpu = validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
-  return read;
+/** A process about which a function was asked. */
+interface Question {
+  readonly controller: AbortController;
+  /** What the function has thrown. */
+  cause?: unknown;
 }
 
 /**
@@ -143,6 +69,9 @@ function readOptions(options: FirecrackerServerOptions): NativeServerOptions {
  */
 export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   readonly #native: NativeServer;
+  readonly #choose: ChooseImage | undefined;
+  readonly #defaults: ImageDefaults;
+  readonly #questions = new Map<number, Question>();
   readonly #sessions = new Map<number, Session>();
   readonly #backlog: Session[] = [];
   readonly #waiting = new Set<{ resolve: (session: Session) => void; reject: (reason: unknown) => void }>();
@@ -151,12 +80,11 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   #closing: Promise<void> | undefined;
   #closed: (() => void) | undefined;
   #isClosed = false;
-
-  /** Where it listens. */
-  readonly socketPath: string;
+  #socketPath = '';
+  #draining: Promise<void> | undefined;
 
   /** @hidden */
-  static async start(options: NativeServerOptions): Promise<FirecrackerServer> {
+  static async start(options: Start): Promise<FirecrackerServer> {
     const { promise, ...settle } = withResolvers<void>();
     const server = new FirecrackerServer(options, settle);
     try {
@@ -169,11 +97,15 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   }
 
   private constructor(
-    options: NativeServerOptions,
+    { native: options, choose }: Start,
     start: { resolve: () => void; reject: (error: UffdError) => void },
   ) {
     super();
-    this.socketPath = options.socketPath;
+    this.#choose = choose;
+    this.#defaults = {
+      kill: options.kill,
+      ...(options.window === undefined ? {} : { window: options.window }),
+    };
     this.#start = start;
     // Does nothing but hold the event loop open: native wake-ups do not.
     this.#keepAlive = setInterval(() => {}, LONGEST_TIMEOUT);
@@ -184,6 +116,11 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       throw error;
     }
     abandonAtExit(this.#native);
+  }
+
+  /** Where it listens, or listened; empty for an inherited socket without a path. */
+  get socketPath(): string {
+    return this.#socketPath;
   }
 
   /** The sessions that are alive. */
@@ -203,25 +140,16 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
    * closed; the signal's reason when it aborts.
    */
   async accept(options: AcceptOptions = {}): Promise<Session> {
-    validateOptions('options', options, ['timeout', 'signal']);
-    const { timeout, signal } = options;
-    if (timeout !== undefined) validateInteger('options.timeout', timeout, 0, LONGEST_TIMEOUT);
-    signal?.throwIfAborted();
+    const limits = readLimits(options);
     const ready = this.#backlog.shift();
     if (ready !== undefined) return ready;
-    if (this.#closing !== undefined) throw this.#closedError();
+    if (this.#closing !== undefined || this.#isClosed) throw this.#closedError();
     const { promise, ...waiting } = withResolvers<Session>();
     this.#waiting.add(waiting);
-    const abort = (): void => waiting.reject(signal?.reason);
-    signal?.addEventListener('abort', abort, { once: true });
-    const timer =
-      timeout === undefined ? undefined : setTimeout(() => waiting.reject(timedOut(timeout)), timeout);
     try {
-      return await promise;
+      return await within(promise, limits, timedOut);
     } finally {
       this.#waiting.delete(waiting);
-      clearTimeout(timer);
-      signal?.removeEventListener('abort', abort);
     }
   }
 
@@ -245,11 +173,42 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
    */
   async close(options: CloseOptions = {}): Promise<void> {
     const rest = restOf(options);
+    if (this.#isClosed) return;
     // Claimed before anything is awaited: a second close must not decide anew.
     this.#closing ??= new Promise<void>(resolve => {
       this.#closed = resolve;
       this.#native.close(rest);
-      for (const waiting of this.#waiting) waiting.reject(this.#closedError());
+      this.#refuseWaiting();
+    });
+    return this.#closing;
+  }
+
+  /**
+   * Stops listening, removes the socket, and lets the sessions go on. Resolves when the last one has ended by itself, and
+   * nothing of the server is left. Who has connected before is still served.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_TIMEOUT` when sessions are still running then, the signal's reason when it
+   * aborts: they go on all the same, and the server stays closed to others. Wait again, or close it.
+   */
+  async drain(options: AcceptOptions = {}): Promise<void> {
+    const limits = readLimits(options);
+    if (this.#isClosed) return;
+    if (this.#draining === undefined) {
+      this.#draining = once(this, 'close').then(() => {});
+      this.#native.drain();
+    }
+    const late = (timeout: number): UffdError =>
+      new UffdError('ERR_UFFD_TIMEOUT', `${this.#sessions.size} sessions did not end within ${timeout} ms`);
+    await within(this.#draining, limits, late);
+  }
+
+  /** @hidden Closes it by the failure policy: what has begun cannot go on. */
+  async giveUp(): Promise<void> {
+    if (this.#isClosed) return;
+    this.#closing ??= new Promise<void>(resolve => {
+      this.#closed = resolve;
+      this.#native.giveUp();
+      this.#refuseWaiting();
     });
     return this.#closing;
   }
@@ -271,6 +230,10 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     return this;
   }
 
+  #refuseWaiting(): void {
+    for (const waiting of this.#waiting) waiting.reject(this.#closedError());
+  }
+
   #closedError(): UffdError {
     return new UffdError('ERR_UFFD_USE_AFTER_CLOSE', `the server at ${this.socketPath} is closed`);
   }
@@ -282,10 +245,14 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   #take(notice: NativeNotice): void {
     switch (notice.kind) {
       case 'listening':
+        this.#socketPath = notice.path ?? '';
         this.#start?.resolve();
         return;
       case 'failed':
         if (notice.error) this.#start?.reject(fromNative(notice.error));
+        return;
+      case 'asking':
+        if (notice.session) void this.#ask(notice.session);
         return;
       case 'session':
         if (notice.session) this.#started(new Session(this.#native, notice.session));
@@ -297,16 +264,42 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
         return;
       }
       case 'rejected':
-        this.#emit(() => this.emit('rejected', rejectionOf(notice)));
+        this.#rejected(notice);
         return;
       case 'closed':
         this.#release();
+        this.#refuseWaiting();
         this.#closed?.();
         this.#emit(() => this.emit('close'));
     }
   }
 
+  /** Never rejects: what goes wrong is told by the process being turned away. */
+  async #ask(asked: NativeSession): Promise<void> {
+    const question: Question = { controller: new AbortController() };
+    this.#questions.set(asked.id, question);
+    const { signal } = question.controller;
+    try {
+      const choice = await this.#choose?.(requestOf(asked, signal));
+      if (!signal.aborted) this.#native.answer(asked.id, readChoice(choice, this.#defaults));
+    } catch (cause) {
+      if (signal.aborted) return;
+      question.cause = cause;
+      const reason = cause instanceof Error ? cause.message : inspect(cause, { depth: 0 });
+      this.#native.refuse(asked.id, `no memory image for process ${asked.peer.pid}: ${reason}`);
+    }
+  }
+
+  #rejected(notice: NativeNotice): void {
+    const question = this.#questions.get(notice.id ?? -1);
+    this.#questions.delete(notice.id ?? -1);
+    const rejection = rejectionOf(notice, question?.cause);
+    question?.controller.abort(rejection.error);
+    this.#emit(() => this.emit('rejected', rejection));
+  }
+
   #started(session: Session): void {
+    this.#questions.delete(session.id);
     this.#sessions.set(session.id, session);
     const [waiting] = this.#waiting;
     if (waiting !== undefined) {
@@ -338,9 +331,9 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   }
 }
 
-function rejectionOf(notice: NativeNotice): RejectedConnection {
+function rejectionOf(notice: NativeNotice, cause: unknown): RejectedConnection {
   const error = notice.error
-    ? fromNative(notice.error)
+    ? fromNative(notice.error, cause)
     : new UffdError('ERR_UFFD_PROTOCOL', 'a connection was turned away');
   const rejection = { error, at: new Date(notice.at), dropped: notice.dropped ?? 0 };
   return notice.peer ? { ...rejection, peer: notice.peer } : rejection;

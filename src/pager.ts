@@ -7,6 +7,7 @@ import { fromNative, UffdError } from './errors.js';
 import { abandonAtExit, forgetAtExit } from './exit.js';
 import { holdOpen } from './hold-open.js';
 import { MemoryMapping } from './mapping.js';
+import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
 import { native } from './native.js';
 import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
 import { type CloseOptions, restOf, Session, type SessionRegion } from './session.js';
@@ -21,7 +22,6 @@ import {
   validateOptions,
   validatePowerOfTwo,
 } from './validate.js';
-import { withResolvers } from './with-resolvers.js';
 
 /** Options of {@link Pager.create}. */
 export interface PagerOptions {
@@ -76,7 +76,6 @@ interface Starting {
 
 const SERVE = ['source', 'onFailure', 'window', 'sourceTimeout'] as const;
 const ADOPT = [...SERVE, 'regions', 'pageSize', 'pidfd'] as const;
-const LONGEST = 2 ** 31 - 1;
 const LARGEST_FD = 2 ** 31 - 1;
 
 /**
@@ -192,31 +191,12 @@ export class Pager extends EventEmitter<PagerEvents> {
    * @param options `timeout`: milliseconds (default: for ever); `signal`: ends the wait with its reason. The sessions go on.
    * @throws {@linkcode UffdError} `ERR_UFFD_TIMEOUT`
    */
-  async drain(options: { timeout?: number; signal?: AbortSignal } = {}): Promise<void> {
-    validateOptions('options', options, ['timeout', 'signal']);
-    const { timeout, signal } = options;
-    if (timeout !== undefined) validateInteger('options.timeout', timeout, 0, LONGEST);
-    signal?.throwIfAborted();
+  async drain(options: AcceptOptions = {}): Promise<void> {
+    const limits = readLimits(options);
     const ended = Promise.all([...this.#sessions.values()].map(async session => session.closed));
-    const stop = new AbortController();
-    const given = new Promise<never>((_, reject) => {
-      const late = (): void =>
-        reject(
-          new UffdError('ERR_UFFD_TIMEOUT', `${this.#sessions.size} sessions were alive after ${timeout} ms`),
-        );
-      const timer = timeout === undefined ? undefined : setTimeout(late, timeout);
-      const abort = (): void => reject(signal?.reason as Error);
-      signal?.addEventListener('abort', abort, { once: true });
-      stop.signal.addEventListener('abort', () => {
-        clearTimeout(timer);
-        signal?.removeEventListener('abort', abort);
-      });
-    });
-    try {
-      await holdOpen(Promise.race([ended, given]));
-    } finally {
-      stop.abort();
-    }
+    const late = (timeout: number): UffdError =>
+      new UffdError('ERR_UFFD_TIMEOUT', `${this.#sessions.size} sessions were alive after ${timeout} ms`);
+    await holdOpen(within(ended, limits, late));
   }
 
   /**
@@ -269,7 +249,7 @@ export class Pager extends EventEmitter<PagerEvents> {
       this.#keepAlive = undefined;
     } else {
       // Does nothing but hold the event loop open: native wake-ups do not.
-      this.#keepAlive ??= setInterval(() => {}, LONGEST);
+      this.#keepAlive ??= setInterval(() => {}, LONGEST_TIMEOUT);
     }
   }
 
@@ -335,7 +315,7 @@ function readServeOptions(
   if (!(source instanceof PageSource)) throw wrongType('options.source', 'a PageSource', source);
   return {
     kill: validateOneOf('options.onFailure', onFailure, FAILURE_POLICIES) === 'kill',
-    sourceTimeout: validateInteger('options.sourceTimeout', sourceTimeout, 1, LONGEST),
+    sourceTimeout: validateInteger('options.sourceTimeout', sourceTimeout, 1, LONGEST_TIMEOUT),
     ...(window === undefined
       ? {}
       : { window: validatePowerOfTwo('options.window', window, 4 * KiB, 2 * MiB) }),

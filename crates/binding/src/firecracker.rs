@@ -1,6 +1,7 @@
 //! `serveFirecracker`, as TypeScript drives it.
 
-use std::path::{Path, PathBuf};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -9,8 +10,10 @@ use std::time::Duration;
 use napi::bindgen_prelude::Function;
 use napi::{CleanupEnvHook, Env, Result};
 use napi_derive::napi;
-use pager::{FailurePolicy, FileSource, Observer, Pager, PagerError, Rest, ServerOptions};
+use pager::{Images, Listener, Observer, Pager, PagerError, Rest, ServerOptions};
 
+use crate::images::{self, NativeImage};
+use crate::jobs;
 use crate::notices::{NativeNotice, Notices};
 use crate::shared_pager;
 use crate::values::NativeStats;
@@ -20,8 +23,11 @@ pub(crate) const TEARDOWN: Duration = Duration::from_secs(5);
 
 #[napi(object, object_to_js = false)]
 pub struct NativeServerOptions {
-    pub socket_path: String,
-    pub memory: String,
+    /// Where to listen; absent where `fd` listens already.
+    pub socket_path: Option<String>,
+    pub fd: Option<i32>,
+    /// Absent where each process is asked about (`asking`).
+    pub memory: Option<String>,
     pub kill: bool,
     pub window: Option<u32>,
     pub peer_uid: Option<u32>,
@@ -107,30 +113,51 @@ pub fn start_firecracker_server(
 
 fn start(shared: &Shared, options: NativeServerOptions) {
     match try_start(shared, options) {
-        Ok(()) => shared.notices.push(NativeNotice::new("listening")),
+        Ok(path) => {
+            shared.notices.push(NativeNotice { path: Some(path), ..NativeNotice::new("listening") });
+        }
         Err(error) => shared.notices.push(NativeNotice::failed(&error)),
     }
 }
 
-fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Result<(), PagerError> {
-    let source = Arc::new(FileSource::open(Path::new(&options.memory))?);
+/// Where it listens.
+fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Result<String, PagerError> {
+    let images = match &options.memory {
+        Some(memory) => Images::One(images::open(memory)?),
+        None => Images::Asked,
+    };
     let pager = shared_pager::acquire(options.cpu.map(|cpu| cpu as usize))?;
+    let listener = listener_of(&options)?;
+    let path = listener.path().to_string_lossy().into_owned();
     let options = ServerOptions {
-        socket_path: PathBuf::from(options.socket_path),
-        source,
-        policy: if options.kill { FailurePolicy::Kill } else { FailurePolicy::Poison },
+        images,
+        policy: images::policy_of(options.kill),
         window: options.window.map(u64::from),
         peer_uid: options.peer_uid,
         handshake_timeout: Duration::from_millis(u64::from(options.handshake_timeout)),
         max_sessions: options.max_sessions as usize,
     };
     let observer: Arc<dyn Observer> = Arc::<Notices>::clone(&shared.notices);
-    let id = pager.serve_firecracker(options, observer)?;
+    let id = pager.serve_firecracker(listener, options, observer);
     *shared.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((pager, id));
     if shared.ended.load(Ordering::SeqCst) {
         shared.abandon();
     }
-    Ok(())
+    Ok(path)
+}
+
+/// The last that can fail, so that an inherited socket is the server's exactly when there is a server.
+fn listener_of(options: &NativeServerOptions) -> std::result::Result<Listener, PagerError> {
+    let Some(fd) = options.fd else {
+        let path = Path::new(options.socket_path.as_deref().unwrap_or_default());
+        return Listener::bind(path, options.peer_uid);
+    };
+    // SAFETY: only borrowed for the call below, which refuses a number that is no open socket. Not -1: TypeScript has
+    // checked.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    Listener::check(borrowed)?;
+    // SAFETY: it is open, and the caller's contract is that nobody else in this process owns it.
+    Listener::inherit(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[napi]
@@ -146,6 +173,27 @@ impl NativeServer {
             let _ = starting.join();
         }
         notices
+    }
+
+    /// Answers `asking`. The image is opened on a thread of its own; what becomes of the process is the next notice of it.
+    #[napi(catch_unwind)]
+    pub fn answer(&self, asked: f64, image: NativeImage) {
+        let shared = Arc::clone(&self.shared);
+        let open = move || {
+            let image = image.open();
+            shared.with(|pager, _| pager.answer(asked as u64, image));
+        };
+        if let Err(error) = jobs::OPENINGS.submit(Box::new(open)) {
+            let error =
+                PagerError::Exhausted(format!("no thread could be started to open the image: {error}"));
+            self.shared.with(|pager, _| pager.answer(asked as u64, Err(error)));
+        }
+    }
+
+    /// Answers `asking`: it gets no image, and is turned away.
+    #[napi(catch_unwind)]
+    pub fn refuse(&self, asked: f64, reason: String) {
+        self.shared.with(|pager, _| pager.answer(asked as u64, Err(PagerError::NoImage(reason))));
     }
 
     #[napi(catch_unwind)]
@@ -171,6 +219,18 @@ impl NativeServer {
     #[napi(catch_unwind)]
     pub fn close(&self, #[napi(ts_arg_type = "'poison' | 'populate' | 'zero'")] rest: String) {
         self.shared.with(|pager, id| pager.close_server(id, rest_of(&rest)));
+    }
+
+    /// Stops listening; what has begun goes on.
+    #[napi(catch_unwind)]
+    pub fn drain(&self) {
+        self.shared.with(Pager::drain_server);
+    }
+
+    /// Stops listening; what has begun meets its failure policy.
+    #[napi(catch_unwind)]
+    pub fn give_up(&self) {
+        self.shared.with(Pager::abandon_server);
     }
 
     /// The program ends without having closed it: its sessions meet their failure policy before this returns.

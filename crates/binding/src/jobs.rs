@@ -36,6 +36,8 @@ pub(crate) static ACCESSES: Pool = Pool::new();
 /// For what waits for a descriptor, at most 100 ms at a time. Apart from the accesses, because those may wait for what comes
 /// of it.
 pub(crate) static WAITS: Pool = Pool::new();
+/// For the opening of images. Apart from the accesses, because those may wait for a page of one of them.
+pub(crate) static OPENINGS: Pool = Pool::new();
 
 /// What a job came to.
 #[napi(object, object_from_js = false)]
@@ -98,7 +100,7 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn submit(&'static self, job: Job) -> std::io::Result<()> {
+    pub(crate) fn submit(&'static self, job: Job) -> std::io::Result<()> {
         let mut guard = self.lock();
         let state = guard.get_or_insert_default();
         state.queue.push_back(job);

@@ -12,6 +12,7 @@ mod creating;
 mod environment;
 mod failures;
 mod firecracker;
+mod images;
 mod jobs;
 mod memory;
 mod notices;

@@ -20,10 +20,12 @@ pub(crate) type Wake = ThreadsafeFunction<(), (), (), Status, false, true, 1>;
 /// Something that happened, for TypeScript to make events and promises of.
 #[napi(object, object_from_js = false)]
 pub struct NativeNotice {
-    #[napi(ts_type = "'listening' | 'failed' | 'session' | 'ended' | 'rejected' | 'closed'")]
+    #[napi(ts_type = "'listening' | 'failed' | 'asking' | 'session' | 'ended' | 'rejected' | 'closed'")]
     pub kind: String,
     /// Milliseconds since the epoch.
     pub at: f64,
+    /// Where the server listens.
+    pub path: Option<String>,
     pub id: Option<f64>,
     pub session: Option<NativeSession>,
     pub reason: Option<String>,
@@ -39,6 +41,7 @@ impl NativeNotice {
         Self {
             kind: kind.to_owned(),
             at: at.as_secs_f64() * 1000.0,
+            path: None,
             id: None,
             session: None,
             reason: None,
@@ -167,15 +170,25 @@ impl Observer for Notices {
                     ..NativeNotice::new("ended")
                 }
             }
-            Notice::Rejected { peer, error } => {
+            Notice::Asking { id, peer, regions, page_size } => {
+                let session = NativeSession::new(id, peer, &regions, page_size);
+                NativeNotice { session: Some(session), ..NativeNotice::new("asking") }
+            }
+            Notice::Rejected { asked, peer, error } => {
                 let notice = NativeNotice {
+                    id: asked.map(|id| id as f64),
                     error: Some(NativeError::from(&error)),
                     peer: peer.map(NativePeer::from),
                     ..NativeNotice::new("rejected")
                 };
-                match self.rejection(notice) {
-                    Some(notice) => notice,
-                    None => return,
+                // Whoever was asked has to hear of it.
+                if asked.is_some() {
+                    notice
+                } else {
+                    match self.rejection(notice) {
+                        Some(notice) => notice,
+                        None => return,
+                    }
                 }
             }
             Notice::ServerClosed => {

@@ -2,7 +2,7 @@
 
 use napi::bindgen_prelude::BigInt;
 use napi_derive::napi;
-use pager::{PagerError, Peer, SessionInfo, StatsSnapshot};
+use pager::{PagerError, Peer, Region, SessionInfo, StatsSnapshot};
 
 /// A failure. TypeScript throws it.
 #[napi(object, object_from_js = false)]
@@ -52,19 +52,20 @@ pub struct NativeSession {
     pub regions: Vec<NativeRegion>,
 }
 
-impl From<&SessionInfo> for NativeSession {
-    fn from(info: &SessionInfo) -> Self {
-        let regions = info.regions.iter().map(|region| NativeRegion {
+impl NativeSession {
+    pub(crate) fn new(id: u64, peer: Peer, regions: &[Region], page_size: u64) -> Self {
+        let regions = regions.iter().map(|region| NativeRegion {
             address: BigInt::from(region.address),
             length: region.len as f64,
             source_offset: region.source_offset as f64,
         });
-        Self {
-            id: info.id as f64,
-            peer: info.peer.into(),
-            page_size: info.page_size as f64,
-            regions: regions.collect(),
-        }
+        Self { id: id as f64, peer: peer.into(), page_size: page_size as f64, regions: regions.collect() }
+    }
+}
+
+impl From<&SessionInfo> for NativeSession {
+    fn from(info: &SessionInfo) -> Self {
+        Self::new(info.id, info.peer, &info.regions, info.page_size)
     }
 }
 

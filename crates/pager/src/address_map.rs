@@ -87,6 +87,11 @@ impl AddressMap {
         Ok(Self { entries, page_shift, pages })
     }
 
+    /// No memory at all.
+    pub(crate) const fn empty() -> Self {
+        Self { entries: Vec::new(), page_shift: 12, pages: 0 }
+    }
+
     /// Pages of all regions together.
     #[must_use]
     pub fn pages(&self) -> usize {

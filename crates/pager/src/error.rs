@@ -92,6 +92,9 @@ pub enum PagerError {
         /// What to do.
         hint: &'static str,
     },
+    /// Which image a process gets could not be said.
+    #[error("{0}")]
+    NoImage(String),
     /// A region of the handshake is not acceptable.
     #[error("region {index}: {reason}")]
     Region {
@@ -138,6 +141,9 @@ pub enum PagerError {
     /// Whoever served this memory ended without closing the session.
     #[error("the program that served this memory ended without closing its sessions")]
     Abandoned,
+    /// The server was closed before it could serve this process.
+    #[error("the server was closed before the process was served")]
+    Closed,
     /// A system call of the pager's own failed.
     #[error("{syscall}: {errno}")]
     System {
@@ -174,7 +180,8 @@ impl PagerError {
             | Self::Layer { .. }
             | Self::Overlay { .. }
             | Self::SourceOption { .. }
-            | Self::GaveUp { .. } => "ERR_UFFD_SOURCE",
+            | Self::GaveUp { .. }
+            | Self::NoImage(_) => "ERR_UFFD_SOURCE",
             Self::Socket { .. } => "ERR_UFFD_SOCKET",
             Self::Region { .. } => "ERR_UFFD_REGION",
             Self::Protocol(_) | Self::Adopt(_) => "ERR_UFFD_PROTOCOL",
@@ -183,6 +190,7 @@ impl PagerError {
             Self::Timeout { .. } => "ERR_UFFD_TIMEOUT",
             Self::Exhausted(_) => "ERR_UFFD_EXHAUSTED",
             Self::Internal(_) | Self::Abandoned => "ERR_UFFD_PAGER_LOST",
+            Self::Closed => "ERR_UFFD_USE_AFTER_CLOSE",
             Self::System { .. } => "ERR_UFFD_SYSTEM",
             Self::Kernel { cause, .. } => match cause {
                 UffdError::UffdClosed => "ERR_UFFD_CLOSED",

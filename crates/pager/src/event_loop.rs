@@ -4,6 +4,7 @@
 //! JavaScript (which is only told). Every turn goes: requests, finished reads and whatever is readable is read, then each
 //! session's faults are answered for a slice of time (also those whose pause is over), and it takes one step if it is ending.
 
+mod asking;
 mod connections;
 
 use std::collections::{HashMap, HashSet};
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use connections::ACCEPTS_PER_TURN;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
@@ -21,6 +23,7 @@ use uffd::EventBuffer;
 
 use crate::error::PagerError;
 use crate::notice::{Notice, Observer};
+use crate::offer::Offer;
 use crate::pager::{Mailbox, Message};
 use crate::policy::{EndReason, Rest};
 use crate::server::{Pending, Server};
@@ -104,6 +107,14 @@ struct Entry {
     session: Session,
     server: u64,
     observer: Arc<dyn Observer>,
+    /// Why it is no session but the end of what was never served.
+    refusal: Option<Refusal>,
+}
+
+struct Refusal {
+    error: PagerError,
+    /// Its observer was asked about it, and hears the end of that.
+    asked: bool,
 }
 
 pub(crate) struct EventLoop {
@@ -114,6 +125,8 @@ pub(crate) struct EventLoop {
     workers: Workers,
     servers: HashMap<u64, Server>,
     handshakes: HashMap<u64, Pending>,
+    /// Whose image somebody was asked for.
+    asking: HashMap<u64, Offer>,
     sessions: HashMap<u64, Entry>,
     /// Sessions to look at before sleeping: something happened to them, or they wait for a moment to come.
     /// Idle ones cost nothing, however many there are.
@@ -153,6 +166,7 @@ impl EventLoop {
             workers: Workers::new(workers, deliver),
             servers: HashMap::new(),
             handshakes: HashMap::new(),
+            asking: HashMap::new(),
             sessions: HashMap::new(),
             restless: HashSet::new(),
             turns: Vec::new(),
@@ -204,7 +218,7 @@ impl EventLoop {
             Token::Timer => {
                 let _ = self.timer.wait();
             }
-            Token::Listener(id) => self.accept(id),
+            Token::Listener(id) => self.accept(id, ACCEPTS_PER_TURN),
             Token::Handshake(id) => self.shake_hands(id),
             Token::Uffd(id) => self.with_session(id, |session, cx| {
                 if flags.contains(EpollFlags::EPOLLERR) {
@@ -213,6 +227,7 @@ impl EventLoop {
                 }
                 session.read(cx);
             }),
+            Token::Process(id) if self.asking.contains_key(&id) => self.asked_is_gone(id),
             Token::Process(id) => self.with_session(id, |session, _| session.phase.peer_gone()),
         }
     }
@@ -233,8 +248,10 @@ impl EventLoop {
             match message {
                 Message::Serve(server) => self.add_server(*server),
                 Message::Adopt(adopted) => self.adopt(adopted.0, &adopted.1),
+                Message::Answer { id, image } => self.answer(id, image),
                 Message::CloseServer { id, rest } => self.close_server(id, rest),
                 Message::CloseSession { id, rest } => self.with_session(id, |session, _| session.close(rest)),
+                Message::DrainServer { id } => self.drain_server(id),
                 Message::AbandonServer { id } => self.abandon_server(id),
                 Message::Completed(completion) => {
                     self.with_session(completion.job.session, |session, cx| session.complete(completion, cx));
@@ -301,6 +318,7 @@ impl EventLoop {
             self.bury(id);
         }
         self.time_out_handshakes(now, &mut soonest);
+        self.time_out_questions(now, &mut soonest);
         self.resume_accepting(now, &mut soonest);
         self.drop_closed_servers();
         if self.stopping && self.servers.is_empty() && self.sessions.is_empty() {
@@ -325,7 +343,7 @@ impl EventLoop {
 
     /// Closes a session that is over, and tells.
     fn bury(&mut self, id: u64) {
-        let Some(Entry { session, server, observer }) = self.sessions.remove(&id) else { return };
+        let Some(Entry { session, server, observer, refusal }) = self.sessions.remove(&id) else { return };
         // Explicitly: the peer may hold the same open file, and epoll would go on watching it.
         unwatch(&self.epoll, session.as_fd());
         if let Some(process) = &session.process {
@@ -333,11 +351,12 @@ impl EventLoop {
         }
         if let Some(server) = self.servers.get_mut(&server) {
             server.alive -= 1;
+            server.refused -= usize::from(refusal.is_some());
         }
         let Some((end, leave_open)) = session.ended() else { return };
         session.info.stats.unanswered.add(session.faults_waiting() as u64);
         // Everything of it is closed by the time anybody hears of its end.
-        let Session { uffd, process, connection, source, .. } = session;
+        let Session { uffd, process, connection, source, info, .. } = session;
         if leave_open {
             // Closing it would give zeros to every thread that waits. It stays open, on purpose, until this
             // process ends.
@@ -346,7 +365,12 @@ impl EventLoop {
             drop(uffd);
         }
         drop((process, connection, source));
-        observer.notice(Notice::SessionEnded { id, end });
+        observer.notice(match refusal {
+            None => Notice::SessionEnded { id, end },
+            Some(Refusal { error, asked }) => {
+                Notice::Rejected { asked: asked.then_some(id), peer: Some(info.peer), error }
+            }
+        });
     }
 
     fn fail_all(&mut self, error: &PagerError) {

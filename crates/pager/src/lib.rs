@@ -11,6 +11,7 @@ mod firecracker;
 mod guarded;
 mod last_words;
 mod notice;
+mod offer;
 mod page_state;
 mod pager;
 mod policy;
@@ -36,8 +37,9 @@ pub use notice::{Notice, Observer};
 pub use page_state::PageStates;
 pub use pager::{Pager, PagerOptions, SessionOptions};
 pub use policy::{EndReason, FailurePolicy, Rest, SessionEnd};
-pub use server::ServerOptions;
+pub use server::{Image, Images, ServerOptions};
 pub use session::SessionInfo;
+pub use socket::Listener;
 pub use source::{
     CacheOptions, CachedSource, FileOptions, FileSource, LayeredSource, MappingSource, MemorySource, Overlay,
     OverlaySource, PageSource, ReadNow, RetryOptions, RetrySource, ZeroSource,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::address_map::Region;
 use crate::error::PagerError;
 use crate::policy::SessionEnd;
 use crate::session::SessionInfo;
@@ -19,8 +20,24 @@ pub enum Notice {
         /// How.
         end: SessionEnd,
     },
-    /// A connection was turned away; the server goes on.
+    /// A handshake was completed, and which image the process gets is to be said by [`Pager::answer`]. It waits until
+    /// then; if that takes too long, or it goes away, it is rejected under the same id.
+    ///
+    /// [`Pager::answer`]: crate::Pager::answer
+    Asking {
+        /// Names the question, and the session that comes of it.
+        id: u64,
+        /// Who it is.
+        peer: Peer,
+        /// What it hands over, in address order.
+        regions: Vec<Region>,
+        /// Bytes of a page.
+        page_size: u64,
+    },
+    /// A connection was turned away, whatever memory it handed over put through the failure policy; the server goes on.
     Rejected {
+        /// The question it was, if one was asked.
+        asked: Option<u64>,
         /// Who it was, where that is known.
         peer: Option<Peer>,
         /// Why.

@@ -16,8 +16,9 @@ use crate::error::PagerError;
 use crate::event_loop::EventLoop;
 use crate::notice::Observer;
 use crate::policy::{FailurePolicy, Rest};
-use crate::server::{Server, ServerOptions};
+use crate::server::{Image, Server, ServerOptions};
 use crate::session::Parts;
+use crate::socket::Listener;
 use crate::source::PageSource;
 use crate::supervise::{Peer, Supervised};
 use crate::workers::Completion;
@@ -64,6 +65,10 @@ pub(crate) const SOURCE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) enum Message {
     Serve(Box<Server>),
     Adopt(Box<(Parts, Arc<dyn Observer>)>),
+    Answer {
+        id: u64,
+        image: Result<Image, PagerError>,
+    },
     CloseServer {
         id: u64,
         rest: Rest,
@@ -71,6 +76,9 @@ pub(crate) enum Message {
     CloseSession {
         id: u64,
         rest: Rest,
+    },
+    DrainServer {
+        id: u64,
     },
     AbandonServer {
         id: u64,
@@ -152,21 +160,17 @@ impl Pager {
         Ok(pager)
     }
 
-    /// Listens for Firecracker's snapshot handshakes and serves each process that makes one. Returns when the
-    /// socket is listening; the id names the server in [`Pager::close_server`].
-    ///
-    /// # Errors
-    ///
-    /// [`PagerError::Socket`] when the socket cannot be made.
+    /// Takes Firecracker's snapshot handshakes from `listener` and serves each process that makes one. The id names the
+    /// server in [`Pager::close_server`].
     pub fn serve_firecracker(
         &self,
+        listener: Listener,
         options: ServerOptions,
         observer: Arc<dyn Observer>,
-    ) -> Result<u64, PagerError> {
+    ) -> u64 {
         let id = next_id();
-        let server = Server::new(id, options, observer)?;
-        self.mailbox.send(Message::Serve(Box::new(server)));
-        Ok(id)
+        self.mailbox.send(Message::Serve(Box::new(Server::new(id, listener, options, observer))));
+        id
     }
 
     /// Serves memory that is registered with a uffd: this process's own (made by [`uffd::Factory`]), or that of the process
@@ -207,9 +211,23 @@ impl Pager {
         Ok(id)
     }
 
+    /// Answers [`Notice::Asking`]: the image that the process is served from from now on, or why it gets none and is turned
+    /// away. An answer that comes too late is dropped.
+    ///
+    /// [`Notice::Asking`]: crate::Notice::Asking
+    pub fn answer(&self, id: u64, image: Result<Image, PagerError>) {
+        self.mailbox.send(Message::Answer { id, image });
+    }
+
     /// Stops listening at once and closes the server's sessions; its observer is told when the last is over.
     pub fn close_server(&self, id: u64, rest: Rest) {
         self.mailbox.send(Message::CloseServer { id, rest });
+    }
+
+    /// Stops listening at once and lets everything that has begun go on; the server's observer is told when the last session
+    /// is over. Whoever has connected until then is still served.
+    pub fn drain_server(&self, id: u64) {
+        self.mailbox.send(Message::DrainServer { id });
     }
 
     /// Closes a server whose owner goes away without having done so: its sessions meet their failure policy.

@@ -1,7 +1,6 @@
 //! A listening socket that turns connections into sessions.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,13 +8,11 @@ use nix::unistd::Uid;
 use uffd::Userfaultfd;
 use uffd::fd_passing::{self, Credentials, FdPassingError};
 
-use crate::address_map::AddressMap;
 use crate::error::PagerError;
 use crate::firecracker::{Handshake, LONGEST_MESSAGE, parse_handshake};
 use crate::notice::Observer;
-use crate::pager::SOURCE_TIMEOUT;
+use crate::offer::Offer;
 use crate::policy::FailurePolicy;
-use crate::session::Parts;
 use crate::socket::Listener;
 use crate::source::PageSource;
 use crate::supervise::{Peer, Supervised};
@@ -23,13 +20,39 @@ use crate::supervise::{Peer, Supervised};
 /// Descriptors taken from one message. Only the first is used; more than a few are no handshake.
 const MOST_FDS: usize = 16;
 
+/// Connections beyond `max_sessions` whose handshake is taken all the same, so that their memory meets the failure
+/// policy. Those beyond are closed unheard.
+const MOST_REFUSED: usize = 64;
+
+/// What a process is served from, and how.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The memory image.
+    pub source: Arc<dyn PageSource>,
+    /// What happens when it fails.
+    pub policy: FailurePolicy,
+    /// As in [`ServerOptions::window`].
+    pub window: Option<u64>,
+}
+
+/// Which image is whose.
+#[derive(Debug, Clone)]
+pub enum Images {
+    /// The same for every process.
+    One(Arc<dyn PageSource>),
+    /// The observer is asked for each ([`Notice::Asking`]); [`Pager::answer`] answers. The process waits meanwhile,
+    /// until its handshake times out.
+    ///
+    /// [`Notice::Asking`]: crate::Notice::Asking
+    /// [`Pager::answer`]: crate::Pager::answer
+    Asked,
+}
+
 /// How a server serves.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// Where it listens.
-    pub socket_path: PathBuf,
-    /// The memory image.
-    pub source: Arc<dyn PageSource>,
+    /// The memory images.
+    pub images: Images,
     /// What happens to a process whose memory cannot be served.
     pub policy: FailurePolicy,
     /// Bytes installed around a fault: a power of two, at most 2 MiB. Where absent: 64 KiB, and 256 KiB where faults
@@ -45,12 +68,14 @@ pub struct ServerOptions {
 
 pub(crate) struct Server {
     pub(crate) id: u64,
-    /// Gone once the server is closing.
+    /// Gone once the server is closing, or draining.
     pub(crate) listener: Option<Listener>,
     pub(crate) options: ServerOptions,
     pub(crate) observer: Arc<dyn Observer>,
-    /// Sessions and handshakes that are alive.
+    /// Sessions, handshakes and questions that are alive.
     pub(crate) alive: usize,
+    /// Those of them that are only being turned away.
+    pub(crate) refused: usize,
     /// Accepting is put off until then: no descriptor was free.
     pub(crate) paused_until: Option<Instant>,
 }
@@ -58,12 +83,11 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(
         id: u64,
+        listener: Listener,
         options: ServerOptions,
         observer: Arc<dyn Observer>,
-    ) -> Result<Self, PagerError> {
-        let uid = options.peer_uid.map_or_else(Uid::effective, Uid::from_raw);
-        let listener = Some(Listener::bind(&options.socket_path, uid)?);
-        Ok(Self { id, listener, options, observer, alive: 0, paused_until: None })
+    ) -> Self {
+        Self { id, listener: Some(listener), options, observer, alive: 0, refused: 0, paused_until: None }
     }
 
     /// Checks who connected, and begins to listen to it.
@@ -74,12 +98,18 @@ impl Server {
         if credentials.uid != allowed {
             return Err(PagerError::PeerNotAllowed { pid: credentials.pid, uid: credentials.uid, allowed });
         }
-        if self.alive >= self.options.max_sessions {
-            return Err(PagerError::Exhausted(format!(
+        let refusal = if self.alive - self.refused < self.options.max_sessions {
+            None
+        } else {
+            let full = PagerError::Exhausted(format!(
                 "all {} sessions of this server are taken (`maxSessions`)",
                 self.options.max_sessions
-            )));
-        }
+            ));
+            if self.refused >= MOST_REFUSED {
+                return Err(full);
+            }
+            Some(full)
+        };
         Ok(Pending {
             server: self.id,
             socket,
@@ -87,6 +117,7 @@ impl Server {
             message: Vec::new(),
             uffd: None,
             deadline: now + self.options.handshake_timeout,
+            refusal,
         })
     }
 }
@@ -96,6 +127,8 @@ pub(crate) struct Pending {
     pub(crate) server: u64,
     pub(crate) credentials: Credentials,
     pub(crate) deadline: Instant,
+    /// Why it will be turned away whatever it says: it is heard only for its memory's sake.
+    pub(crate) refusal: Option<PagerError>,
     socket: OwnedFd,
     message: Vec<u8>,
     uffd: Option<OwnedFd>,
@@ -135,10 +168,7 @@ impl Pending {
 
     fn complete(&self, handshake: Handshake) -> Result<Handshake, PagerError> {
         if self.uffd.is_none() {
-            return Err(PagerError::Protocol(
-                "the handshake came without a userfaultfd: it must ride with the array (SCM_RIGHTS)"
-                    .to_owned(),
-            ));
+            return Err(without_uffd());
         }
         Ok(handshake)
     }
@@ -150,49 +180,48 @@ impl Pending {
         )))
     }
 
-    /// Checks everything the peer claims, and makes it what a session is made of.
+    /// What the peer has handed over.
     ///
     /// # Errors
     ///
-    /// What is wrong with it. Everything it sent is closed then.
-    pub(crate) fn into_parts(
-        self,
-        id: u64,
-        handshake: &Handshake,
-        server: &Server,
-    ) -> Result<Option<Parts>, PagerError> {
-        let source = Arc::clone(&server.options.source);
-        let map = AddressMap::new(&handshake.regions, handshake.page_size, source.size())?;
-        let Some(uffd) = self.uffd else {
-            return Err(PagerError::Protocol("the handshake came without a userfaultfd".to_owned()));
-        };
-        let process = Supervised::of_peer(self.socket.as_fd()).map_err(|error| {
-            PagerError::Protocol(format!("the peer's process cannot be watched: {error}"))
-        })?;
-        let Some(process) = process else { return Ok(None) };
+    /// Why there is nothing that anybody could wait for: no uffd came, or what came is none, or its process is gone.
+    /// Everything it sent is closed then.
+    pub(crate) fn into_offer(self, handshake: Option<Handshake>) -> Result<Offer, PagerError> {
+        let Some(uffd) = self.uffd else { return Err(without_uffd()) };
         let uffd = Userfaultfd::adopt(uffd)?;
-        for region in &handshake.regions {
-            // WAKE is the kernel's own check of a range: it touches nothing and fails only on impossible ones.
-            uffd.wake(region.address, region.len).map_err(|cause| PagerError::Kernel {
-                address: region.address,
-                len: region.len,
-                cause,
-            })?;
-        }
-        Ok(Some(Parts {
-            id,
-            uffd,
-            map,
-            source,
-            policy: server.options.policy,
-            window: server.options.window,
+        let mut refusal = self.refusal;
+        let process = match Supervised::of_peer(self.socket.as_fd()) {
+            Ok(None) => {
+                return Err(PagerError::Protocol(
+                    "the process was gone when its handshake was complete".to_owned(),
+                ));
+            }
+            Ok(process) => process,
+            Err(error) => {
+                refusal.get_or_insert(PagerError::Protocol(format!(
+                    "the peer's process cannot be watched: {error}"
+                )));
+                None
+            }
+        };
+        Ok(Offer {
+            server: self.server,
             peer: Peer::from(self.credentials),
-            source_timeout: SOURCE_TIMEOUT,
-            process: Some(process),
-            own: false,
-            connection: Some(self.socket),
-        }))
+            process,
+            handshake,
+            deadline: self.deadline,
+            asked: false,
+            refusal,
+            uffd,
+            connection: self.socket,
+        })
     }
+}
+
+fn without_uffd() -> PagerError {
+    PagerError::Protocol(
+        "the handshake came without a userfaultfd: it must ride with the array (SCM_RIGHTS)".to_owned(),
+    )
 }
 
 impl AsFd for Pending {

@@ -12,9 +12,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket};
+use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, accept4, bind,
+    getsockname, getsockopt, listen, socket, sockopt,
+};
 use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{Uid, chown};
+use nix::unistd::{Uid, fchownat};
 
 use crate::error::PagerError;
 
@@ -24,22 +28,25 @@ const LONGEST_PATH: usize = 107;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
-/// A listening Unix stream socket. Dropping it closes it and removes its path, unless something else lies there
-/// by now.
+/// A listening Unix stream socket. Dropping it closes it and, if it was made here, removes its path, unless something
+/// else lies there by now.
 #[derive(Debug)]
-pub(crate) struct Listener {
+pub struct Listener {
     socket: OwnedFd,
+    /// Empty where it has none.
     path: PathBuf,
-    identity: (u64, u64),
+    /// Device and inode of the path, if that is this listener's to remove.
+    identity: Option<(u64, u64)>,
 }
 
 impl Listener {
-    /// `socket(2)`, `bind(2)`, `listen(2)` at `path`, for connections of processes of `peer_uid`.
+    /// `socket(2)`, `bind(2)`, `listen(2)` at `path`, for connections of processes of `peer_uid`; of the caller's own
+    /// user where absent.
     ///
     /// # Errors
     ///
     /// [`PagerError::Socket`] with the call that failed, its errno, and what to do.
-    pub(crate) fn bind(path: &Path, peer_uid: Uid) -> Result<Self, PagerError> {
+    pub fn bind(path: &Path, peer_uid: Option<u32>) -> Result<Self, PagerError> {
         let failed =
             |syscall, hint| move |errno| PagerError::Socket { path: path.to_owned(), syscall, errno, hint };
         if path.as_os_str().len() > LONGEST_PATH {
@@ -69,9 +76,10 @@ impl Listener {
             .map(|meta| (meta.dev(), meta.ino()))
             .map_err(|error| failed("stat", "the socket vanished while it was made")(errno_of(&error)))?;
         // From here on dropping it removes the path.
-        let listener = Self { socket, path: path.to_owned(), identity };
-        if peer_uid != Uid::effective() {
-            chown(path, Some(peer_uid), None).map_err(failed(
+        let listener = Self { socket, path: path.to_owned(), identity: Some(identity) };
+        if let Some(uid) = peer_uid.map(Uid::from_raw).filter(|&uid| uid != Uid::effective()) {
+            let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+            fchownat(AT_FDCWD, path, Some(uid), None, flags).map_err(failed(
                 "chown",
                 "only root can give the socket to another user; run as that user instead",
             ))?;
@@ -79,6 +87,61 @@ impl Listener {
         listen(&listener.socket, Backlog::MAXCONN)
             .map_err(failed("listen", "the socket cannot be listened on"))?;
         Ok(listener)
+    }
+
+    /// Checks that `socket`, which somebody else has made, can be served: a listening Unix stream socket.
+    ///
+    /// # Errors
+    ///
+    /// [`PagerError::Socket`] with what it is not.
+    pub fn check(socket: BorrowedFd<'_>) -> Result<(), PagerError> {
+        let refused = |syscall| {
+            move |errno| PagerError::Socket {
+                path: named(socket),
+                syscall,
+                errno,
+                hint: "pass a listening Unix stream socket",
+            }
+        };
+        let address: SockaddrStorage = getsockname(socket.as_raw_fd()).map_err(refused("getsockname"))?;
+        if address.family() != Some(AddressFamily::Unix) {
+            return Err(refused("getsockname")(Errno::EAFNOSUPPORT));
+        }
+        if getsockopt(&socket, sockopt::SockType).map_err(refused("getsockopt"))? != SockType::Stream {
+            return Err(refused("getsockopt")(Errno::EPROTOTYPE));
+        }
+        if !getsockopt(&socket, sockopt::AcceptConn).map_err(refused("getsockopt"))? {
+            return Err(refused("accept")(Errno::EINVAL));
+        }
+        Ok(())
+    }
+
+    /// Serves a socket that somebody else has made ([`Listener::check`]). It is made nonblocking, which whoever else has
+    /// it sees, and close-on-exec. Who may reach it was decided by its maker; its path stays when it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Listener::check`]. The socket is closed then.
+    pub fn inherit(socket: OwnedFd) -> Result<Self, PagerError> {
+        Self::check(socket.as_fd())?;
+        let failed = |errno| PagerError::Socket {
+            path: named(socket.as_fd()),
+            syscall: "fcntl",
+            errno,
+            hint: "the socket cannot be made nonblocking",
+        };
+        let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL).map_err(failed)?);
+        fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(failed)?;
+        fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed)?;
+        let address: Option<UnixAddr> = getsockname(socket.as_raw_fd()).ok();
+        let path = address.as_ref().and_then(UnixAddr::path).map(Path::to_owned).unwrap_or_default();
+        Ok(Self { socket, path, identity: None })
+    }
+
+    /// Where it listens; empty for an inherited socket without a path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The next connection, nonblocking and close-on-exec; `None` when nobody waits.
@@ -111,13 +174,18 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let ours =
-            fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity);
+        let Some(identity) = self.identity else { return };
+        let ours = fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity);
         if ours {
             // Whoever removed it in between did what this was about to do.
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// What an inherited socket is called in errors.
+fn named(socket: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("(descriptor {})", socket.as_raw_fd()))
 }
 
 /// In a directory that others can change, the socket could be replaced by theirs.
@@ -172,7 +240,7 @@ mod tests {
     use super::*;
 
     fn refused(path: &Path) -> (&'static str, Errno) {
-        match Listener::bind(path, Uid::effective()).unwrap_err() {
+        match Listener::bind(path, None).unwrap_err() {
             PagerError::Socket { syscall, errno, .. } => (syscall, errno),
             other => panic!("{other}"),
         }
@@ -183,7 +251,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
 
-        let listener = Listener::bind(&path, Uid::effective()).unwrap();
+        let listener = Listener::bind(&path, None).unwrap();
 
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         drop(listener);
@@ -195,7 +263,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, socket) = (dir.path().join("file"), dir.path().join("socket"));
         fs::write(&file, "precious").unwrap();
-        let _other = Listener::bind(&socket, Uid::effective()).unwrap();
+        let _other = Listener::bind(&socket, None).unwrap();
 
         assert_eq!(refused(&file), ("bind", Errno::EADDRINUSE));
         assert_eq!(refused(&socket), ("bind", Errno::EADDRINUSE));
@@ -211,7 +279,7 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "the standard library leaves the path behind");
 
-        let _listener = Listener::bind(&path, Uid::effective()).unwrap();
+        let _listener = Listener::bind(&path, None).unwrap();
 
         assert!(UnixStream::connect(&path).is_ok());
     }
@@ -220,13 +288,49 @@ mod tests {
     fn a_listener_does_not_remove_what_took_its_place() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let listener = Listener::bind(&path, Uid::effective()).unwrap();
+        let listener = Listener::bind(&path, None).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, "another's").unwrap();
 
         drop(listener);
 
         assert_eq!(fs::read_to_string(&path).unwrap(), "another's");
+    }
+
+    #[test]
+    fn an_inherited_socket_is_closed_but_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let made = std::os::unix::net::UnixListener::bind(&path).unwrap();
+
+        let listener = Listener::inherit(made.into()).unwrap();
+
+        assert_eq!(listener.path(), path);
+        assert!(listener.accept().unwrap().is_none(), "nobody waits, and neither does this");
+        let _connection = UnixStream::connect(&path).unwrap();
+        assert!(listener.accept().unwrap().is_some());
+        drop(listener);
+        assert!(path.exists());
+        assert!(UnixStream::connect(&path).is_err(), "nobody listens any more");
+    }
+
+    #[test]
+    fn what_is_no_listening_unix_stream_socket_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = |fd: OwnedFd| match Listener::check(fd.as_fd()).unwrap_err() {
+            PagerError::Socket { syscall, errno, path, .. } => {
+                assert_eq!(path, named(fd.as_fd()));
+                (syscall, errno)
+            }
+            other => panic!("{other}"),
+        };
+        let datagram = std::os::unix::net::UnixDatagram::bind(dir.path().join("d")).unwrap();
+
+        assert_eq!(refused(fs::File::open("/dev/null").unwrap().into()), ("getsockname", Errno::ENOTSOCK));
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(refused(tcp.into()), ("getsockname", Errno::EAFNOSUPPORT));
+        assert_eq!(refused(datagram.into()), ("getsockopt", Errno::EPROTOTYPE));
+        assert_eq!(refused(UnixStream::pair().unwrap().0.into()), ("accept", Errno::EINVAL));
     }
 
     #[test]

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pager::{
-    EndReason, FailurePolicy, FileSource, Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow, Rest,
-    ServerOptions,
+    EndReason, FailurePolicy, FileSource, Images, Listener, Notice, PageSource, Pager, PagerError,
+    PagerOptions, ReadNow, Rest, ServerOptions,
 };
 use uffd::fd_passing::send_all;
 use uffd::{CopyOptions, Mapping, MappingError, MappingKind, Modes, Residency, Userfaultfd};
@@ -291,15 +291,14 @@ fn a_thread_that_sleeps_over_a_page_that_is_there_is_woken() {
 fn server(pager: &Pager, path: &Path, bytes: &[u8]) -> Receiver<Notice> {
     let (observer, notices) = told();
     let options = ServerOptions {
-        socket_path: path.to_owned(),
-        source: Arc::new(Bytes(bytes.to_vec())),
+        images: Images::One(Arc::new(Bytes(bytes.to_vec()))),
         policy: FailurePolicy::Poison,
         window: Some(PAGE as u64),
         peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 1000,
     };
-    pager.serve_firecracker(options, observer).unwrap();
+    pager.serve_firecracker(Listener::bind(path, None).unwrap(), options, observer);
     notices
 }
 

@@ -6,15 +6,18 @@ use std::time::{Duration, Instant};
 
 use super::{Entry, EventLoop, NO_SERVER, Token, earlier, unwatch, watch};
 use crate::error::PagerError;
+use crate::firecracker::Handshake;
 use crate::notice::{Notice, Observer};
 use crate::pager::next_id;
 use crate::policy::{EndReason, Rest};
-use crate::server::{Pending, Server};
+use crate::server::{Image, Images, Pending, Server, ServerOptions};
 use crate::session::{Parts, Session};
 use crate::supervise::Peer;
 
 /// Connections taken per turn, so that a storm of them does not hold up faults.
-const ACCEPTS_PER_TURN: usize = 16;
+pub(super) const ACCEPTS_PER_TURN: usize = 16;
+/// Connections that can wait to be accepted (SOMAXCONN).
+const MOST_WAITING: usize = 4096;
 /// Without a free descriptor the connection stays in the queue and would be reported for ever.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -24,7 +27,7 @@ impl EventLoop {
             && let Err(errno) = watch(&self.epoll, listener.as_fd(), Token::Listener(server.id))
         {
             let error = PagerError::System { syscall: "epoll_ctl", errno };
-            server.observer.notice(Notice::Rejected { peer: None, error });
+            server.observer.notice(Notice::Rejected { asked: None, peer: None, error });
         }
         self.servers.insert(server.id, server);
     }
@@ -39,22 +42,51 @@ impl EventLoop {
         }
         observer.notice(Notice::SessionStarted(Arc::clone(&session.info)));
         self.restless.insert(id);
-        self.sessions.insert(id, Entry { session, server: NO_SERVER, observer: Arc::clone(observer) });
+        let observer = Arc::clone(observer);
+        self.sessions.insert(id, Entry { session, server: NO_SERVER, observer, refusal: None });
     }
 
     pub(super) fn close_server(&mut self, id: u64, rest: Rest) {
-        if let Some(server) = self.servers.get_mut(&id) {
-            // Closed and removed here: nobody can connect from now on.
-            server.listener = None;
-        }
-        let abandoned: Vec<u64> =
-            self.handshakes.iter().filter(|(_, pending)| pending.server == id).map(|(&id, _)| id).collect();
-        for pending in abandoned {
-            self.forget_handshake(pending);
-        }
+        self.stop_listening(id, &PagerError::Closed);
         for (&id, entry) in self.sessions.iter_mut().filter(|(_, entry)| entry.server == id) {
             self.restless.insert(id);
             entry.session.close(rest);
+        }
+    }
+
+    /// Who has connected before is served to its end; who has not will find nobody.
+    pub(super) fn drain_server(&mut self, id: u64) {
+        self.accept(id, MOST_WAITING);
+        if let Some(server) = self.servers.get_mut(&id) {
+            server.listener = None;
+        }
+    }
+
+    /// Nobody is served any more who is not yet.
+    fn stop_listening(&mut self, id: u64, why: &PagerError) {
+        // Who has connected before waits for an answer.
+        self.drain_server(id);
+        let begun: Vec<u64> =
+            self.handshakes.iter().filter(|(_, pending)| pending.server == id).map(|(&id, _)| id).collect();
+        for pending in begun {
+            self.cut_short(pending, why);
+        }
+        self.drop_questions(id, why);
+    }
+
+    /// Takes what has arrived of a handshake, and turns its process away.
+    fn cut_short(&mut self, id: u64, why: &PagerError) {
+        let Some(pending) = self.handshakes.get_mut(&id) else { return };
+        let received = pending.receive(self.base_page_size);
+        if pending.refusal.is_none() {
+            pending.refusal = Some(why.clone());
+            if let Some(server) = self.servers.get_mut(&pending.server) {
+                server.refused += 1;
+            }
+        }
+        match received {
+            Ok(Some(handshake)) => self.complete(id, handshake),
+            Ok(None) | Err(_) => self.reject(id, why.clone()),
         }
     }
 
@@ -65,25 +97,25 @@ impl EventLoop {
             self.restless.insert(session);
             entry.session.fail(EndReason::PagerLost, error.clone());
         }
-        self.close_server(id, Rest::Poison);
+        self.stop_listening(id, &error);
     }
 
-    pub(super) fn accept(&mut self, id: u64) {
-        for _ in 0..ACCEPTS_PER_TURN {
+    pub(super) fn accept(&mut self, id: u64, most: usize) {
+        for _ in 0..most {
             let Some(server) = self.servers.get_mut(&id) else { return };
             let Some(listener) = &server.listener else { return };
             match listener.accept() {
                 Ok(None) => return,
                 Ok(Some(socket)) => match server.greet(socket, Instant::now()) {
                     Ok(pending) => self.add_handshake(pending),
-                    Err(error) => server.observer.notice(Notice::Rejected { peer: None, error }),
+                    Err(error) => server.observer.notice(Notice::Rejected { asked: None, peer: None, error }),
                 },
                 Err(errno) => {
                     // The connection waits on; so does this loop, instead of being told about it without end.
                     let _ = self.epoll.delete(listener.as_fd());
                     server.paused_until = Some(Instant::now() + ACCEPT_PAUSE);
                     let error = PagerError::Exhausted(format!("a connection could not be accepted: {errno}"));
-                    server.observer.notice(Notice::Rejected { peer: None, error });
+                    server.observer.notice(Notice::Rejected { asked: None, peer: None, error });
                     return;
                 }
             }
@@ -96,10 +128,15 @@ impl EventLoop {
         let Some(server) = self.servers.get_mut(&pending.server) else { return };
         if let Err(errno) = watched {
             let error = PagerError::System { syscall: "epoll_ctl", errno };
-            server.observer.notice(Notice::Rejected { peer: Some(Peer::from(pending.credentials)), error });
+            server.observer.notice(Notice::Rejected {
+                asked: None,
+                peer: Some(Peer::from(pending.credentials)),
+                error,
+            });
             return;
         }
         server.alive += 1;
+        server.refused += usize::from(pending.refusal.is_some());
         self.handshakes.insert(id, pending);
     }
 
@@ -107,45 +144,33 @@ impl EventLoop {
         let Some(pending) = self.handshakes.get_mut(&id) else { return };
         match pending.receive(self.base_page_size) {
             Ok(None) => {}
-            Ok(Some(handshake)) => {
-                let Some(pending) = self.forget_handshake(id) else { return };
-                let peer = Peer::from(pending.credentials);
-                let Some(server) = self.servers.get(&pending.server) else { return };
-                let (server_id, observer) = (server.id, Arc::clone(&server.observer));
-                let begun = match pending.into_parts(id, &handshake, server) {
-                    Ok(Some(parts)) => {
-                        self.add_session(Session::new(parts, self.base_page_size), server_id, &observer)
-                    }
-                    Ok(None) => Err(PagerError::Protocol(
-                        "the process was gone when its handshake was complete".to_owned(),
-                    )),
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = begun {
-                    observer.notice(Notice::Rejected { peer: Some(peer), error });
-                }
-            }
+            Ok(Some(handshake)) => self.complete(id, handshake),
             Err(error) => self.reject(id, error),
         }
     }
 
-    fn add_session(
-        &mut self,
-        session: Session,
-        server: u64,
-        observer: &Arc<dyn Observer>,
-    ) -> Result<(), PagerError> {
-        self.watch_session(&session)?;
-        let id = session.info.id;
-        if let Some(server) = self.servers.get_mut(&server) {
-            server.alive += 1;
+    fn complete(&mut self, id: u64, handshake: Handshake) {
+        let Some(pending) = self.forget_handshake(id) else { return };
+        let (server, peer) = (pending.server, Peer::from(pending.credentials));
+        let offer = match pending.into_offer(Some(handshake)) {
+            Ok(offer) => offer,
+            Err(error) => return self.tell_rejected(server, peer, error),
+        };
+        if let Some(error) = offer.refusal.clone() {
+            return self.turn_away(id, offer, error);
         }
-        observer.notice(Notice::SessionStarted(Arc::clone(&session.info)));
-        self.sessions.insert(id, Entry { session, server, observer: Arc::clone(observer) });
-        Ok(())
+        let Some(server) = self.servers.get(&server) else { return };
+        let ServerOptions { images, policy, window, .. } = &server.options;
+        match images {
+            Images::One(source) => {
+                let image = Image { source: Arc::clone(source), policy: *policy, window: *window };
+                self.begin(id, offer, image);
+            }
+            Images::Asked => self.ask(id, offer),
+        }
     }
 
-    fn watch_session(&self, session: &Session) -> Result<(), PagerError> {
+    pub(super) fn watch_session(&self, session: &Session) -> Result<(), PagerError> {
         let id = session.info.id;
         let failed = |errno| PagerError::System { syscall: "epoll_ctl", errno };
         watch(&self.epoll, session.as_fd(), Token::Uffd(id)).map_err(failed)?;
@@ -158,13 +183,21 @@ impl EventLoop {
         Ok(())
     }
 
+    /// Turns away a handshake that was not completed. If its uffd has come, somebody may wait for its memory already.
     fn reject(&mut self, id: u64, error: PagerError) {
-        let Some(pending) = self.forget_handshake(id) else { return };
+        let Some(mut pending) = self.forget_handshake(id) else { return };
         let (server, peer) = (pending.server, Peer::from(pending.credentials));
-        // Everything it sent is closed by the time anybody hears of it.
-        drop(pending);
+        let error = pending.refusal.take().unwrap_or(error);
+        // Everything else it sent is closed by the time anybody hears of it.
+        match pending.into_offer(None) {
+            Ok(offer) => self.turn_away(id, offer, error),
+            Err(_) => self.tell_rejected(server, peer, error),
+        }
+    }
+
+    fn tell_rejected(&self, server: u64, peer: Peer, error: PagerError) {
         if let Some(server) = self.servers.get(&server) {
-            server.observer.notice(Notice::Rejected { peer: Some(peer), error });
+            server.observer.notice(Notice::Rejected { asked: None, peer: Some(peer), error });
         }
     }
 
@@ -173,6 +206,7 @@ impl EventLoop {
         unwatch(&self.epoll, pending.as_fd());
         if let Some(server) = self.servers.get_mut(&pending.server) {
             server.alive -= 1;
+            server.refused -= usize::from(pending.refusal.is_some());
         }
         Some(pending)
     }
@@ -185,13 +219,19 @@ impl EventLoop {
             .map(|(&id, _)| id)
             .collect();
         for id in late {
-            let server = self.handshakes.get(&id).and_then(|pending| self.servers.get(&pending.server));
-            let ms = server.map_or(0, |server| server.options.handshake_timeout.as_millis() as u64);
+            let ms = self.handshakes.get(&id).map_or(0, |pending| self.handshake_timeout_of(pending.server));
             self.reject(id, PagerError::Timeout { what: "the handshake was not completed", ms });
         }
         for pending in self.handshakes.values() {
             *soonest = earlier(*soonest, pending.deadline);
         }
+    }
+
+    /// In milliseconds.
+    pub(super) fn handshake_timeout_of(&self, server: u64) -> u64 {
+        self.servers
+            .get(&server)
+            .map_or(0, |server| server.options.handshake_timeout.as_millis().try_into().unwrap_or(u64::MAX))
     }
 
     pub(super) fn resume_accepting(&mut self, now: Instant, soonest: &mut Option<Instant>) {

@@ -1,0 +1,35 @@
+//! The one place where what TypeScript says of a memory image becomes a source of pages.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use napi_derive::napi;
+use pager::{FailurePolicy, FileSource, Image, PageSource, PagerError};
+
+/// What a process is served from, and how.
+#[napi(object, object_to_js = false)]
+pub struct NativeImage {
+    pub memory: String,
+    pub kill: bool,
+    pub window: Option<u32>,
+}
+
+impl NativeImage {
+    /// May wait for a disk or a network: never on JavaScript's thread, nor on the pager's.
+    pub(crate) fn open(&self) -> Result<Image, PagerError> {
+        Ok(Image {
+            source: open(&self.memory)?,
+            policy: policy_of(self.kill),
+            window: self.window.map(u64::from),
+        })
+    }
+}
+
+/// As [`NativeImage::open`].
+pub(crate) fn open(memory: &str) -> Result<Arc<dyn PageSource>, PagerError> {
+    Ok(Arc::new(FileSource::open(Path::new(memory))?))
+}
+
+pub(crate) fn policy_of(kill: bool) -> FailurePolicy {
+    if kill { FailurePolicy::Kill } else { FailurePolicy::Poison }
+}

@@ -1,0 +1,106 @@
+import { cpus } from 'node:os';
+
+import type { NativeServerOptions } from '#native';
+
+import { type ChooseImage, type MemoryImage, readDefaults, readMemory } from './images.js';
+import { LONGEST_TIMEOUT } from './limits.js';
+import type { FailurePolicy } from './policy.js';
+import { argumentError, got, validateInteger, validateOptions, validatePath } from './validate.js';
+
+/** Options of `serveFirecracker`. */
+export interface FirecrackerServerOptions {
+  /**
+   * Where to listen: what Firecracker gets as `mem_backend.backend_path`. At most 107 bytes. Nothing may lie there but a
+   * socket of the same user that nobody listens on. The directory must not be writable by other users (unless sticky).
+   */
+  socketPath?: string;
+  /**
+   * Instead of `socketPath`: the descriptor of a Unix stream socket that listens already, such as a service manager hands
+   * over (systemd's `LISTEN_FDS` begin at 3). Who may reach it was decided by who made it; `peer` is checked all the same.
+   * The server owns it from the moment this resolves: it makes it nonblocking, and `close()` and `drain()` close it, but leave its path.
+   */
+  fd?: number;
+  /**
+   * The snapshot's memory file, which must not change while it is served; or a function that says for each process which
+   * file it gets. The process waits for the answer, at most until its handshake times out; where there is none, it is
+   * turned away (`'rejected'`).
+   */
+  memory: MemoryImage | ChooseImage;
+  /** What happens to a process whose memory cannot be served. Default: `'poison'`. */
+  onFailure?: FailurePolicy;
+  /**
+   * Bytes installed around a fault, a power of two from 4 KiB to 2 MiB. More is faster and uses more memory; pages
+   * present or discarded are never touched, nor anything outside the region. Default: 64 KiB, and 256 KiB in those
+   * stretches of 16 MiB where 32 faults have shown that most of it is wanted.
+   */
+  window?: number;
+  /** Whose processes may connect: those of this user id. Default: this process's own. */
+  peer?: { uid: number };
+  /** Milliseconds from a connection to its session: for the handshake, and for a function's answer. Default: 5000. */
+  handshakeTimeout?: number;
+  /** Sessions and handshakes at one time; connections beyond are rejected. Default: 1024. */
+  maxSessions?: number;
+  /**
+   * The CPU to pin the pager's thread to; the server then has a pager of its own. Worth it only where the faulting
+   * threads are pinned as well. Default: not pinned, one thread shared by all servers of this process.
+   */
+  cpu?: number;
+}
+
+const OPTIONS = [
+  'socketPath',
+  'fd',
+  'memory',
+  'onFailure',
+  'window',
+  'peer',
+  'handshakeTimeout',
+  'maxSessions',
+  'cpu',
+];
+const LARGEST_FD = 2 ** 31 - 1;
+
+/** @hidden What the addon needs to know, and what it is not told. */
+export interface Start {
+  native: NativeServerOptions;
+  choose: ChooseImage | undefined;
+}
+
+/** @hidden */
+export function readOptions(options: FirecrackerServerOptions): Start {
+  validateOptions('options', options, OPTIONS);
+  const {
+    memory,
+    onFailure = 'poison',
+    window,
+    peer,
+    handshakeTimeout = 5000,
+    maxSessions = 1024,
+    cpu,
+  } = options;
+  const read: NativeServerOptions = {
+    ...readListener(options),
+    ...readDefaults('options', onFailure, window),
+    handshakeTimeout: validateInteger('options.handshakeTimeout', handshakeTimeout, 1, LONGEST_TIMEOUT),
+    maxSessions: validateInteger('options.maxSessions', maxSessions, 1, 1_000_000),
+  };
+  if (typeof memory !== 'function') read.memory = readMemory('options.memory', memory);
+  if (peer !== undefined) {
+    validateOptions('options.peer', peer, ['uid']);
+    read.peerUid = validateInteger('options.peer.uid', peer.uid, 0, 2 ** 32 - 2);
+  }
+  if (cpu !== undefined) read.cpu = validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
+  return { native: read, choose: typeof memory === 'function' ? memory : undefined };
+}
+
+function readListener({ socketPath, fd }: FirecrackerServerOptions): { socketPath: string } | { fd: number } {
+  if (fd === undefined) return { socketPath: validatePath('options.socketPath', socketPath) };
+  if (socketPath !== undefined) {
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_VALUE',
+      `Expected one of \`options.socketPath\` and \`options.fd\`, ${got({ socketPath, fd })}`,
+    );
+  }
+  return { fd: validateInteger('options.fd', fd, 0, LARGEST_FD) };
+}

@@ -1,0 +1,76 @@
+import { fileURLToPath } from 'node:url';
+
+import type { NativeImage, NativeSession } from '#native';
+
+import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
+import type { Peer, SessionRegion } from './session.js';
+import { KiB, MiB } from './units.js';
+import { validateOneOf, validateOptions, validatePath, validatePowerOfTwo } from './validate.js';
+
+/** What a memory image can be given as: the path of a file, or a `file:` URL. It must not change while it is served. */
+export type MemoryImage = string | URL;
+
+/** A process that waits for its memory. */
+export interface ImageRequest {
+  /** Who it is. */
+  readonly peer: Peer;
+  /** The memory it has handed over, in address order; `sourceOffset` is where its bytes are in its image. */
+  readonly regions: readonly SessionRegion[];
+  /** Bytes of a page. */
+  readonly pageSize: number;
+  /** Aborts when the answer is not wanted any more: too late, the process is gone, the server is closed. */
+  readonly signal: AbortSignal;
+}
+
+/** What a process is served from, and how. */
+export interface ImageChoice {
+  /** Its image. */
+  memory: MemoryImage;
+  /** Default: the server's. */
+  onFailure?: FailurePolicy;
+  /** Default: the server's. */
+  window?: number;
+}
+
+/** Says which image a process gets. */
+export type ChooseImage = (
+  request: ImageRequest,
+) => MemoryImage | ImageChoice | Promise<MemoryImage | ImageChoice>;
+
+/** How images are served where they do not say it themselves. */
+export type ImageDefaults = Omit<NativeImage, 'memory'>;
+
+/** @hidden The one place where what users give as memory becomes what the addon opens. */
+export function readMemory(name: string, memory: unknown): string {
+  return validatePath(name, memory instanceof URL ? fileURLToPath(memory) : memory);
+}
+
+/** @hidden */
+export function readDefaults(name: string, onFailure: unknown, window: unknown): ImageDefaults {
+  const read: ImageDefaults = {
+    kill: validateOneOf(`${name}.onFailure`, onFailure, FAILURE_POLICIES) === 'kill',
+  };
+  if (window !== undefined) read.window = validatePowerOfTwo(`${name}.window`, window, 4 * KiB, 2 * MiB);
+  return read;
+}
+
+/** @hidden What a function has answered. */
+export function readChoice(choice: unknown, defaults: ImageDefaults): NativeImage {
+  const name = 'the answer of options.memory';
+  if (typeof choice !== 'object' || choice === null || choice instanceof URL) {
+    return { ...defaults, memory: readMemory(name, choice) };
+  }
+  validateOptions(name, choice, ['memory', 'onFailure', 'window']);
+  const {
+    memory,
+    onFailure = defaults.kill ? 'kill' : 'poison',
+    window = defaults.window,
+  } = choice as ImageChoice;
+  return { memory: readMemory(`${name}.memory`, memory), ...readDefaults(name, onFailure, window) };
+}
+
+/** @hidden */
+export function requestOf(asked: NativeSession, signal: AbortSignal): ImageRequest {
+  const regions = Object.freeze(asked.regions.map(region => Object.freeze(region)));
+  return Object.freeze({ peer: Object.freeze(asked.peer), regions, pageSize: asked.pageSize, signal });
+}

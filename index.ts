@@ -1,3 +1,4 @@
+export { callbackSource, type CallbackSourceOptions, type FetchPages } from './src/callback-source.js';
 export { capabilities, type Capabilities, type HugePagePool } from './src/capabilities.js';
 export { DeadUffdChecker } from './src/checker.js';
 export { peerOf, pidfdOf, type ReceivedFds, receiveFds, sendFds } from './src/descriptors.js';
@@ -23,9 +24,17 @@ export {
   serveFirecracker,
 } from './src/firecracker.js';
 export { type CopyOptions, type FillOptions, type MoveOptions, PageOperations } from './src/filling.js';
-export { type MappingRange, MemoryMapping, type Residency, type WrittenPages } from './src/mapping.js';
+export { type MappingRange, MemoryMapping } from './src/mapping.js';
+export type { Residency, WrittenPages } from './src/mapping-state.js';
 export type { AnonymousOptions, FileMappingOptions, MemfdOptions, PageKind } from './src/mapping-options.js';
 export type { Feature, Ioctl, OrBit, RegisterMode } from './src/names.js';
+export {
+  type AdoptOptions,
+  Pager,
+  type PagerEvents,
+  type PagerOptions,
+  type ServeOptions,
+} from './src/pager.js';
 export type { FailurePolicy, Rest } from './src/policy.js';
 export type { AddressRange, MemoryRange } from './src/range.js';
 export { registerRegions, type RegionsTarget, unregisterRegions } from './src/regions.js';
@@ -38,5 +47,7 @@ export {
   type SessionRegion,
   type SessionStats,
 } from './src/session.js';
+export { fileSource, PageSource } from './src/sources.js';
 export { GiB, KiB, MiB } from './src/units.js';
 export { type CreateOptions, Userfaultfd, type UserfaultfdCloseOptions } from './src/userfaultfd.js';
+export { workerSource, type WorkerSourceOptions } from './src/worker-source.js';

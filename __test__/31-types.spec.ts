@@ -120,6 +120,7 @@ test('codes and kinds of errors are literal unions', t => {
     | 'ERR_UFFD_UNSUPPORTED'
     | 'ERR_UFFD_UNSUPPORTED_PLATFORM'
     | 'ERR_UFFD_USE_AFTER_CLOSE'
+    | 'ERR_UFFD_WOULD_DEADLOCK'
   >();
   expectTypeOf<UffdErrorKind>().toEqualTypeOf<
     | 'PageExist'

@@ -23,6 +23,7 @@ import type { NativeError } from '#native';
  * - `ERR_UFFD_UNSUPPORTED`: well-formed, but not served by this version or kernel.
  * - `ERR_UFFD_UNSUPPORTED_PLATFORM`: no Linux, or no binary for this machine.
  * - `ERR_UFFD_USE_AFTER_CLOSE`: the object was closed before.
+ * - `ERR_UFFD_WOULD_DEADLOCK`: this thread would wait for bytes that only it could bring.
  */
 export type UffdErrorCode =
   | 'ERR_UFFD_CHANGING'
@@ -44,7 +45,8 @@ export type UffdErrorCode =
   | 'ERR_UFFD_TIMEOUT'
   | 'ERR_UFFD_UNSUPPORTED'
   | 'ERR_UFFD_UNSUPPORTED_PLATFORM'
-  | 'ERR_UFFD_USE_AFTER_CLOSE';
+  | 'ERR_UFFD_USE_AFTER_CLOSE'
+  | 'ERR_UFFD_WOULD_DEADLOCK';
 
 /**
  * What a {@link UffdError} of an operation means for the caller: crosvm's names for those it has, `Userfaultfd` being

@@ -17,6 +17,7 @@ import {
   validatePath,
   validatePowerOfTwo,
 } from './validate.js';
+import { withResolvers } from './with-resolvers.js';
 
 /** Options of {@link serveFirecracker}. */
 export interface FirecrackerServerOptions {
@@ -347,19 +348,4 @@ function rejectionOf(notice: NativeNotice): RejectedConnection {
 
 function timedOut(timeout: number): UffdError {
   return new UffdError('ERR_UFFD_TIMEOUT', `nobody connected within ${timeout} ms`);
-}
-
-/** `Promise.withResolvers`, which Node 20 does not have. */
-function withResolvers<T>(): {
-  promise: Promise<T>;
-  resolve: (value: T) => void;
-  reject: (reason: unknown) => void;
-} {
-  let resolve!: (value: T) => void;
-  let reject!: (reason: unknown) => void;
-  const promise = new Promise<T>((yes, no) => {
-    resolve = yes;
-    reject = no;
-  });
-  return { promise, resolve, reject };
 }

@@ -10,12 +10,16 @@ import {
   validateLength,
   validatePages,
 } from './mapping-options.js';
+import { RESIDENCIES, type Residency, type WrittenPages } from './mapping-state.js';
 import { native } from './native.js';
+import { refuseWhileServed, wouldDeadlock } from './serving.js';
+import type { Session } from './session.js';
 import {
   validateBoolean,
   validateInteger,
   validateOneOf,
   validateOptions,
+  validatePart,
   validatePath,
   validateView,
 } from './validate.js';
@@ -27,19 +31,6 @@ export interface MappingRange {
   readonly offset: number;
   /** Bytes. */
   readonly length: number;
-}
-
-/** Where a page is: nowhere; in the page cache but not mapped; not there but noted (swapped, poisoned); mapped. */
-export type Residency = 'absent' | 'cached' | 'noted' | 'present';
-
-const RESIDENCIES = ['absent', 'cached', 'noted', 'present'] as const;
-
-/** What {@link MemoryMapping.writtenPages} found. */
-export interface WrittenPages {
-  /** Ranges of written pages, in order. */
-  ranges: MappingRange[];
-  /** Offset to go on from, where `maxPages` was reached; the end of the range otherwise. */
-  next: number;
 }
 
 /** Who can keep a mapping from being closed: a userfaultfd that has a part of it registered. */
@@ -90,6 +81,7 @@ export class MemoryMapping {
   readonly #readOnly: boolean;
   #buffer: ArrayBuffer | SharedArrayBuffer | undefined;
   #closed = false;
+  #served: { session: Session; needsThisThread: boolean } | undefined;
 
   private constructor(options: NativeMappingOptions) {
     const mapped = native().mapMemory(options);
@@ -195,6 +187,19 @@ export class MemoryMapping {
   }
 
   /**
+   * A part of {@link MemoryMapping.arrayBuffer}.
+   *
+   * @param offset Bytes from the start.
+   * @param length Bytes. Default: to the end.
+   * @throws {@linkcode UffdError} as {@link MemoryMapping.arrayBuffer}; `ERR_UFFD_WOULD_DEADLOCK`: the mapping is served by a
+   *   source that needs this very thread.
+   */
+  view(offset = 0, length: number = this.length - offset): Uint8Array {
+    this.#check('offset', offset, length, 1);
+    return new Uint8Array(this.arrayBuffer(), offset, length);
+  }
+
+  /**
    * All of it as a `SharedArrayBuffer`, without copying, to be sent to workers; the same one each time. See
    * {@link MemoryMapping.arrayBuffer} for what touching it does. It cannot be emptied: after {@link MemoryMapping.close} the
    * memory and its registrations stay until no thread has the buffer any more.
@@ -234,6 +239,7 @@ export class MemoryMapping {
   readSync(offset: number, into: ArrayBufferView): void {
     const view = validateView('into', into);
     this.#check('offset', offset, view.byteLength, 1);
+    this.#refuseToWait();
     done(native().readMemorySync(this.#open(), offset, view));
   }
 
@@ -241,6 +247,7 @@ export class MemoryMapping {
   writeSync(offset: number, bytes: ArrayBufferView): void {
     const view = validateView('bytes', bytes);
     this.#check('offset', offset, view.byteLength, 1);
+    this.#refuseToWait();
     done(native().writeMemorySync(this.#open(), offset, view));
   }
 
@@ -340,6 +347,35 @@ export class MemoryMapping {
     this.close();
   }
 
+  /** @hidden A session serves it until it has ended. */
+  servedBy(session: Session, needsThisThread: boolean): void {
+    this.#served = { session, needsThisThread };
+    const registrar: Registrar = {
+      leave: refuseWhileServed,
+      forget: () => undefined,
+      nativeHandle: () => undefined,
+    };
+    this.registeredBy(registrar);
+    void session.closed.then(() => {
+      this.#served = undefined;
+      this.leftBy(registrar);
+    });
+  }
+
+  /** @hidden A buffer could be touched by this thread, which then could not bring the bytes it waits for. */
+  refuseDeadlock(needsThisThread: boolean): void {
+    if (needsThisThread && this.#buffer) throw wouldDeadlock('the mapping has a buffer');
+  }
+
+  /** @hidden */
+  nativeHandle(): number {
+    return this.#open();
+  }
+
+  #refuseToWait(): void {
+    if (this.#served?.needsThisThread) throw wouldDeadlock('this thread would wait for itself');
+  }
+
   /** @hidden */
   addressNumber(): number {
     this.#open();
@@ -368,6 +404,7 @@ export class MemoryMapping {
 
   #wrap(shared: boolean): ArrayBuffer | SharedArrayBuffer {
     const handle = this.#open();
+    this.#refuseToWait();
     const known = this.#buffer;
     if (known) {
       if (known instanceof SharedArrayBuffer === shared) return known;
@@ -389,20 +426,7 @@ export class MemoryMapping {
 
   #check(name: string, offset: number, length: number, unit: number): void {
     this.#open();
-    const least = unit > 1 ? unit : 0;
-    validateInteger(name, offset, 0, this.length - least);
-    validateInteger('length', length, least, this.length - offset);
-    for (const [part, value] of [
-      [name, offset],
-      ['length', length],
-    ] as const) {
-      if (value % unit !== 0) {
-        throw Object.assign(
-          new RangeError(`Expected \`${part}\` to be a multiple of the page size, ${unit}, got ${value}`),
-          { code: 'ERR_OUT_OF_RANGE' },
-        );
-      }
-    }
+    validatePart(name, offset, length, unit, this.length);
   }
 }
 

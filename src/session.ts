@@ -1,7 +1,9 @@
-import type { NativeNotice, NativeServer, NativeSession, NativeStats } from '#native';
+import type { NativeNotice, NativeSession, NativeStats } from '#native';
 
-import { fromNative, type UffdError } from './errors.js';
+import { fromNative, UffdError } from './errors.js';
+import { holdOpen } from './hold-open.js';
 import { type Rest, RESTS } from './policy.js';
+import type { PageSource } from './sources.js';
 import { validateOneOf, validateOptions } from './validate.js';
 
 /** The process that is served, as the kernel told when it connected. */
@@ -55,12 +57,13 @@ export interface SessionStats {
  * - `'closed'`: by {@link Session.close}, or with its server.
  * - `'peer-exited'`: the served process is gone.
  * - `'source-failed'`: the memory image could not be read any more; the failure policy was applied.
+ * - `'stalled'`: the source did not answer in time; the failure policy was applied.
  * - `'protocol'`: the served process did something that cannot be followed; the failure policy was applied.
  * - `'exhausted'`: a limit of the machine was reached; the failure policy was applied.
  * - `'pager-lost'`: the pager itself ended; the failure policy was applied.
  */
 export type SessionEndReason =
-  'closed' | 'peer-exited' | 'source-failed' | 'protocol' | 'exhausted' | 'pager-lost';
+  'closed' | 'peer-exited' | 'source-failed' | 'stalled' | 'protocol' | 'exhausted' | 'pager-lost';
 
 /** How a session ended. */
 export interface SessionEnd {
@@ -83,12 +86,20 @@ export function restOf(options: CloseOptions): Rest {
   return options.rest === undefined ? 'poison' : validateOneOf('options.rest', options.rest, RESTS);
 }
 
+/** What a session belongs to, natively. */
+interface SessionOwner {
+  stats(session: number): NativeStats | null;
+  forget(session: number): NativeStats | null;
+  closeSession(session: number, rest: Rest): void;
+}
+
 /**
  * The memory of one process being served. Its faults are answered by a native thread; whatever JavaScript does or does
  * not do meanwhile delays none of them.
  */
 export class Session {
-  readonly #native: NativeServer;
+  readonly #native: SessionOwner;
+  #source: PageSource | undefined;
   #end: ((end: SessionEnd) => void) | undefined;
   #last: SessionStats | undefined;
   #closing = false;
@@ -105,8 +116,8 @@ export class Session {
   readonly closed: Promise<SessionEnd>;
 
   /** @hidden */
-  constructor(server: NativeServer, session: NativeSession) {
-    this.#native = server;
+  constructor(owner: SessionOwner, session: NativeSession) {
+    this.#native = owner;
     this.id = session.id;
     this.peer = Object.freeze(session.peer);
     this.regions = Object.freeze(session.regions.map(region => Object.freeze(region)));
@@ -136,7 +147,7 @@ export class Session {
       this.#closing = true;
       this.#native.closeSession(this.id, rest);
     }
-    return this.closed;
+    return holdOpen(this.closed);
   }
 
   /** {@link Session.close} with its defaults. */
@@ -149,7 +160,19 @@ export class Session {
     this.#last = statsOf(this.#native.forget(this.id) ?? undefined);
     const reason = notice.reason as SessionEndReason;
     const at = new Date(notice.at);
-    this.#end?.(notice.error ? { reason, error: fromNative(notice.error), at } : { reason, at });
+    this.#end?.(notice.error ? { reason, error: this.#explained(notice.error), at } : { reason, at });
+  }
+
+  /** @hidden */
+  fedBy(source: PageSource): void {
+    this.#source = source;
+  }
+
+  /** An error of a source in JavaScript has what was thrown there as its cause. */
+  #explained(error: NonNullable<NativeNotice['error']>): UffdError {
+    const cause = error.code === 'ERR_UFFD_SOURCE' ? this.#source?.failure() : undefined;
+    if (cause === undefined) return fromNative(error);
+    return new UffdError('ERR_UFFD_SOURCE', error.message, { ...error, cause });
   }
 }
 

@@ -378,6 +378,11 @@ export class Userfaultfd extends PageOperations {
     this.#mappings.delete(mapping);
   }
 
+  /** @hidden A pager has it now. */
+  taken(): void {
+    this.#ended();
+  }
+
   /** @hidden */
   nativeHandle(): number | undefined {
     return this.#closed ? undefined : this.#handle;

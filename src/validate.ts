@@ -135,3 +135,27 @@ export function validateView(name: string, value: unknown): Uint8Array {
     `Expected \`${name}\` to be an ArrayBufferView, ${got(value)}`,
   );
 }
+
+/** A part of something that has `total` bytes, in whole units; `length` is the other argument's name. */
+export function validatePart(
+  name: string,
+  offset: number,
+  length: number,
+  unit: number,
+  total: number,
+): void {
+  const least = unit > 1 ? unit : 0;
+  validateInteger(name, offset, 0, total - least);
+  validateInteger('length', length, least, total - offset);
+  for (const [part, value] of [
+    [name, offset],
+    ['length', length],
+  ] as const) {
+    if (value % unit !== 0) {
+      throw Object.assign(
+        new RangeError(`Expected \`${part}\` to be a multiple of the page size, ${unit}, got ${value}`),
+        { code: 'ERR_OUT_OF_RANGE' },
+      );
+    }
+  }
+}

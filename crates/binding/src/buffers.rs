@@ -18,6 +18,7 @@ use crate::environment::{MAPPINGS, UFFDS};
 const FORBIDDEN: i32 = 22;
 
 /// A mapping that JavaScript has a number for, and its buffer.
+#[derive(Debug)]
 pub(crate) struct Mapped {
     mapping: Arc<Mapping>,
     lease: Mutex<Weak<Lease>>,
@@ -43,6 +44,7 @@ impl std::ops::Deref for Mapped {
 }
 
 /// What a buffer holds. It ends when the buffer was collected: in every thread, where it is shared.
+#[derive(Debug)]
 pub(crate) struct Lease {
     mapping: Mutex<Option<Arc<Mapping>>>,
     /// Whose registrations end with it: the mapping was closed while a shared buffer could still be read.

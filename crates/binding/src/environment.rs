@@ -9,11 +9,15 @@ use uffd::Userfaultfd;
 
 use crate::buffers::Mapped;
 use crate::slots::Slots;
+use crate::sources::Source;
 
 /// Userfaultfds by number.
 pub(crate) static UFFDS: Slots<Guarded> = Slots::new();
 /// Mappings by number.
 pub(crate) static MAPPINGS: Slots<Mapped> = Slots::new();
+
+/// Sources by number.
+pub(crate) static SOURCES: Slots<Source> = Slots::new();
 
 static KNOWN: Mutex<Option<HashSet<usize>>> = Mutex::new(None);
 
@@ -32,6 +36,9 @@ pub(crate) fn of(env: &Env) -> Result<usize> {
 fn end(id: usize) {
     if let Some(known) = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
         known.remove(&id);
+    }
+    for source in SOURCES.remove_of(id) {
+        source.close();
     }
     for uffd in UFFDS.remove_of(id) {
         uffd.end_guard();

@@ -70,6 +70,12 @@ pub(crate) fn closed(what: &str) -> NativeError {
     failure("ERR_UFFD_USE_AFTER_CLOSE", format!("the {what} is closed"), Some(libc::EBADF), None)
 }
 
+/// A userfaultfd that another object has, too.
+pub(crate) fn in_use() -> NativeError {
+    let message = "the userfaultfd has a clone, or is in use on another thread: close its clones first";
+    failure("ERR_UFFD_CLONE", message.to_owned(), Some(libc::EBUSY), None)
+}
+
 /// A system call of the binding's own.
 pub(crate) fn system(syscall: &str, error: &std::io::Error) -> NativeError {
     failure("ERR_UFFD_SYSTEM", format!("{syscall}: {error}"), error.raw_os_error(), Some(syscall))

@@ -16,7 +16,7 @@ use crate::shared_pager;
 use crate::values::NativeStats;
 
 /// How long an environment that ends waits for its sessions to be put through their policy.
-const TEARDOWN: Duration = Duration::from_secs(5);
+pub(crate) const TEARDOWN: Duration = Duration::from_secs(5);
 
 #[napi(object, object_to_js = false)]
 pub struct NativeServerOptions {
@@ -188,7 +188,7 @@ impl NativeServer {
     }
 }
 
-fn rest_of(rest: &str) -> Rest {
+pub(crate) fn rest_of(rest: &str) -> Rest {
     match rest {
         "populate" => Rest::Populate,
         "zero" => Rest::Zero,

@@ -44,6 +44,7 @@ pub struct NativeJob {
     pub bytes: Option<Buffer>,
     pub fds: Option<Vec<i32>>,
     pub ready: Option<bool>,
+    pub handle: Option<f64>,
 }
 
 /// What a job gives.
@@ -52,6 +53,7 @@ pub(crate) struct Product {
     pub(crate) bytes: Option<Vec<u8>>,
     pub(crate) fds: Option<Vec<OwnedFd>>,
     pub(crate) ready: Option<bool>,
+    pub(crate) handle: Option<f64>,
 }
 
 pub(crate) type Outcome = std::result::Result<Product, NativeError>;
@@ -80,8 +82,9 @@ fn job_of(outcome: Outcome) -> NativeJob {
             bytes: product.bytes.map(Buffer::from),
             fds: product.fds.map(|fds| fds.into_iter().map(OwnedFd::into_raw_fd).collect()),
             ready: product.ready,
+            handle: product.handle,
         },
-        Err(error) => NativeJob { error: Some(error), bytes: None, fds: None, ready: None },
+        Err(error) => NativeJob { error: Some(error), bytes: None, fds: None, ready: None, handle: None },
     }
 }
 

@@ -1,6 +1,6 @@
 //! From the pager's thread to JavaScript: a bounded queue, and one wake-up however much is in it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -59,6 +59,8 @@ struct State {
     rejections: usize,
     dropped: u32,
     sessions: HashMap<u64, Arc<SessionInfo>>,
+    /// Sessions that have not ended.
+    alive: HashSet<u64>,
     closed: bool,
 }
 
@@ -98,15 +100,37 @@ impl Notices {
 
     /// Waits until the server is closed.
     pub(crate) fn wait_closed(&self, deadline: Duration) {
+        self.wait_until(deadline, |state| state.closed);
+    }
+
+    fn wait_until(&self, deadline: Duration, done: impl Fn(&State) -> bool) {
         let deadline = Instant::now() + deadline;
         let mut state = self.lock();
-        while !state.closed {
+        while !done(&state) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
             state = self.closed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Starts a session. It counts as alive before anything can be told of it.
+    pub(crate) fn begin<E>(&self, start: impl FnOnce() -> Result<u64, E>) -> Result<u64, E> {
+        let mut state = self.lock();
+        let id = start()?;
+        state.alive.insert(id);
+        Ok(id)
+    }
+
+    /// The sessions that have not ended.
+    pub(crate) fn alive(&self) -> Vec<u64> {
+        self.lock().alive.iter().copied().collect()
+    }
+
+    /// Waits until all sessions have ended.
+    pub(crate) fn wait_idle(&self, deadline: Duration) {
+        self.wait_until(deadline, |state| state.alive.is_empty());
     }
 
     /// What there is to tell of a rejection, unless too many wait already.
@@ -127,15 +151,22 @@ impl Observer for Notices {
         let notice = match notice {
             Notice::SessionStarted(info) => {
                 let session = NativeSession::from(&*info);
-                self.lock().sessions.insert(info.id, info);
+                let mut state = self.lock();
+                state.alive.insert(info.id);
+                state.sessions.insert(info.id, info);
+                drop(state);
                 NativeNotice { session: Some(session), ..NativeNotice::new("session") }
             }
-            Notice::SessionEnded { id, end } => NativeNotice {
-                id: Some(id as f64),
-                reason: Some(end.reason.as_str().to_owned()),
-                error: end.error.as_ref().map(NativeError::from),
-                ..NativeNotice::new("ended")
-            },
+            Notice::SessionEnded { id, end } => {
+                self.lock().alive.remove(&id);
+                self.closed.notify_all();
+                NativeNotice {
+                    id: Some(id as f64),
+                    reason: Some(end.reason.as_str().to_owned()),
+                    error: end.error.as_ref().map(NativeError::from),
+                    ..NativeNotice::new("ended")
+                }
+            }
             Notice::Rejected { peer, error } => {
                 let notice = NativeNotice {
                     error: Some(NativeError::from(&error)),

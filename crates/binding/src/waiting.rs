@@ -120,7 +120,7 @@ fn passing(error: &FdPassingError) -> NativeError {
 }
 
 /// A copy of a descriptor of JavaScript's, so that closing it meanwhile reaches no other file.
-fn copy(fd: i32) -> std::result::Result<OwnedFd, NativeError> {
+pub(crate) fn copy(fd: i32) -> std::result::Result<OwnedFd, NativeError> {
     let failed = |error: std::io::Error| failures::system("fcntl", &error);
     if fd < 0 {
         return Err(failed(std::io::Error::from_raw_os_error(libc::EBADF)));

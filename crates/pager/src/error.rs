@@ -129,6 +129,9 @@ pub enum PagerError {
     /// A limit was reached: sessions, descriptors, huge pages.
     #[error("{0}")]
     Exhausted(String),
+    /// Whoever answers for a source failed, or answered wrongly.
+    #[error("{0}")]
+    Callback(String),
     /// A thread of the pager ended by a fault of its own.
     #[error("the pager's thread failed: {0}")]
     Internal(String),
@@ -167,6 +170,7 @@ impl PagerError {
             Self::Source { .. }
             | Self::SourceTruncated { .. }
             | Self::NotAnImage { .. }
+            | Self::Callback(_)
             | Self::Layer { .. }
             | Self::Overlay { .. }
             | Self::SourceOption { .. }

@@ -254,6 +254,7 @@ impl EventLoop {
             let mut cx =
                 Context { events: &mut self.events, staging: self.staging.bytes(), workers: &self.workers };
             entry.session.retry(now, &mut cx);
+            let overdue = entry.session.check_reads(now, &mut cx);
             let next = entry.session.step(now, &mut cx);
             if entry.session.ended().is_some() {
                 over.push(id);
@@ -266,9 +267,12 @@ impl EventLoop {
             match next {
                 Next::Now => busy = true,
                 Next::At(moment) => soonest = earlier(soonest, moment),
-                Next::Idle => return parked.is_some(),
+                Next::Idle => {}
             }
-            true
+            if let Some(moment) = overdue {
+                soonest = earlier(soonest, moment);
+            }
+            next != Next::Idle || parked.is_some() || overdue.is_some()
         });
         for id in over {
             self.bury(id);
@@ -309,7 +313,7 @@ impl EventLoop {
         }
         let Some((end, leave_open)) = session.ended() else { return };
         // Everything of it is closed by the time anybody hears of its end.
-        let Session { uffd, process, connection, .. } = session;
+        let Session { uffd, process, connection, source, .. } = session;
         if leave_open {
             // Closing it would give zeros to every thread that waits. It stays open, on purpose, until this
             // process ends.
@@ -317,7 +321,7 @@ impl EventLoop {
         } else {
             drop(uffd);
         }
-        drop((process, connection));
+        drop((process, connection, source));
         observer.notice(Notice::SessionEnded { id, end });
     }
 

@@ -9,7 +9,9 @@ mod error;
 mod event_loop;
 mod firecracker;
 mod guarded;
+mod last_words;
 mod notice;
+mod overdue;
 mod page_state;
 mod pager;
 mod policy;
@@ -39,5 +41,6 @@ pub use source::{
     CacheOptions, CachedSource, FileOptions, FileSource, LayeredSource, MappingSource, MemorySource, Overlay,
     OverlaySource, PageSource, ReadNow, RetryOptions, RetrySource, ZeroSource,
 };
+pub use source::{CallbackOptions, CallbackSource, Fetch, Fetcher};
 pub use stats::{Stats, StatsSnapshot};
 pub use supervise::Peer;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -50,9 +51,14 @@ pub struct SessionOptions {
     pub policy: FailurePolicy,
     /// As in [`ServerOptions::window`].
     pub window: Option<u64>,
+    /// How long the source may take for a read that it cannot answer at once. Then the session ends as stalled.
+    pub source_timeout: Duration,
     /// The process whose memory it is; `None` for this one, and for one that cannot be watched.
     pub process: Option<PidFd>,
 }
+
+/// How long a source may take, unless told otherwise.
+pub(crate) const SOURCE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the event loop is asked to do.
 pub(crate) enum Message {
@@ -192,6 +198,7 @@ impl Pager {
             policy: options.policy,
             window: options.window,
             peer: Peer { pid, uid, gid },
+            source_timeout: options.source_timeout,
             process: options.process.map(Supervised::new),
             own,
             connection: None,

@@ -36,6 +36,8 @@ pub enum EndReason {
     PeerExited,
     /// The source failed; the failure policy was applied.
     SourceFailed,
+    /// The source did not answer in time; the failure policy was applied.
+    Stalled,
     /// The served process did something that cannot be followed; the failure policy was applied.
     Protocol,
     /// A limit of the machine was reached; the failure policy was applied.
@@ -52,6 +54,7 @@ impl EndReason {
             Self::Closed => "closed",
             Self::PeerExited => "peer-exited",
             Self::SourceFailed => "source-failed",
+            Self::Stalled => "stalled",
             Self::Protocol => "protocol",
             Self::Exhausted => "exhausted",
             Self::PagerLost => "pager-lost",

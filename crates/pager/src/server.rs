@@ -13,6 +13,7 @@ use crate::address_map::AddressMap;
 use crate::error::PagerError;
 use crate::firecracker::{Handshake, LONGEST_MESSAGE, parse_handshake};
 use crate::notice::Observer;
+use crate::pager::SOURCE_TIMEOUT;
 use crate::policy::FailurePolicy;
 use crate::session::Parts;
 use crate::socket::Listener;
@@ -186,6 +187,7 @@ impl Pending {
             policy: server.options.policy,
             window: server.options.window,
             peer: Peer::from(self.credentials),
+            source_timeout: SOURCE_TIMEOUT,
             process: Some(process),
             own: false,
             connection: Some(self.socket),

@@ -8,13 +8,14 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use uffd::{Event, EventBuffer, Userfaultfd};
 
 use crate::address_map::{AddressMap, Region};
 use crate::deferred::Deferred;
 use crate::error::PagerError;
+use crate::last_words;
 use crate::page_state::PageStates;
 use crate::policy::{EndReason, FailurePolicy, SessionEnd};
 use crate::resolve::{Filling, Resolver, Stop};
@@ -54,6 +55,7 @@ pub(crate) struct Parts {
     pub(crate) policy: FailurePolicy,
     /// Bytes installed around a fault; adaptive where absent.
     pub(crate) window: Option<u64>,
+    pub(crate) source_timeout: Duration,
     pub(crate) peer: Peer,
     pub(crate) process: Option<Supervised>,
     /// Memory of this very process: what cannot be served ends it, so that is said first.
@@ -71,24 +73,29 @@ pub(crate) struct Session {
     pub(crate) policy: FailurePolicy,
     pub(crate) phase: Phase,
     pub(crate) deferred: Deferred,
-    source: Arc<dyn PageSource>,
+    pub(crate) source: Arc<dyn PageSource>,
+    pub(crate) source_timeout: Duration,
     window: Window,
     huge: bool,
     rounds: HashMap<usize, u32>,
-    in_flight: Vec<InFlight>,
+    pub(crate) in_flight: Vec<InFlight>,
     /// Faulting pages of the batch in hand.
     batch: Vec<usize>,
     /// What answering this batch has installed: later faults of it in there were woken by that.
     answered: Vec<Range<usize>>,
     own: bool,
+    /// A page, and the address in it, that the thread waits for without which its bytes may never come.
+    self_fault: Option<(usize, u64)>,
     pub(crate) connection: Option<OwnedFd>,
 }
 
 /// A read that a worker is doing.
-struct InFlight {
+pub(crate) struct InFlight {
     pages: Range<usize>,
     /// Pages of it that somebody waits for.
-    waiting: Vec<usize>,
+    pub(crate) waiting: Vec<usize>,
+    /// When it has taken too long.
+    pub(crate) deadline: Instant,
 }
 
 /// What the event loop lends a session.
@@ -101,7 +108,8 @@ pub(crate) struct Context<'a> {
 
 impl Session {
     pub(crate) fn new(parts: Parts, base_page_size: u64) -> Self {
-        let Parts { id, uffd, map, source, policy, window, peer, process, own, connection } = parts;
+        let Parts { id, uffd, map, source, policy, window, source_timeout, peer, process, own, connection } =
+            parts;
         let (pages, page_size) = (map.pages(), map.page_size());
         let huge = page_size > base_page_size;
         let info =
@@ -116,6 +124,7 @@ impl Session {
             phase: Phase::Serving,
             deferred: Deferred::default(),
             source,
+            source_timeout,
             // Huge pages are installed one at a time.
             window: if huge { Window::Fixed(1) } else { Window::new(window, pages, page_size) },
             huge,
@@ -124,6 +133,7 @@ impl Session {
             batch: Vec::new(),
             answered: Vec::new(),
             own,
+            self_fault: None,
             connection,
         }
     }
@@ -165,6 +175,9 @@ impl Session {
         match event {
             Event::Fault(fault) => {
                 self.info.stats.faults.add(1);
+                if self.own && fault.thread_id.is_some() && fault.thread_id == self.source.answered_by() {
+                    self.self_fault = self.map.page_of(fault.address).map(|page| (page, fault.address));
+                }
                 // Outside every region: not memory that was handed over, hence nothing this may fill.
                 self.batch.extend(self.map.page_of(fault.address));
                 Ok(())
@@ -258,7 +271,14 @@ impl Session {
         }
         match source::read_now(&*self.source, offset, buffer) {
             Ok(ReadNow::Done) => self.fill(run, Filling::Bytes(buffer)),
-            Ok(ReadNow::WouldBlock) => self.read_on_worker(run, Some(page), offset, cx.workers),
+            Ok(ReadNow::WouldBlock) => {
+                if let Some((own, address)) = self.self_fault.take()
+                    && own == page
+                {
+                    last_words::deadlock(address);
+                }
+                self.read_on_worker(run, Some(page), offset, cx.workers)
+            }
             Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),
         }
     }
@@ -287,7 +307,8 @@ impl Session {
             return Err(Stop::Failed(EndReason::Exhausted, error));
         }
         self.info.stats.worker_reads.add(1);
-        self.in_flight.push(InFlight { pages: run, waiting: waiting.into_iter().collect() });
+        let deadline = Instant::now() + self.source_timeout;
+        self.in_flight.push(InFlight { pages: run, waiting: waiting.into_iter().collect(), deadline });
         Ok(())
     }
 
@@ -297,7 +318,7 @@ impl Session {
         let Some(index) = self.in_flight.iter().position(|reading| reading.pages == job.pages) else {
             return;
         };
-        let InFlight { pages, waiting } = self.in_flight.swap_remove(index);
+        let InFlight { pages, waiting, .. } = self.in_flight.swap_remove(index);
         self.answered.clear();
         if let Err(error) = result {
             self.fail(EndReason::SourceFailed, error);
@@ -390,24 +411,13 @@ impl Session {
     /// Puts the session through its failure policy. The first failure is the one that is told.
     pub(crate) fn fail(&mut self, reason: EndReason, error: PagerError) {
         if self.own && matches!(self.phase, Phase::Serving) {
-            self.warn(&error);
+            last_words::cannot_be_served(&self.map, &error);
             if self.policy == FailurePolicy::Kill {
                 std::process::abort();
             }
         }
         let end = SessionEnd { reason, error: Some(error) };
         self.phase.fail(end, self.policy, self.process.as_ref());
-    }
-
-    /// SIGBUS and abort end a program without a word about why.
-    fn warn(&self, error: &PagerError) {
-        let regions = self.map.regions().map(|region| format!("{:#x}+{:#x}", region.address, region.len));
-        let regions: Vec<String> = regions.collect();
-        // Whoever reads standard error may be gone, or be waiting for this very memory: nothing depends on it.
-        eprintln!(
-            "userfaultfd: memory at {} of this process cannot be served any more: {error}",
-            regions.join(", ")
-        );
     }
 
     /// Makes the uffd nonblocking again. Its flags are shared with the peer; a blocking one cannot be polled.

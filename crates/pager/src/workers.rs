@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::PagerError;
-use crate::source::{PageSource, panicked};
+use crate::source::{Fetch, PageSource, panicked};
 
 /// How long stopping waits for a read that is under way. A thread stuck on a dead disk is then left behind:
 /// it holds only its source and its buffer.
@@ -86,6 +86,13 @@ impl Workers {
     ///
     /// The job itself, when no thread could be started for it and none is running.
     pub(crate) fn submit(&self, job: Job, urgency: Urgency) -> Result<(), Job> {
+        let source = Arc::clone(&job.source);
+        let fetch = Fetch::new(job, Arc::clone(&self.shared.deliver), urgency == Urgency::Demand);
+        let Err(fetch) = source.fetch(fetch) else { return Ok(()) };
+        fetch.into_job().map_or(Ok(()), |job| self.queue(job, urgency))
+    }
+
+    fn queue(&self, job: Job, urgency: Urgency) -> Result<(), Job> {
         let mut queues = self.shared.lock();
         let waiting = queues.demand.len() + queues.background.len();
         if queues.idle <= waiting && queues.threads < self.most_threads {

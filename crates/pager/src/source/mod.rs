@@ -2,8 +2,11 @@
 
 mod asking;
 mod cached;
+mod callback;
+mod chunk_cache;
 mod direct;
 mod extents;
+mod fetch;
 mod file;
 mod layered;
 mod memory;
@@ -13,6 +16,9 @@ mod zero;
 
 pub(crate) use asking::{known_zeros, panicked, read_now};
 pub use cached::{CacheOptions, CachedSource};
+pub use callback::{CallbackOptions, CallbackSource, Fetcher};
+pub use fetch::Fetch;
+
 pub use file::{FileOptions, FileSource};
 pub use layered::LayeredSource;
 pub use memory::{MappingSource, MemorySource};
@@ -53,6 +59,22 @@ pub trait PageSource: Send + Sync + std::fmt::Debug {
     ///
     /// As [`PageSource::read_now`].
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError>;
+
+    /// Begins to get bytes that are not at hand without holding up a worker, or gives the read back: then a worker calls
+    /// [`PageSource::read`], which is the default. Called on the event loop: it must not wait.
+    ///
+    /// # Errors
+    ///
+    /// The read itself.
+    fn fetch(&self, fetch: Fetch) -> Result<(), Fetch> {
+        Err(fetch)
+    }
+
+    /// The thread without which bytes that are not at hand never come, by its kernel id. If that very thread waits for them,
+    /// it waits for itself. Default: none.
+    fn answered_by(&self) -> Option<u32> {
+        None
+    }
 
     /// Whether these bytes are known to be all zero without reading them. Called on the event loop: it must not wait.
     /// `false` means only that they have to be read.

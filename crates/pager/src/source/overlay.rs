@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{PageSource, ReadNow};
+use super::{Fetch, PageSource, ReadNow};
 use crate::error::PagerError;
 
 /// Overlays over one source.
@@ -30,7 +30,7 @@ impl Overlay {
 pub struct OverlaySource {
     base: Arc<dyn PageSource>,
     /// Disjoint, in order.
-    overlays: Vec<Overlay>,
+    overlays: Arc<[Overlay]>,
 }
 
 impl OverlaySource {
@@ -76,25 +76,25 @@ impl OverlaySource {
         }
         Ok(Self { base, overlays: overlays.into_iter().map(|(_, overlay)| overlay).collect() })
     }
+}
 
-    /// The overlays that reach into `offset..offset + len`.
-    fn within(&self, offset: u64, len: u64) -> impl Iterator<Item = &Overlay> {
-        let first = self.overlays.partition_point(|overlay| overlay.end() <= offset);
-        let end = offset.saturating_add(len);
-        self.overlays.iter().skip(first).take_while(move |overlay| overlay.offset < end)
-    }
+/// The overlays that reach into `offset..offset + len`.
+fn within(overlays: &[Overlay], offset: u64, len: u64) -> impl Iterator<Item = &Overlay> {
+    let first = overlays.partition_point(|overlay| overlay.end() <= offset);
+    let end = offset.saturating_add(len);
+    overlays.iter().skip(first).take_while(move |overlay| overlay.offset < end)
+}
 
-    fn lay_over(&self, offset: u64, buffer: &mut [u8]) {
-        for overlay in self.within(offset, buffer.len() as u64) {
-            let cut = offset.saturating_sub(overlay.offset) as usize;
-            let start = overlay.offset.saturating_sub(offset) as usize;
-            let (Some(bytes), Some(to)) = (overlay.bytes.get(cut..), buffer.get_mut(start..)) else {
-                continue;
-            };
-            let count = bytes.len().min(to.len());
-            if let (Some(to), Some(bytes)) = (to.get_mut(..count), bytes.get(..count)) {
-                to.copy_from_slice(bytes);
-            }
+fn lay_over(overlays: &[Overlay], offset: u64, buffer: &mut [u8]) {
+    for overlay in within(overlays, offset, buffer.len() as u64) {
+        let cut = offset.saturating_sub(overlay.offset) as usize;
+        let start = overlay.offset.saturating_sub(offset) as usize;
+        let (Some(bytes), Some(to)) = (overlay.bytes.get(cut..), buffer.get_mut(start..)) else {
+            continue;
+        };
+        let count = bytes.len().min(to.len());
+        if let (Some(to), Some(bytes)) = (to.get_mut(..count), bytes.get(..count)) {
+            to.copy_from_slice(bytes);
         }
     }
 }
@@ -107,19 +107,28 @@ impl PageSource for OverlaySource {
     fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<ReadNow, PagerError> {
         let read = self.base.read_now(offset, buffer)?;
         if read == ReadNow::Done {
-            self.lay_over(offset, buffer);
+            lay_over(&self.overlays, offset, buffer);
         }
         Ok(read)
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
         self.base.read(offset, buffer)?;
-        self.lay_over(offset, buffer);
+        lay_over(&self.overlays, offset, buffer);
         Ok(())
     }
 
+    fn fetch(&self, fetch: Fetch) -> Result<(), Fetch> {
+        let overlays = Arc::clone(&self.overlays);
+        self.base.fetch(fetch.then(move |offset, buffer| lay_over(&overlays, offset, buffer)))
+    }
+
+    fn answered_by(&self) -> Option<u32> {
+        self.base.answered_by()
+    }
+
     fn zeros(&self, offset: u64, len: u64) -> bool {
-        self.within(offset, len).next().is_none() && self.base.zeros(offset, len)
+        within(&self.overlays, offset, len).next().is_none() && self.base.zeros(offset, len)
     }
 }
 

@@ -97,6 +97,7 @@ pub fn serve(
         source,
         policy: FailurePolicy::Poison,
         window: None,
+        source_timeout: DEADLINE,
         process: None,
     };
     adjust(&mut options);

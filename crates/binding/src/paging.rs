@@ -1,0 +1,280 @@
+//! `Pager`, as TypeScript drives it: memory that is served without a handshake.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use napi::bindgen_prelude::{BigInt, Function};
+use napi::{CleanupEnvHook, Env, Result};
+use napi_derive::napi;
+use pager::{
+    FailurePolicy, Fetch, Observer, PageSource, Pager, PagerError, ReadNow, Region, Rest, SessionOptions,
+};
+use uffd::liveness::PidFd;
+use uffd::{CreateOptions, Factory, Features, Modes, Userfaultfd};
+
+use crate::buffers::Mapped;
+use crate::environment::{MAPPINGS, SOURCES, UFFDS};
+use crate::failures;
+use crate::firecracker::{TEARDOWN, rest_of};
+use crate::notices::{NativeNotice, Notices};
+use crate::shared_pager;
+use crate::values::{NativeError, NativeStats};
+use crate::waiting::copy;
+
+#[napi(object, object_to_js = false)]
+pub struct NativeServeOptions {
+    pub source: f64,
+    pub kill: bool,
+    pub window: Option<u32>,
+    /// Milliseconds.
+    pub source_timeout: u32,
+}
+
+#[napi(object, object_to_js = false)]
+pub struct NativeServedRegion {
+    pub address: BigInt,
+    pub length: f64,
+    pub source_offset: f64,
+}
+
+/// The number of a session, or why there is none.
+#[napi(object, object_from_js = false)]
+#[derive(Default)]
+pub struct NativeServed {
+    pub error: Option<NativeError>,
+    pub id: f64,
+}
+
+type Outcome = std::result::Result<u64, NativeError>;
+
+fn served(outcome: Outcome) -> NativeServed {
+    match outcome {
+        Ok(id) => NativeServed { error: None, id: id as f64 },
+        Err(error) => NativeServed { error: Some(error), ..NativeServed::default() },
+    }
+}
+
+struct Shared {
+    notices: Arc<Notices>,
+    pager: Mutex<Option<Arc<Pager>>>,
+}
+
+impl Shared {
+    fn pager(&self) -> Option<Arc<Pager>> {
+        self.pager.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Nobody will close them any more: what is missing is poisoned, so that whoever waits does not wait for ever.
+    fn abandon(&self) {
+        let Some(pager) = self.pager.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        for id in self.notices.alive() {
+            pager.close_session(id, Rest::Poison);
+        }
+        self.notices.wait_idle(TEARDOWN);
+    }
+}
+
+/// A source that keeps the memory mapped that it serves.
+#[derive(Debug)]
+struct Kept {
+    source: Arc<dyn PageSource>,
+    _mapping: Arc<Mapped>,
+}
+
+impl PageSource for Kept {
+    fn size(&self) -> u64 {
+        self.source.size()
+    }
+
+    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<ReadNow, PagerError> {
+        self.source.read_now(offset, buffer)
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), PagerError> {
+        self.source.read(offset, buffer)
+    }
+
+    fn zeros(&self, offset: u64, len: u64) -> bool {
+        self.source.zeros(offset, len)
+    }
+
+    fn fetch(&self, fetch: Fetch) -> std::result::Result<(), Fetch> {
+        self.source.fetch(fetch)
+    }
+
+    fn answered_by(&self) -> Option<u32> {
+        self.source.answered_by()
+    }
+}
+
+#[napi]
+pub struct NativePager {
+    shared: Arc<Shared>,
+    teardown: Option<CleanupEnvHook<Weak<Shared>>>,
+}
+
+/// A pager: the shared one, or one of its own pinned to `cpu`. Without one there are no threads or descriptors left.
+#[napi(catch_unwind)]
+pub fn create_pager(env: &Env, cpu: Option<u32>, notify: Function<'_, (), ()>) -> Result<NativePager> {
+    napi::bindgen_prelude::retain_current_module_for_unload_safety();
+    let wake = notify
+        .build_threadsafe_function()
+        .weak::<true>()
+        .callee_handled::<false>()
+        .max_queue_size::<1>()
+        .build_callback(|_| Ok(()))?;
+    let notices = Arc::new(Notices::new(wake));
+    let pager = match shared_pager::acquire(cpu.map(|cpu| cpu as usize)) {
+        Ok(pager) => Some(pager),
+        Err(error) => {
+            notices.push(NativeNotice::failed(&error));
+            None
+        }
+    };
+    let shared = Arc::new(Shared { notices, pager: Mutex::new(pager) });
+    let teardown = env.add_env_cleanup_hook(Arc::downgrade(&shared), |shared| {
+        if let Some(shared) = shared.upgrade() {
+            shared.abandon();
+        }
+    })?;
+    Ok(NativePager { shared, teardown: Some(teardown) })
+}
+
+#[napi]
+impl NativePager {
+    /// Registers a whole mapping and serves it.
+    #[napi(catch_unwind)]
+    pub fn serve(&self, mapping: f64, options: NativeServeOptions) -> NativeServed {
+        served(self.try_serve(mapping, &options))
+    }
+
+    fn try_serve(&self, mapping: f64, options: &NativeServeOptions) -> Outcome {
+        let mapping = MAPPINGS.get(mapping).ok_or_else(|| failures::closed("mapping"))?;
+        let source = SOURCES.get(options.source).ok_or_else(|| failures::closed("source"))?;
+        // What becomes of the memory is followed; forks are not: their child would be another process's memory.
+        let prefer = Features::EVENT_REMOVE
+            | Features::EVENT_UNMAP
+            | Features::EVENT_REMAP
+            | Features::THREAD_ID
+            | Features::EXACT_ADDRESS;
+        let uffd = Factory::open().create(&CreateOptions { prefer, ..CreateOptions::default() })?;
+        let (address, len) = (mapping.address(), mapping.len() as u64);
+        // SAFETY: memory of a mapping of the package's own, of which no reference exists.
+        unsafe { uffd.register(address, len, Modes::MISSING) }?;
+        let region = Region { address, len, source_offset: 0 };
+        let page_size = mapping.page_size() as u64;
+        let source = Arc::new(Kept { source: Arc::clone(&source.pages), _mapping: mapping });
+        self.start(uffd, vec![region], page_size, source, options, None)
+    }
+
+    /// Serves what is registered with a userfaultfd, which is the pager's from then on.
+    #[napi(catch_unwind)]
+    pub fn adopt(
+        &self,
+        uffd: f64,
+        regions: Vec<NativeServedRegion>,
+        page_size: f64,
+        pidfd: Option<i32>,
+        options: NativeServeOptions,
+    ) -> NativeServed {
+        served(self.try_adopt(uffd, regions, page_size, pidfd, &options))
+    }
+
+    fn try_adopt(
+        &self,
+        handle: f64,
+        regions: Vec<NativeServedRegion>,
+        page_size: f64,
+        pidfd: Option<i32>,
+        options: &NativeServeOptions,
+    ) -> Outcome {
+        let source = SOURCES.get(options.source).ok_or_else(|| failures::closed("source"))?;
+        let process = pidfd.map(process_of).transpose()?;
+        let uffd = match UFFDS.take(handle) {
+            None => return Err(failures::closed("userfaultfd")),
+            Some(Err(_)) => return Err(failures::in_use()),
+            Some(Ok(guarded)) => guarded.into_userfaultfd().map_err(|_| failures::in_use())?,
+        };
+        let region = |region: NativeServedRegion| Region {
+            address: region.address.get_u64().1,
+            len: region.length as u64,
+            source_offset: region.source_offset as u64,
+        };
+        let regions = regions.into_iter().map(region).collect();
+        self.start(uffd, regions, page_size as u64, Arc::clone(&source.pages), options, process)
+    }
+
+    fn start(
+        &self,
+        uffd: Userfaultfd,
+        regions: Vec<Region>,
+        page_size: u64,
+        source: Arc<dyn PageSource>,
+        options: &NativeServeOptions,
+        process: Option<PidFd>,
+    ) -> Outcome {
+        let Some(pager) = self.shared.pager() else { return Err(failures::closed("pager")) };
+        let options = SessionOptions {
+            regions,
+            page_size,
+            source,
+            policy: if options.kill { FailurePolicy::Kill } else { FailurePolicy::Poison },
+            window: options.window.map(u64::from),
+            source_timeout: Duration::from_millis(u64::from(options.source_timeout)),
+            process,
+        };
+        let observer: Arc<dyn Observer> = Arc::<Notices>::clone(&self.shared.notices);
+        self.shared
+            .notices
+            .begin(|| pager.adopt(uffd, options, observer))
+            .map_err(|error| NativeError::from(&error))
+    }
+
+    /// Everything that has happened since the last call.
+    #[napi(catch_unwind)]
+    pub fn take_notices(&self) -> Vec<NativeNotice> {
+        self.shared.notices.take()
+    }
+
+    #[napi(catch_unwind)]
+    pub fn stats(&self, session: f64) -> Option<NativeStats> {
+        self.shared.notices.stats(session as u64)
+    }
+
+    /// The last counters of a session that has ended; it is unknown afterwards.
+    #[napi(catch_unwind)]
+    pub fn forget(&self, session: f64) -> Option<NativeStats> {
+        self.shared.notices.forget(session as u64)
+    }
+
+    #[napi(catch_unwind)]
+    pub fn close_session(
+        &self,
+        session: f64,
+        #[napi(ts_arg_type = "'poison' | 'populate' | 'zero'")] rest: String,
+    ) {
+        if let Some(pager) = self.shared.pager() {
+            pager.close_session(session as u64, rest_of(&rest));
+        }
+    }
+
+    /// The program ends without having closed it.
+    #[napi(catch_unwind)]
+    pub fn abandon(&self) {
+        self.shared.abandon();
+    }
+
+    /// Lets go of the pager, when no session is left; the last to do so joins its thread.
+    #[napi(catch_unwind)]
+    pub fn release(&mut self, env: &Env) -> Result<()> {
+        drop(self.shared.pager.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.teardown.take().map_or(Ok(()), |hook| env.remove_env_cleanup_hook(hook))
+    }
+}
+
+fn process_of(pidfd: i32) -> std::result::Result<PidFd, NativeError> {
+    PidFd::from_fd(copy(pidfd)?).map_err(|error| {
+        let source = std::io::Error::other(error.to_string());
+        failures::system("pidfd", &source)
+    })
+}

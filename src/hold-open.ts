@@ -1,0 +1,11 @@
+const LONGEST = 2 ** 31 - 1;
+
+/** @hidden Keeps the program alive until a promise is settled: what the native side tells does not by itself. */
+export async function holdOpen<T>(promise: Promise<T>): Promise<T> {
+  const hold = setInterval(() => {}, LONGEST);
+  try {
+    return await promise;
+  } finally {
+    clearInterval(hold);
+  }
+}

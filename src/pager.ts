@@ -1,0 +1,369 @@
+import { EventEmitter } from 'node:events';
+import { cpus } from 'node:os';
+
+import type { NativeNotice, NativePager, NativeServed, NativeServeOptions } from '#native';
+
+import { fromNative, UffdError } from './errors.js';
+import { abandonAtExit, forgetAtExit } from './exit.js';
+import { holdOpen } from './hold-open.js';
+import { MemoryMapping } from './mapping.js';
+import { native } from './native.js';
+import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
+import { type CloseOptions, restOf, Session, type SessionRegion } from './session.js';
+import { PageSource } from './sources.js';
+import { KiB, MiB } from './units.js';
+import { Userfaultfd } from './userfaultfd.js';
+import {
+  argumentError,
+  got,
+  validateInteger,
+  validateOneOf,
+  validateOptions,
+  validatePowerOfTwo,
+} from './validate.js';
+import { withResolvers } from './with-resolvers.js';
+
+/** Options of {@link Pager.create}. */
+export interface PagerOptions {
+  /**
+   * The CPU to pin the pager's thread to; it then has a thread of its own. Worth it only where the faulting threads are
+   * pinned as well. Default: not pinned, one thread shared by all pagers and servers of this process.
+   */
+  cpu?: number;
+}
+
+/** Options of {@link Pager.serve}. */
+export interface ServeOptions {
+  /** Where the bytes come from; as long as the mapping, at least. */
+  source: PageSource;
+  /**
+   * What happens where memory cannot be served: what is missing is poisoned (touching it is SIGBUS, which ends this program
+   * if the memory is its own), or the process is killed (this one: aborted). Why is written to standard error first where
+   * the memory is this process's own. Default: `'poison'`.
+   */
+  onFailure?: FailurePolicy;
+  /** Bytes installed around a fault, a power of two from 4 KiB to 2 MiB. Default: 64 KiB, and 256 KiB where faults are dense. */
+  window?: number;
+  /** Milliseconds the source may take for a read; then the session ends as `'stalled'`. Default: 30,000. */
+  sourceTimeout?: number;
+}
+
+/** Options of {@link Pager.adopt}. */
+export interface AdoptOptions extends ServeOptions {
+  /** What is registered with the userfaultfd, and where its bytes are in the source. */
+  regions: readonly SessionRegion[];
+  /** Bytes of a page there: 4096, or the size of its huge pages. Default: 4096. */
+  pageSize?: number;
+  /** A pidfd of the process whose memory it is ({@link pidfdOf}), so that its end is seen at once. Stays the caller's. */
+  pidfd?: number;
+}
+
+/** Events of a {@link Pager}. */
+export interface PagerEvents {
+  /** A session has started. */
+  session: [session: Session];
+  /** The pager is closed: nothing of it is left. */
+  close: [];
+}
+
+/** A session of which the native side has not told yet. */
+interface Starting {
+  promise: Promise<Session>;
+  resolve: (session: Session) => void;
+  mapping: MemoryMapping | undefined;
+  source: PageSource;
+}
+
+const SERVE = ['source', 'onFailure', 'window', 'sourceTimeout'] as const;
+const ADOPT = [...SERVE, 'regions', 'pageSize', 'pidfd'] as const;
+const LONGEST = 2 ** 31 - 1;
+const LARGEST_FD = 2 ** 31 - 1;
+
+/**
+ * Answers page faults: of this process's own mappings, and of userfaultfds that came from other processes. One native thread
+ * serves any number of sessions; JavaScript is not on the path of a fault unless a source is JavaScript.
+ *
+ * It keeps the process alive while it serves other processes, unless {@link Pager.unref} was called.
+ *
+ * @example
+ * ```ts
+ * await using pager = Pager.create();
+ * using mapping = MemoryMapping.anonymous(1 * GiB);
+ * await using session = await pager.serve(mapping, { source: fileSource('image') });
+ * const bytes = await mapping.read(123 * 4096, 64); // comes from the file
+ * ```
+ */
+export class Pager extends EventEmitter<PagerEvents> {
+  readonly #native: NativePager;
+  readonly #sessions = new Map<number, Session>();
+  readonly #starting = new Map<number, Starting>();
+  readonly #foreign = new Set<number>();
+  #keepAlive: NodeJS.Timeout | undefined;
+  #mayKeepAlive = true;
+  #closing: Promise<void> | undefined;
+  #isClosed = false;
+
+  private constructor(cpu: number | undefined) {
+    super();
+    this.#native = native().createPager(cpu, () => this.#drain());
+    const [failed] = this.#native.takeNotices();
+    if (failed?.error) {
+      this.#native.release();
+      throw fromNative(failed.error);
+    }
+    abandonAtExit(this.#native);
+  }
+
+  /**
+   * Starts a pager.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM`: no descriptors or threads left, or no such `cpu`.
+   */
+  static create(options: PagerOptions = {}): Pager {
+    validateOptions('options', options, ['cpu']);
+    const { cpu } = options;
+    if (cpu !== undefined) validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
+    return new Pager(cpu);
+  }
+
+  /** The sessions that are alive. */
+  get sessions(): readonly Session[] {
+    return [...this.#sessions.values()];
+  }
+
+  /** Whether it has been closed. */
+  get closed(): boolean {
+    return this.#isClosed;
+  }
+
+  /**
+   * Serves a mapping of this process: from now on its missing pages come from the source, whoever touches them. What is
+   * given back ({@link MemoryMapping.discard}) reads zero, never the source again.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_SOURCE` (it cannot be opened), `ERR_UFFD_PROTOCOL` (it is shorter than the
+   *   mapping), `ERR_UFFD_WOULD_DEADLOCK` (the mapping has a buffer, and only this thread could bring the bytes),
+   *   `ERR_UFFD_NOT_PERMITTED`, `ERR_UFFD_UNSUPPORTED`, `ERR_UFFD_SYSTEM`
+   */
+  async serve(mapping: MemoryMapping, options: ServeOptions): Promise<Session> {
+    if (!(mapping instanceof MemoryMapping)) throw wrongType('mapping', 'a MemoryMapping', mapping);
+    const settings = readServeOptions(options, SERVE);
+    const { source } = options;
+    const handle = mapping.nativeHandle();
+    mapping.refuseDeadlock(source.needsThisThread);
+    this.#refuseClosed();
+    const opened = await source.handle();
+    this.#refuseClosed();
+    mapping.refuseDeadlock(source.needsThisThread);
+    return this.#started(this.#native.serve(handle, { ...settings, source: opened }), source, mapping);
+  }
+
+  /**
+   * Serves memory that is registered with a userfaultfd: of another process that sent it, or of a forked child. Its events
+   * are the pager's to read from now on, and the object is closed.
+   *
+   * @throws {@linkcode UffdError} as {@link Pager.serve}; `ERR_UFFD_REGION` and `ERR_UFFD_PROTOCOL` (a region that cannot
+   *   be, or that the source does not cover), `ERR_UFFD_CLONE` (it has a clone)
+   */
+  async adopt(uffd: Userfaultfd, options: AdoptOptions): Promise<Session> {
+    if (!(uffd instanceof Userfaultfd)) throw wrongType('uffd', 'a Userfaultfd', uffd);
+    const settings = readServeOptions(options, ADOPT);
+    const { source, regions, pageSize = 4 * KiB, pidfd } = options;
+    if (!Array.isArray(regions)) throw wrongType('options.regions', 'an array of regions', regions);
+    const checked = regions.map((region: SessionRegion, index) =>
+      readRegion(`options.regions[${index}]`, region),
+    );
+    validatePowerOfTwo('options.pageSize', pageSize, 4 * KiB, 1024 * MiB);
+    if (pidfd !== undefined) validateInteger('options.pidfd', pidfd, 0, LARGEST_FD);
+    this.#refuseClosed();
+    const opened = await source.handle();
+    this.#refuseClosed();
+    const given = { ...settings, source: opened };
+    const served = this.#native.adopt(uffd.handle(), checked, pageSize, pidfd, given);
+    if (!served.error) uffd.taken();
+    const session = this.#started(served, source, undefined);
+    this.#foreign.add(served.id);
+    this.#holdOpen();
+    return session;
+  }
+
+  /**
+   * Waits until every session has ended by itself.
+   *
+   * @param options `timeout`: milliseconds (default: for ever); `signal`: ends the wait with its reason. The sessions go on.
+   * @throws {@linkcode UffdError} `ERR_UFFD_TIMEOUT`
+   */
+  async drain(options: { timeout?: number; signal?: AbortSignal } = {}): Promise<void> {
+    validateOptions('options', options, ['timeout', 'signal']);
+    const { timeout, signal } = options;
+    if (timeout !== undefined) validateInteger('options.timeout', timeout, 0, LONGEST);
+    signal?.throwIfAborted();
+    const ended = Promise.all([...this.#sessions.values()].map(async session => session.closed));
+    const stop = new AbortController();
+    const given = new Promise<never>((_, reject) => {
+      const late = (): void =>
+        reject(
+          new UffdError('ERR_UFFD_TIMEOUT', `${this.#sessions.size} sessions were alive after ${timeout} ms`),
+        );
+      const timer = timeout === undefined ? undefined : setTimeout(late, timeout);
+      const abort = (): void => reject(signal?.reason as Error);
+      signal?.addEventListener('abort', abort, { once: true });
+      stop.signal.addEventListener('abort', () => {
+        clearTimeout(timer);
+        signal?.removeEventListener('abort', abort);
+      });
+    });
+    try {
+      await holdOpen(Promise.race([ended, given]));
+    } finally {
+      stop.abort();
+    }
+  }
+
+  /**
+   * Closes every session, then the pager. Resolves when nothing is left. Idempotent: the first call decides.
+   *
+   * @param options `rest`: what becomes of pages still missing. Default: `'poison'`.
+   */
+  async close(options: CloseOptions = {}): Promise<void> {
+    const rest = restOf(options);
+    this.#closing ??= this.#close(rest);
+    return this.#closing;
+  }
+
+  async #close(rest: NonNullable<CloseOptions['rest']>): Promise<void> {
+    while (this.#sessions.size > 0 || this.#starting.size > 0) {
+      const starting = Array.from(this.#starting.values(), ({ promise }) => promise);
+      const sessions = [...(await Promise.all(starting)), ...this.#sessions.values()];
+      await Promise.all(sessions.map(async session => session.close({ rest })));
+    }
+    this.#isClosed = true;
+    clearInterval(this.#keepAlive);
+    forgetAtExit(this.#native);
+    this.#native.release();
+    this.#emit(() => this.emit('close'));
+  }
+
+  /** {@link Pager.close} with its defaults. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  /** Keeps the process alive while other processes are served (the default). */
+  ref(): this {
+    this.#mayKeepAlive = true;
+    this.#holdOpen();
+    return this;
+  }
+
+  /** Lets the process end although other processes are served. */
+  unref(): this {
+    this.#mayKeepAlive = false;
+    this.#holdOpen();
+    return this;
+  }
+
+  #holdOpen(): void {
+    const hold = this.#mayKeepAlive && this.#foreign.size > 0;
+    if (!hold) {
+      clearInterval(this.#keepAlive);
+      this.#keepAlive = undefined;
+    } else {
+      // Does nothing but hold the event loop open: native wake-ups do not.
+      this.#keepAlive ??= setInterval(() => {}, LONGEST);
+    }
+  }
+
+  #refuseClosed(): void {
+    if (this.#closing !== undefined) throw new UffdError('ERR_UFFD_USE_AFTER_CLOSE', 'the pager is closed');
+  }
+
+  async #started(
+    served: NativeServed,
+    source: PageSource,
+    mapping: MemoryMapping | undefined,
+  ): Promise<Session> {
+    if (served.error) throw fromNative(served.error);
+    const { promise, resolve } = withResolvers<Session>();
+    this.#starting.set(served.id, { promise, resolve, mapping, source });
+    return holdOpen(promise);
+  }
+
+  #drain(): void {
+    for (const notice of this.#native.takeNotices()) this.#take(notice);
+  }
+
+  #take(notice: NativeNotice): void {
+    if (notice.kind === 'session' && notice.session) {
+      const session = new Session(this.#native, notice.session);
+      const starting = this.#starting.get(session.id);
+      this.#sessions.set(session.id, session);
+      this.#starting.delete(session.id);
+      if (starting) {
+        starting.mapping?.servedBy(session, starting.source.needsThisThread);
+        session.fedBy(starting.source);
+        starting.resolve(session);
+      }
+      this.#emit(() => this.emit('session', session));
+    } else if (notice.kind === 'ended') {
+      const id = notice.id ?? -1;
+      const session = this.#sessions.get(id);
+      this.#sessions.delete(id);
+      this.#foreign.delete(id);
+      this.#holdOpen();
+      session?.ended(notice);
+    }
+  }
+
+  /** A listener that throws must not swallow the notices behind it. */
+  #emit(emit: () => void): void {
+    try {
+      emit();
+    } catch (error) {
+      queueMicrotask(() => {
+        throw error;
+      });
+    }
+  }
+}
+
+function readServeOptions(
+  options: ServeOptions,
+  known: readonly string[],
+): Omit<NativeServeOptions, 'source'> {
+  validateOptions('options', options, known);
+  const { source, onFailure = 'poison', window, sourceTimeout = 30_000 } = options;
+  if (!(source instanceof PageSource)) throw wrongType('options.source', 'a PageSource', source);
+  return {
+    kill: validateOneOf('options.onFailure', onFailure, FAILURE_POLICIES) === 'kill',
+    sourceTimeout: validateInteger('options.sourceTimeout', sourceTimeout, 1, LONGEST),
+    ...(window === undefined
+      ? {}
+      : { window: validatePowerOfTwo('options.window', window, 4 * KiB, 2 * MiB) }),
+  };
+}
+
+function readRegion(name: string, region: SessionRegion): SessionRegion {
+  validateOptions(name, region, ['address', 'length', 'sourceOffset']);
+  const { address, length, sourceOffset } = region;
+  if (typeof address !== 'bigint') throw wrongType(`${name}.address`, 'a bigint', address);
+  if (address < 0n || address >= 1n << 63n) {
+    throw argumentError(
+      RangeError,
+      'ERR_OUT_OF_RANGE',
+      `Expected \`${name}.address\` to be an address of user space, ${got(address)}`,
+    );
+  }
+  return {
+    address,
+    length: validateInteger(`${name}.length`, length, 1, Number.MAX_SAFE_INTEGER),
+    sourceOffset: validateInteger(`${name}.sourceOffset`, sourceOffset, 0, Number.MAX_SAFE_INTEGER),
+  };
+}
+
+function wrongType(name: string, what: string, value: unknown): Error {
+  return argumentError(
+    TypeError,
+    'ERR_INVALID_ARG_TYPE',
+    `Expected \`${name}\` to be ${what}, ${got(value)}`,
+  );
+}

@@ -140,7 +140,7 @@ fn a_source_that_fails_does_not_end_another_session_of_the_same_pager() {
     // SAFETY: no reference to the mapping exists; it is read by copying.
     unsafe { uffd.register(mapping.address(), mapping.len() as u64, uffd::Modes::MISSING) }.unwrap();
     let options = pager::SessionOptions {
-        source_timeout: crate::support::DEADLINE,
+        source_timeout: DEADLINE,
         regions: vec![pager::Region {
             address: mapping.address(),
             len: mapping.len() as u64,

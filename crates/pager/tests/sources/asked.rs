@@ -25,7 +25,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn new(bytes: Vec<u8>, good: usize) -> Arc<dyn PageSource> {
+    fn source(bytes: Vec<u8>, good: usize) -> Arc<dyn PageSource> {
         let (questions, asked) = channel::<Fetch>();
         let size = bytes.len() as u64;
         let thread = std::thread::spawn(move || {
@@ -81,7 +81,7 @@ fn retried(inner: Arc<dyn PageSource>) -> Arc<dyn PageSource> {
 fn a_source_that_has_to_be_asked_serves_through_every_source_that_holds_another() {
     let dir = dir();
     let mut bytes = image(PAGES);
-    let asked = || Asked::new(image(PAGES), usize::MAX);
+    let asked = || Asked::source(image(PAGES), usize::MAX);
     let cached: Arc<dyn PageSource> = Arc::new(CachedSource::new(asked(), small_cache()).unwrap());
     for source in [&retried(asked()), &cached] {
         assert_serves(source, &bytes);
@@ -113,7 +113,7 @@ fn a_source_that_has_to_be_asked_serves_through_every_source_that_holds_another(
 #[test]
 fn a_question_that_is_dropped_ends_the_session_whatever_holds_the_source() {
     let good = 16 * PAGE;
-    let asked = || Asked::new(image(64), good);
+    let asked = || Asked::source(image(64), good);
     let cached: Arc<dyn PageSource> = Arc::new(CachedSource::new(asked(), small_cache()).unwrap());
     let layered: Arc<dyn PageSource> = Arc::new(LayeredSource::new(asked(), &[]).unwrap());
     for source in [retried(asked()), cached, layered] {

@@ -24,7 +24,7 @@ import {
 } from 'userfaultfd';
 
 import { mapped, PAGE, pageOf } from './helpers/faults.js';
-import { canRun, image, resources } from './helpers/serving.js';
+import { canRun, counted, image, resources } from './helpers/serving.js';
 
 const PAGES = 64;
 
@@ -83,7 +83,7 @@ test('memory of this process comes from a file, also where this thread touches i
   t.deepEqual(pager.sessions, [session]);
   t.is(session.peer.pid, process.pid);
   t.deepEqual(session.regions, [{ address: mapping.address, length: PAGES * PAGE, sourceOffset: 0 }]);
-  t.is(session.stats().pagesInstalled, PAGES);
+  t.is((await counted(session, PAGES)).pagesInstalled, PAGES);
   t.throws(() => mapping.close(), { code: 'ERR_UFFD_FAULTS_WAITING', message: /session/ });
   t.is((await session.close()).reason, 'closed');
   t.deepEqual(pager.sessions, []);

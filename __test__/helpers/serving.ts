@@ -4,6 +4,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 
 import type { ExecutionContext } from 'ava';
 import {
@@ -14,6 +15,7 @@ import {
   type RejectedConnection,
   serveFirecracker,
   type Session,
+  type SessionStats,
 } from 'userfaultfd';
 
 import { whyNoUserfaultfd } from '../../examples/support/machine.js';
@@ -139,4 +141,14 @@ export function reserveHugePages(t: ExecutionContext, count: number): boolean {
   }
   t.pass();
   return false;
+}
+
+/**
+ * The counters, once as many pages are counted as installed: a thread whose page came goes on a moment before it is
+ * counted.
+ */
+export async function counted(session: Session, pages: number): Promise<SessionStats> {
+  const until = performance.now() + PATIENCE;
+  while (session.stats().pagesInstalled < pages && performance.now() < until) await setImmediate();
+  return session.stats();
 }

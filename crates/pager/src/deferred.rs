@@ -22,12 +22,17 @@ pub(crate) struct Deferred {
 }
 
 impl Deferred {
-    /// Parks the fault on `page`.
-    pub(crate) fn park(&mut self, page: usize, now: Instant) {
-        self.pages.insert(page);
+    /// Parks the fault on `page`; `false` where one was parked already.
+    pub(crate) fn park(&mut self, page: usize, now: Instant) -> bool {
         if self.due.is_none() {
             self.due = Some(now + self.pause());
         }
+        self.pages.insert(page)
+    }
+
+    /// How many pages are parked.
+    pub(crate) fn len(&self) -> usize {
+        self.pages.len()
     }
 
     /// When to try again; `None` when nothing is parked.
@@ -65,8 +70,8 @@ mod tests {
         let now = Instant::now();
         let mut deferred = Deferred::default();
 
-        deferred.park(7, now);
-        deferred.park(7, now);
+        assert!(deferred.park(7, now));
+        assert!(!deferred.park(7, now));
 
         assert_eq!(deferred.take_due(now).unwrap().into_iter().collect::<Vec<_>>(), [7]);
         assert_eq!(deferred.due(), None);

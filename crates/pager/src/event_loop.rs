@@ -312,6 +312,7 @@ impl EventLoop {
             server.alive -= 1;
         }
         let Some((end, leave_open)) = session.ended() else { return };
+        session.info.stats.unanswered.add(session.faults_waiting() as u64);
         // Everything of it is closed by the time anybody hears of its end.
         let Session { uffd, process, connection, source, .. } = session;
         if leave_open {

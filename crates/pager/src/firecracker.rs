@@ -37,7 +37,8 @@ pub struct Handshake {
     pub page_size: u64,
 }
 
-/// Reads the regions from what has arrived so far; `None` while the array is not complete.
+/// Reads the regions from what has arrived so far; `None` while the array is not complete. What is behind the first
+/// 64 KiB is not looked at, so that it does not matter in which pieces a message arrives.
 ///
 /// `base_page_size` is the system's page size in bytes: used where the peer names none.
 ///
@@ -46,10 +47,10 @@ pub struct Handshake {
 /// [`PagerError::Protocol`] when this can never become a handshake, [`PagerError::Unsupported`] for page sizes
 /// other than the system's and 2 MiB.
 pub fn parse_handshake(bytes: &[u8], base_page_size: u64) -> Result<Option<Handshake>, PagerError> {
-    let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<Vec<GuestRegion>>();
-    let regions = match values.next() {
+    let bytes = bytes.get(..LONGEST_MESSAGE).unwrap_or(bytes);
+    let regions = match read(bytes) {
         None => return incomplete(bytes),
-        Some(Err(error)) if error.is_eof() => return incomplete(bytes),
+        Some(Err(error)) if error.is_eof() || ends_within_number(bytes) => return incomplete(bytes),
         Some(Err(error)) => {
             return Err(PagerError::Protocol(format!(
                 "the handshake is not Firecracker's array of regions: {error}"
@@ -67,6 +68,18 @@ pub fn parse_handshake(bytes: &[u8], base_page_size: u64) -> Result<Option<Hands
         })
         .collect();
     Ok(Some(Handshake { regions, page_size }))
+}
+
+fn read(bytes: &[u8]) -> Option<serde_json::Result<Vec<GuestRegion>>> {
+    serde_json::Deserializer::from_slice(bytes).into_iter().next()
+}
+
+/// In a field that is skipped, `serde_json` calls the end of its input within `-1.5e-7` a wrong number and not an end. One
+/// digit more tells.
+fn ends_within_number(bytes: &[u8]) -> bool {
+    matches!(bytes.last(), Some(b'-' | b'+' | b'.' | b'e' | b'E'))
+        && read(&[bytes, b"0"].concat())
+            .is_some_and(|read| read.map_or_else(|error| error.is_eof(), |_| true))
 }
 
 fn incomplete(bytes: &[u8]) -> Result<Option<Handshake>, PagerError> {
@@ -118,6 +131,17 @@ mod tests {
         for end in 0..V1_12.len() {
             assert_eq!(parse_handshake(&V1_12.as_bytes()[..end], 4096).unwrap(), None, "{end} bytes");
         }
+    }
+
+    #[test]
+    fn a_number_of_an_unknown_field_may_be_cut_anywhere() {
+        let future = r#"[{"base_host_virt_addr":4096,"size":4096,"offset":0,"weight":-1.5e-7}]"#;
+
+        for end in 0..future.len() {
+            assert_eq!(parse_handshake(&future.as_bytes()[..end], 4096).unwrap(), None, "{end} bytes");
+        }
+        assert_eq!(parsed(future).regions.len(), 1);
+        assert!(parse_handshake(br#"[{"weight":1e,"#, 4096).is_err());
     }
 
     #[test]

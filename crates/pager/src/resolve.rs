@@ -62,6 +62,10 @@ pub(crate) struct Resolver<'a> {
     pub(crate) huge: bool,
     /// Whether anything was installed; no at first.
     pub(crate) filled: bool,
+    /// Pages that somebody is known to wait for: what becomes of those faults is counted.
+    pub(crate) waiting: &'a [usize],
+    /// Behind the last page that was dealt with.
+    pub(crate) reached: usize,
 }
 
 impl Resolver<'_> {
@@ -173,14 +177,25 @@ impl Resolver<'_> {
     fn installed(&mut self, pages: Range<usize>, filling: Filling<'_>) {
         self.filled = true;
         let count = pages.len() as u64;
+        let waited_for = self.dealt_with(&pages);
         match filling {
             Filling::Bytes(_) => {
+                self.stats.faults_installed.add(waited_for);
                 self.stats.pages_installed.add(count);
                 self.stats.bytes_installed.add(self.map.bytes(pages.len()));
             }
-            Filling::SourceZeros => self.stats.pages_zero.add(count),
-            Filling::Zeros => self.stats.pages_zeroed.add(count),
-            Filling::Poison => self.stats.pages_poisoned.add(count),
+            Filling::SourceZeros => {
+                self.stats.faults_installed.add(waited_for);
+                self.stats.pages_zero.add(count);
+            }
+            Filling::Zeros => {
+                self.stats.faults_zeroed.add(waited_for);
+                self.stats.pages_zeroed.add(count);
+            }
+            Filling::Poison => {
+                self.stats.faults_poisoned.add(waited_for);
+                self.stats.pages_poisoned.add(count);
+            }
         }
         if self.huge {
             for page in pages.clone() {
@@ -192,7 +207,6 @@ impl Resolver<'_> {
 
     /// A page is in the way. The kernel does not wake its waiters; they may sleep from an earlier install.
     fn step_over(&mut self, page: usize) -> Result<(), Stop> {
-        self.stats.already_present.add(1);
         if self.huge {
             // Here "present" can be a lie: an empty pool says the same. Believing it would give zeros later.
             let rounds = self.rounds.entry(page).or_insert(0);
@@ -210,6 +224,8 @@ impl Resolver<'_> {
         } else {
             self.states.set_present(page..page + 1);
         }
+        let waited_for = self.dealt_with(&(page..page + 1));
+        self.stats.already_present.add(waited_for);
         self.wake(page);
         Ok(())
     }
@@ -217,7 +233,15 @@ impl Resolver<'_> {
     /// Not registered any more: its owner took it back, and the kernel serves it from now on.
     fn leave_to_kernel(&mut self, page: usize) {
         self.states.set_removed(page..page + 1);
+        let waited_for = self.dealt_with(&(page..page + 1));
+        self.stats.unanswered.add(waited_for);
         self.wake(page);
+    }
+
+    /// How many of the faults that are waited for end with these pages.
+    fn dealt_with(&mut self, pages: &Range<usize>) -> u64 {
+        self.reached = pages.end;
+        self.waiting.iter().filter(|page| pages.contains(page)).count() as u64
     }
 
     fn wake(&self, page: usize) {

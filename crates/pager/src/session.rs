@@ -19,15 +19,15 @@ use crate::last_words;
 use crate::page_state::PageStates;
 use crate::policy::{EndReason, FailurePolicy, SessionEnd};
 use crate::resolve::{Filling, Resolver, Stop};
-use crate::source::{self, PageSource, ReadNow};
+use crate::source::PageSource;
 use crate::stats::Stats;
 use crate::supervise::{Peer, Supervised};
 use crate::sweep::Phase;
 use crate::window::Window;
-use crate::workers::{Completion, Job, Urgency, Workers};
+use crate::workers::Workers;
 
 /// Reads of one session that may be under way at once. More faults than this wait their turn.
-const MOST_IN_FLIGHT: usize = 32;
+pub(crate) const MOST_IN_FLIGHT: usize = 32;
 /// Messages read before they are answered, so that one session's storm does not hold up the others.
 const MOST_MESSAGES: usize = 1024;
 
@@ -75,23 +75,23 @@ pub(crate) struct Session {
     pub(crate) deferred: Deferred,
     pub(crate) source: Arc<dyn PageSource>,
     pub(crate) source_timeout: Duration,
-    window: Window,
+    pub(crate) window: Window,
     huge: bool,
     rounds: HashMap<usize, u32>,
     pub(crate) in_flight: Vec<InFlight>,
     /// Faulting pages of the batch in hand.
     batch: Vec<usize>,
     /// What answering this batch has installed: later faults of it in there were woken by that.
-    answered: Vec<Range<usize>>,
+    pub(crate) answered: Vec<Range<usize>>,
     own: bool,
     /// A page, and the address in it, that the thread waits for without which its bytes may never come.
-    self_fault: Option<(usize, u64)>,
+    pub(crate) self_fault: Option<(usize, u64)>,
     pub(crate) connection: Option<OwnedFd>,
 }
 
 /// A read that a worker is doing.
 pub(crate) struct InFlight {
-    pages: Range<usize>,
+    pub(crate) pages: Range<usize>,
     /// Pages of it that somebody waits for.
     pub(crate) waiting: Vec<usize>,
     /// When it has taken too long.
@@ -175,11 +175,15 @@ impl Session {
         match event {
             Event::Fault(fault) => {
                 self.info.stats.faults.add(1);
+                let page = self.map.page_of(fault.address);
                 if self.own && fault.thread_id.is_some() && fault.thread_id == self.source.answered_by() {
-                    self.self_fault = self.map.page_of(fault.address).map(|page| (page, fault.address));
+                    self.self_fault = page.map(|page| (page, fault.address));
                 }
-                // Outside every region: not memory that was handed over, hence nothing this may fill.
-                self.batch.extend(self.map.page_of(fault.address));
+                match page {
+                    Some(page) => self.batch.push(page),
+                    // Outside every region: not memory that was handed over, hence nothing this may fill.
+                    None => self.info.stats.unanswered.add(1),
+                }
                 Ok(())
             }
             Event::Remove { start, end } | Event::Unmap { start, end } => {
@@ -232,117 +236,35 @@ impl Session {
     pub(crate) fn answer(&mut self, page: usize, cx: &mut Context<'_>) {
         if !self.phase.answers() {
             // Its process is being killed, or is gone.
+            self.info.stats.unanswered.add(1);
             return;
         }
-        if self.answered.iter().any(|pages| pages.contains(&page)) {
+        if self.was_answered(page) {
             self.info.stats.already_present.add(1);
             return;
         }
         let outcome = if !self.states.is_missing(page) {
             // It was there and is not: its owner discarded it. (Or this is a late duplicate: then it is woken.)
-            self.fill(page..page + 1, Filling::Zeros)
+            self.fill(page..page + 1, Filling::Zeros, &[page])
         } else if self.phase.poisons() {
-            self.fill(page..page + 1, Filling::Poison)
+            self.fill(page..page + 1, Filling::Poison, &[page])
         } else {
             self.answer_from_source(page, cx)
         };
         self.settle(page, outcome);
     }
 
-    fn answer_from_source(&mut self, page: usize, cx: &mut Context<'_>) -> Result<(), Stop> {
-        if let Some(reading) = self.in_flight.iter_mut().find(|reading| reading.pages.contains(&page)) {
-            if !reading.waiting.contains(&page) {
-                reading.waiting.push(page);
-            }
-            return Ok(());
-        }
-        let window = self.window.at(page);
-        let run = self.states.missing_run(page, self.map.block_of(page, window));
-        let len = self.map.bytes(run.len()) as usize;
-        let (Some(offset), Some(buffer)) = (self.map.source_offset_of(run.start), cx.staging.get_mut(..len))
-        else {
-            return Err(Stop::Failed(
-                EndReason::PagerLost,
-                PagerError::Internal("a window outside the map".to_owned()),
-            ));
-        };
-        if source::known_zeros(&*self.source, offset, len as u64) {
-            return self.fill(run, Filling::SourceZeros);
-        }
-        match source::read_now(&*self.source, offset, buffer) {
-            Ok(ReadNow::Done) => self.fill(run, Filling::Bytes(buffer)),
-            Ok(ReadNow::WouldBlock) => {
-                if let Some((own, address)) = self.self_fault.take()
-                    && own == page
-                {
-                    last_words::deadlock(address);
-                }
-                self.read_on_worker(run, Some(page), offset, cx.workers)
-            }
-            Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),
-        }
-    }
-
-    /// Starts a read of `run`; `waiting` is the page somebody waits for.
-    pub(crate) fn read_on_worker(
-        &mut self,
-        run: Range<usize>,
-        waiting: Option<usize>,
-        offset: u64,
-        workers: &Workers,
-    ) -> Result<(), Stop> {
-        if self.in_flight.len() >= MOST_IN_FLIGHT {
-            return Err(Stop::Changing(run.start));
-        }
-        let job = Job {
-            session: self.info.id,
-            pages: run.clone(),
-            offset,
-            buffer: vec![0; self.map.bytes(run.len()) as usize],
-            source: Arc::clone(&self.source),
-        };
-        let urgency = if waiting.is_some() { Urgency::Demand } else { Urgency::Background };
-        if workers.submit(job, urgency).is_err() {
-            let error = PagerError::Exhausted("no thread could be started to read the source".to_owned());
-            return Err(Stop::Failed(EndReason::Exhausted, error));
-        }
-        self.info.stats.worker_reads.add(1);
-        let deadline = Instant::now() + self.source_timeout;
-        self.in_flight.push(InFlight { pages: run, waiting: waiting.into_iter().collect(), deadline });
-        Ok(())
-    }
-
-    /// Takes the bytes a worker brought. Pages that were discarded meanwhile are not filled with them.
-    pub(crate) fn complete(&mut self, completion: Completion, cx: &mut Context<'_>) {
-        let Completion { job, result } = completion;
-        let Some(index) = self.in_flight.iter().position(|reading| reading.pages == job.pages) else {
-            return;
-        };
-        let InFlight { pages, waiting, .. } = self.in_flight.swap_remove(index);
-        self.answered.clear();
-        if let Err(error) = result {
-            self.fail(EndReason::SourceFailed, error);
-        } else if !self.phase.poisons() {
-            let mut page = pages.start;
-            while page < pages.end {
-                let run = self.states.missing_run(page, page..pages.end);
-                page = run.end.max(page + 1);
-                let skip = self.map.bytes(run.start - pages.start) as usize;
-                let Some(bytes) = job.buffer.get(skip..).filter(|_| !run.is_empty()) else { continue };
-                if let Err(stop) = self.fill(run, Filling::Bytes(bytes)) {
-                    self.stopped(stop);
-                }
-            }
-        }
-        // Those that were discarded, refused, or are to be poisoned now. A page that was filled above is passed
-        // over: filling woke its waiters.
-        for page in waiting {
-            self.answer(page, cx);
-        }
+    pub(crate) fn was_answered(&self, page: usize) -> bool {
+        self.answered.iter().any(|pages| pages.contains(&page))
     }
 
     pub(crate) fn reads_in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// Faults that nobody has answered yet.
+    pub(crate) fn faults_waiting(&self) -> usize {
+        self.deferred.len() + self.in_flight.iter().map(|reading| reading.waiting.len()).sum::<usize>()
     }
 
     pub(crate) fn is_being_read(&self, page: usize) -> bool {
@@ -358,8 +280,13 @@ impl Session {
         self.window.most()
     }
 
-    /// Fills pages and remembers that this batch did.
-    pub(crate) fn fill(&mut self, pages: Range<usize>, filling: Filling<'_>) -> Result<(), Stop> {
+    /// Fills pages, of which some are waited for, and remembers that this batch did.
+    pub(crate) fn fill(
+        &mut self,
+        pages: Range<usize>,
+        filling: Filling<'_>,
+        waiting: &[usize],
+    ) -> Result<(), Stop> {
         let mut resolver = Resolver {
             uffd: &self.uffd,
             map: &self.map,
@@ -368,13 +295,11 @@ impl Session {
             rounds: &mut self.rounds,
             huge: self.huge,
             filled: false,
+            waiting,
+            reached: pages.start,
         };
         let done = resolver.fill(pages.clone(), filling);
-        let end = match &done {
-            Ok(()) => pages.end,
-            Err(Stop::Changing(page)) => *page,
-            Err(_) => pages.start,
-        };
+        let end = resolver.reached;
         if end > pages.start {
             self.deferred.progressed();
             self.answered.push(pages.start..end);
@@ -384,19 +309,17 @@ impl Session {
 
     /// What becomes of the fault on `page` after an attempt to answer it.
     fn settle(&mut self, page: usize, outcome: Result<(), Stop>) {
-        match outcome {
-            Ok(()) => {}
-            Err(Stop::Changing(from)) if from > page => {}
-            Err(Stop::Changing(_)) => {
+        let Err(stop) = outcome else { return };
+        if !self.was_answered(page) {
+            // Whatever happens to the session, this fault still waits.
+            if matches!(stop, Stop::Changing(_)) {
                 self.info.stats.deferred.add(1);
-                self.deferred.park(page, Instant::now());
             }
-            Err(stop) => {
-                // Whatever happens to the session, this fault still waits.
-                self.deferred.park(page, Instant::now());
-                self.stopped(stop);
+            if !self.deferred.park(page, Instant::now()) {
+                self.info.stats.joined.add(1);
             }
         }
+        self.stopped(stop);
     }
 
     /// Tries the parked faults again, if it is time.

@@ -1,4 +1,8 @@
 //! Counters of a session: written by its event loop, read by anybody, without a lock.
+//!
+//! Every fault message is counted once when it is read and once when it ends: `faults` is the sum of `faults_installed`,
+//! `faults_zeroed`, `faults_poisoned`, `already_present`, `joined` and `unanswered`, plus the faults that are still waited
+//! for while the session lives. The other counters are of pages and answers, and have no such sum: one answer brings many pages.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,6 +29,17 @@ macro_rules! counters {
 counters! {
     /// Page-fault messages read. One fault may send several: duplicates are normal.
     faults,
+    /// Faults answered by installing their page from the source.
+    faults_installed,
+    /// Faults answered by zeros, because the page's owner had discarded it.
+    faults_zeroed,
+    /// Faults answered by poison.
+    faults_poisoned,
+    /// Faults on a page that another fault waits for already (it is being read, or was put off): they end with that one.
+    joined,
+    /// Faults that are not this session's to answer: outside its memory, in memory that was taken back from it, or after
+    /// its end. When it ends, those it was still waiting for are added.
+    unanswered,
     /// Pages copied in from the source.
     pages_installed,
     /// Pages installed as zeros because their owner had discarded them.

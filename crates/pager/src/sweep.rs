@@ -164,7 +164,7 @@ impl Session {
         // Those that wait go first; the event loop retries them before it comes here.
         let Some(run) = self.states.next_missing(from, POISON_STEP) else { return self.finish(cx) };
         let run = self.map.clip(run);
-        let outcome = self.fill(run.clone(), Filling::Poison);
+        let outcome = self.fill(run.clone(), Filling::Poison, &[]);
         self.swept(run.end, outcome)
     }
 
@@ -192,11 +192,11 @@ impl Session {
             return Next::Now;
         };
         if source::known_zeros(&**self.source(), offset, len as u64) {
-            let outcome = self.fill(run.clone(), Filling::SourceZeros);
+            let outcome = self.fill(run.clone(), Filling::SourceZeros, &[]);
             return self.swept(run.end, outcome);
         }
         let outcome = match source::read_now(&**self.source(), offset, buffer) {
-            Ok(ReadNow::Done) => self.fill(run.clone(), Filling::Bytes(buffer)),
+            Ok(ReadNow::Done) => self.fill(run.clone(), Filling::Bytes(buffer), &[]),
             Ok(ReadNow::WouldBlock) => match self.read_on_worker(run.clone(), None, offset, cx.workers) {
                 // As many reads are under way as may be: the next completion comes back here.
                 Err(Stop::Changing(_)) => return Next::Idle,

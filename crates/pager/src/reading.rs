@@ -1,0 +1,126 @@
+//! Bytes from the source: at hand, by a worker, later from whoever is asked, or not in time.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::error::PagerError;
+use crate::last_words;
+use crate::policy::EndReason;
+use crate::resolve::{Filling, Stop};
+use crate::session::{Context, InFlight, MOST_IN_FLIGHT, Session};
+use crate::source::{self, ReadNow};
+use crate::workers::{Completion, Job, Urgency, Workers};
+
+impl Session {
+    pub(crate) fn answer_from_source(&mut self, page: usize, cx: &mut Context<'_>) -> Result<(), Stop> {
+        if let Some(reading) = self.in_flight.iter_mut().find(|reading| reading.pages.contains(&page)) {
+            if reading.waiting.contains(&page) {
+                self.info.stats.joined.add(1);
+            } else {
+                reading.waiting.push(page);
+            }
+            return Ok(());
+        }
+        let window = self.window.at(page);
+        let run = self.states.missing_run(page, self.map.block_of(page, window));
+        let len = self.map.bytes(run.len()) as usize;
+        let (Some(offset), Some(buffer)) = (self.map.source_offset_of(run.start), cx.staging.get_mut(..len))
+        else {
+            return Err(Stop::Failed(
+                EndReason::PagerLost,
+                PagerError::Internal("a window outside the map".to_owned()),
+            ));
+        };
+        if source::known_zeros(&*self.source, offset, len as u64) {
+            return self.fill(run, Filling::SourceZeros, &[page]);
+        }
+        match source::read_now(&*self.source, offset, buffer) {
+            Ok(ReadNow::Done) => self.fill(run, Filling::Bytes(buffer), &[page]),
+            Ok(ReadNow::WouldBlock) => {
+                if let Some((own, address)) = self.self_fault.take()
+                    && own == page
+                {
+                    last_words::deadlock(address);
+                }
+                self.read_on_worker(run, Some(page), offset, cx.workers)
+            }
+            Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),
+        }
+    }
+
+    /// Starts a read of `run`; `waiting` is the page somebody waits for.
+    pub(crate) fn read_on_worker(
+        &mut self,
+        run: Range<usize>,
+        waiting: Option<usize>,
+        offset: u64,
+        workers: &Workers,
+    ) -> Result<(), Stop> {
+        if self.in_flight.len() >= MOST_IN_FLIGHT {
+            return Err(Stop::Changing(run.start));
+        }
+        let job = Job {
+            session: self.info.id,
+            pages: run.clone(),
+            offset,
+            buffer: vec![0; self.map.bytes(run.len()) as usize],
+            source: Arc::clone(&self.source),
+        };
+        let urgency = if waiting.is_some() { Urgency::Demand } else { Urgency::Background };
+        if workers.submit(job, urgency).is_err() {
+            let error = PagerError::Exhausted("no thread could be started to read the source".to_owned());
+            return Err(Stop::Failed(EndReason::Exhausted, error));
+        }
+        self.info.stats.worker_reads.add(1);
+        let deadline = Instant::now() + self.source_timeout;
+        self.in_flight.push(InFlight { pages: run, waiting: waiting.into_iter().collect(), deadline });
+        Ok(())
+    }
+
+    /// Takes the bytes a worker brought. Pages that were discarded meanwhile are not filled with them.
+    pub(crate) fn complete(&mut self, completion: Completion, cx: &mut Context<'_>) {
+        let Completion { job, result } = completion;
+        let Some(index) = self.in_flight.iter().position(|reading| reading.pages == job.pages) else {
+            return;
+        };
+        let InFlight { pages, waiting, .. } = self.in_flight.swap_remove(index);
+        self.answered.clear();
+        if let Err(error) = result {
+            self.fail(EndReason::SourceFailed, error);
+        } else if !self.phase.poisons() {
+            let mut page = pages.start;
+            while page < pages.end {
+                let run = self.states.missing_run(page, page..pages.end);
+                page = run.end.max(page + 1);
+                let skip = self.map.bytes(run.start - pages.start) as usize;
+                let Some(bytes) = job.buffer.get(skip..).filter(|_| !run.is_empty()) else { continue };
+                if let Err(stop) = self.fill(run, Filling::Bytes(bytes), &waiting) {
+                    self.stopped(stop);
+                }
+            }
+        }
+        // Those that were discarded, refused, or are to be poisoned now. Filling woke the waiters of the others.
+        for page in waiting {
+            if !self.was_answered(page) {
+                self.answer(page, cx);
+            }
+        }
+    }
+
+    /// Gives up reads that have taken too long; when the next one will have, if none has.
+    pub(crate) fn check_reads(&mut self, now: Instant, cx: &mut Context<'_>) -> Option<Instant> {
+        let soonest = self.in_flight.iter().map(|reading| reading.deadline).min()?;
+        if soonest > now {
+            return Some(soonest);
+        }
+        let ms = self.source_timeout.as_millis() as u64;
+        self.fail(EndReason::Stalled, PagerError::Timeout { what: "the source did not answer", ms });
+        // Whoever waits for these pages gets what the policy says; an answer that still comes finds nothing to fill.
+        let given_up = std::mem::take(&mut self.in_flight);
+        for page in given_up.into_iter().flat_map(|reading| reading.waiting) {
+            self.answer(page, cx);
+        }
+        None
+    }
+}

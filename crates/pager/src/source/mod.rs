@@ -15,7 +15,7 @@ mod retry;
 mod waiting;
 mod zero;
 
-pub(crate) use asking::{known_zeros, panicked, read_now};
+pub(crate) use asking::{answered_by, fetch, known_zeros, panicked, read_now};
 pub use cached::{CacheOptions, CachedSource};
 pub use callback::{CallbackOptions, CallbackSource, Fetcher};
 pub use fetch::Fetch;

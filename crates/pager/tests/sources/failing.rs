@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use pager::{
-    EndReason, FileSource, PageSource, Pager, PagerError, PagerOptions, ReadNow, RetryOptions, RetrySource,
-    SessionOptions,
+    EndReason, Fetch, FileSource, PageSource, Pager, PagerError, PagerOptions, ReadNow, RetryOptions,
+    RetrySource, SessionOptions,
 };
 use uffd::{CopyOptions, Mapping, MappingError, MappingKind, Residency, Userfaultfd};
 
@@ -56,6 +56,7 @@ enum Wrong {
     FailsOnWorker,
     PanicsAtHand,
     PanicsOnWorker,
+    PanicsWhenAsked,
     PanicsAboutZeros,
 }
 
@@ -82,7 +83,7 @@ impl PageSource for Faulty {
     }
     fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<ReadNow, PagerError> {
         match self.wrong {
-            Wrong::FailsOnWorker | Wrong::PanicsOnWorker => Ok(ReadNow::WouldBlock),
+            Wrong::FailsOnWorker | Wrong::PanicsOnWorker | Wrong::PanicsWhenAsked => Ok(ReadNow::WouldBlock),
             Wrong::FailsAtHand if Self::reaches_bad(offset, buffer.len()) => Err(eio()),
             Wrong::PanicsAtHand => {
                 assert!(!Self::reaches_bad(offset, buffer.len()), "a source that panics");
@@ -98,6 +99,11 @@ impl PageSource for Faulty {
         }
         self.good.read(offset, buffer)
     }
+    fn fetch(&self, fetch: Fetch) -> Result<(), Fetch> {
+        let bad = self.wrong == Wrong::PanicsWhenAsked && Self::reaches_bad(fetch.offset(), fetch.len());
+        assert!(!bad, "a source that panics");
+        Err(fetch)
+    }
     fn zeros(&self, _: u64, _: u64) -> bool {
         assert_ne!(self.wrong, Wrong::PanicsAboutZeros, "a source that panics");
         false
@@ -107,14 +113,20 @@ impl PageSource for Faulty {
 #[test]
 fn a_source_that_fails_or_panics_poisons_what_is_missing_and_keeps_what_is_there() {
     let bytes = image(PAGES);
-    for wrong in [Wrong::FailsAtHand, Wrong::FailsOnWorker, Wrong::PanicsAtHand, Wrong::PanicsOnWorker] {
+    for wrong in [
+        Wrong::FailsAtHand,
+        Wrong::FailsOnWorker,
+        Wrong::PanicsAtHand,
+        Wrong::PanicsOnWorker,
+        Wrong::PanicsWhenAsked,
+    ] {
         let source = Faulty { wrong, good: Bytes(bytes.clone()) };
         let Some(served) = served(Arc::new(source)) else { return };
         assert!(read(&served.mapping, 7 * PAGE, PAGE) == bytes[7 * PAGE..8 * PAGE]);
 
         let error = assert_poisoned(&served, 40).unwrap();
 
-        let panics = matches!(wrong, Wrong::PanicsAtHand | Wrong::PanicsOnWorker);
+        let panics = !matches!(wrong, Wrong::FailsAtHand | Wrong::FailsOnWorker);
         assert_eq!(matches!(error, PagerError::Internal(_)), panics, "{wrong:?}: {error}");
         assert!(read(&served.mapping, 7 * PAGE, PAGE) == bytes[7 * PAGE..8 * PAGE]);
         assert!(is_fault(&touch(&served, 0)));

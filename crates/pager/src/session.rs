@@ -19,7 +19,7 @@ use crate::last_words;
 use crate::page_state::PageStates;
 use crate::policy::{EndReason, FailurePolicy, SessionEnd};
 use crate::resolve::{Filling, Resolver, Stop};
-use crate::source::PageSource;
+use crate::source::{self, PageSource};
 use crate::stats::Stats;
 use crate::supervise::{Peer, Supervised};
 use crate::sweep::Phase;
@@ -144,7 +144,10 @@ impl Session {
             Event::Fault(fault) => {
                 self.info.stats.faults.add(1);
                 let page = self.map.page_of(fault.address);
-                if self.own && fault.thread_id.is_some() && fault.thread_id == self.source.answered_by() {
+                if self.own
+                    && fault.thread_id.is_some()
+                    && fault.thread_id == source::answered_by(&*self.source)
+                {
                     self.self_fault = page.map(|page| (page, fault.address));
                 }
                 match page {

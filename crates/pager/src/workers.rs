@@ -88,7 +88,7 @@ impl Workers {
     pub(crate) fn submit(&self, job: Job, urgency: Urgency) -> Result<(), Job> {
         let source = Arc::clone(&job.source);
         let fetch = Fetch::new(job, Arc::clone(&self.shared.deliver), urgency == Urgency::Demand);
-        let Err(fetch) = source.fetch(fetch) else { return Ok(()) };
+        let Err(fetch) = crate::source::fetch(&*source, fetch) else { return Ok(()) };
         fetch.into_job().map_or(Ok(()), |job| self.queue(job, urgency))
     }
 

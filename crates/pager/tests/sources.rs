@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says so by panicking")]
 
 mod sources {
+    pub(crate) mod asked;
     pub(crate) mod cached;
     pub(crate) mod failing;
     pub(crate) mod kinds;

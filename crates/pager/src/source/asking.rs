@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::{PageSource, ReadNow};
+use super::{Fetch, PageSource, ReadNow};
 use crate::error::PagerError;
 
 /// [`PageSource::read_now`], panics included.
@@ -17,6 +17,16 @@ pub(crate) fn read_now(
 /// [`PageSource::zeros`]; where it panics, reading has to show.
 pub(crate) fn known_zeros(source: &dyn PageSource, offset: u64, len: u64) -> bool {
     catch_unwind(AssertUnwindSafe(|| source.zeros(offset, len))).unwrap_or(false)
+}
+
+/// [`PageSource::fetch`]. Where it panics, the read is dropped on the way, which completes it with an error.
+pub(crate) fn fetch(source: &dyn PageSource, fetch: Fetch) -> Result<(), Fetch> {
+    catch_unwind(AssertUnwindSafe(|| source.fetch(fetch))).unwrap_or(Ok(()))
+}
+
+/// [`PageSource::answered_by`]; where it panics, reading has to show.
+pub(crate) fn answered_by(source: &dyn PageSource) -> Option<u32> {
+    catch_unwind(AssertUnwindSafe(|| source.answered_by())).unwrap_or(None)
 }
 
 /// What is said of a source that panicked.

@@ -14,7 +14,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 #[cfg(test)]
 use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
-use super::{PageSource, ReadNow, panicked};
+use super::{PageSource, ReadNow, panicked, waiting};
 use crate::error::PagerError;
 
 /// The largest chunk.
@@ -124,7 +124,7 @@ impl CachedSource {
         let offset = number * self.chunk;
         let len = self.chunk.min(self.inner.size().saturating_sub(offset));
         let mut bytes = vec![0; len as usize];
-        self.inner.read(offset, &mut bytes)?;
+        waiting::read(&self.inner, offset, &mut bytes)?;
         Ok(Arc::new(bytes))
     }
 
@@ -169,6 +169,10 @@ impl PageSource for CachedSource {
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
         self.copy(offset, buffer, |number| self.get(number).map(Some)).map(|_| ())
+    }
+
+    fn answered_by(&self) -> Option<u32> {
+        self.inner.answered_by()
     }
 
     fn zeros(&self, offset: u64, len: u64) -> bool {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::file::FileSource;
-use super::{PageSource, ReadNow};
+use super::{Fetch, PageSource, ReadNow, waiting};
 use crate::error::PagerError;
 
 /// Diffs over one base.
@@ -91,30 +91,31 @@ impl LayeredSource {
         Ok(Self { base, diffs: opened, stretches })
     }
 
-    /// Goes through `offset..offset + len` in parts that come from one source each, until `act` says that it is enough.
+    /// Goes through `offset..offset + len` in parts that come from one diff each, or (`None`) from the base, until `act` says
+    /// that it is enough.
     fn each(
         &self,
         offset: u64,
         len: u64,
-        mut act: impl FnMut(&dyn PageSource, u64, u64) -> Result<ReadNow, PagerError>,
+        mut act: impl FnMut(Option<&FileSource>, u64, u64) -> Result<ReadNow, PagerError>,
     ) -> Result<ReadNow, PagerError> {
         let end = offset.saturating_add(len);
         let mut from = offset;
         let mut next = self.stretches.partition_point(|stretch| stretch.end <= offset);
         while from < end {
             let stretch = self.stretches.get(next).filter(|stretch| stretch.start < end);
-            let (source, to): (&dyn PageSource, u64) = match stretch {
+            let (diff, to) = match stretch {
                 Some(stretch) if stretch.start <= from => {
                     next += 1;
                     let Some(Some(diff)) = self.diffs.get(stretch.diff) else {
                         return Err(PagerError::Internal("a diff that is read was closed".to_owned()));
                     };
-                    (diff, stretch.end.min(end))
+                    (Some(diff), stretch.end.min(end))
                 }
-                Some(stretch) => (&*self.base, stretch.start),
-                None => (&*self.base, end),
+                Some(stretch) => (None, stretch.start),
+                None => (None, end),
             };
-            if act(source, from, to - from)? == ReadNow::WouldBlock {
+            if act(diff, from, to - from)? == ReadNow::WouldBlock {
                 return Ok(ReadNow::WouldBlock);
             }
             from = to;
@@ -126,13 +127,13 @@ impl LayeredSource {
         &self,
         offset: u64,
         buffer: &mut [u8],
-        read: impl Fn(&dyn PageSource, u64, &mut [u8]) -> Result<ReadNow, PagerError>,
+        read: impl Fn(Option<&FileSource>, u64, &mut [u8]) -> Result<ReadNow, PagerError>,
     ) -> Result<ReadNow, PagerError> {
         let len = buffer.len() as u64;
-        self.each(offset, len, |source, from, part| {
+        self.each(offset, len, |diff, from, part| {
             let start = (from - offset) as usize;
             match buffer.get_mut(start..start + part as usize) {
-                Some(part) => read(source, from, part),
+                Some(part) => read(diff, from, part),
                 None => Err(PagerError::Internal("a part outside of what is read".to_owned())),
             }
         })
@@ -145,19 +146,44 @@ impl PageSource for LayeredSource {
     }
 
     fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<ReadNow, PagerError> {
-        self.fill(offset, buffer, |source, offset, part| source.read_now(offset, part))
+        self.fill(offset, buffer, |diff, offset, part| match diff {
+            Some(diff) => diff.read_now(offset, part),
+            None => self.base.read_now(offset, part),
+        })
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
-        let read = |source: &dyn PageSource, offset, part: &mut [u8]| {
-            source.read(offset, part).map(|()| ReadNow::Done)
+        let read = |diff: Option<&FileSource>, offset, part: &mut [u8]| {
+            match diff {
+                Some(diff) => diff.read(offset, part)?,
+                None => waiting::read(&self.base, offset, part)?,
+            }
+            Ok(ReadNow::Done)
         };
         self.fill(offset, buffer, read).map(|_| ())
     }
 
+    /// What no diff has a part in is the base's business.
+    fn fetch(&self, fetch: Fetch) -> Result<(), Fetch> {
+        let (offset, len) = (fetch.offset(), fetch.len() as u64);
+        let first = self.stretches.partition_point(|stretch| stretch.end <= offset);
+        match self.stretches.get(first) {
+            Some(stretch) if stretch.start < offset.saturating_add(len) => Err(fetch),
+            _ => self.base.fetch(fetch),
+        }
+    }
+
+    fn answered_by(&self) -> Option<u32> {
+        self.base.answered_by()
+    }
+
     fn zeros(&self, offset: u64, len: u64) -> bool {
-        let known = |source: &dyn PageSource, from, part| {
-            Ok(if source.zeros(from, part) { ReadNow::Done } else { ReadNow::WouldBlock })
+        let known = |diff: Option<&FileSource>, from, part| {
+            let zeros = match diff {
+                Some(diff) => diff.zeros(from, part),
+                None => self.base.zeros(from, part),
+            };
+            Ok(if zeros { ReadNow::Done } else { ReadNow::WouldBlock })
         };
         matches!(self.each(offset, len, known), Ok(ReadNow::Done))
     }

@@ -12,13 +12,13 @@ mod layered;
 mod memory;
 mod overlay;
 mod retry;
+mod waiting;
 mod zero;
 
-pub(crate) use asking::{known_zeros, panicked, read_now};
+pub(crate) use asking::{answered_by, fetch, known_zeros, panicked, read_now};
 pub use cached::{CacheOptions, CachedSource};
 pub use callback::{CallbackOptions, CallbackSource, Fetcher};
 pub use fetch::Fetch;
-
 pub use file::{FileOptions, FileSource};
 pub use layered::LayeredSource;
 pub use memory::{MappingSource, MemorySource};

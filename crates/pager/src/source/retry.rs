@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{PageSource, ReadNow};
+use super::{PageSource, ReadNow, waiting};
 use crate::error::PagerError;
 
 /// How often, and for how long, a read is tried again.
@@ -89,7 +89,7 @@ impl PageSource for RetrySource {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let cause = match self.inner.read(offset, buffer) {
+            let cause = match waiting::read(&self.inner, offset, buffer) {
                 Err(cause) if cause.is_transient() => cause,
                 result => return result,
             };
@@ -101,6 +101,10 @@ impl PageSource for RetrySource {
             }
             thread::sleep(self.pause(attempts).min(left));
         }
+    }
+
+    fn answered_by(&self) -> Option<u32> {
+        self.inner.answered_by()
     }
 
     fn zeros(&self, offset: u64, len: u64) -> bool {

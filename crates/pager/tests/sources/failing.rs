@@ -1,13 +1,17 @@
 //! Whatever a source does wrong, its session ends by its policy: no page of zeros, nobody who waits for ever.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use pager::{EndReason, FileSource, PageSource, PagerError, ReadNow, RetryOptions, RetrySource};
-use uffd::{Mapping, MappingError, MappingKind, Residency};
+use pager::{
+    EndReason, Fetch, FileSource, PageSource, Pager, PagerError, PagerOptions, ReadNow, RetryOptions,
+    RetrySource, SessionOptions,
+};
+use uffd::{CopyOptions, Mapping, MappingError, MappingKind, Residency, Userfaultfd};
 
 use crate::support::{Bytes, DEADLINE, PAGE, Served, elsewhere, finish, image, read, serve};
 
@@ -52,6 +56,7 @@ enum Wrong {
     FailsOnWorker,
     PanicsAtHand,
     PanicsOnWorker,
+    PanicsWhenAsked,
     PanicsAboutZeros,
 }
 
@@ -78,7 +83,7 @@ impl PageSource for Faulty {
     }
     fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<ReadNow, PagerError> {
         match self.wrong {
-            Wrong::FailsOnWorker | Wrong::PanicsOnWorker => Ok(ReadNow::WouldBlock),
+            Wrong::FailsOnWorker | Wrong::PanicsOnWorker | Wrong::PanicsWhenAsked => Ok(ReadNow::WouldBlock),
             Wrong::FailsAtHand if Self::reaches_bad(offset, buffer.len()) => Err(eio()),
             Wrong::PanicsAtHand => {
                 assert!(!Self::reaches_bad(offset, buffer.len()), "a source that panics");
@@ -94,6 +99,11 @@ impl PageSource for Faulty {
         }
         self.good.read(offset, buffer)
     }
+    fn fetch(&self, fetch: Fetch) -> Result<(), Fetch> {
+        let bad = self.wrong == Wrong::PanicsWhenAsked && Self::reaches_bad(fetch.offset(), fetch.len());
+        assert!(!bad, "a source that panics");
+        Err(fetch)
+    }
     fn zeros(&self, _: u64, _: u64) -> bool {
         assert_ne!(self.wrong, Wrong::PanicsAboutZeros, "a source that panics");
         false
@@ -103,14 +113,20 @@ impl PageSource for Faulty {
 #[test]
 fn a_source_that_fails_or_panics_poisons_what_is_missing_and_keeps_what_is_there() {
     let bytes = image(PAGES);
-    for wrong in [Wrong::FailsAtHand, Wrong::FailsOnWorker, Wrong::PanicsAtHand, Wrong::PanicsOnWorker] {
+    for wrong in [
+        Wrong::FailsAtHand,
+        Wrong::FailsOnWorker,
+        Wrong::PanicsAtHand,
+        Wrong::PanicsOnWorker,
+        Wrong::PanicsWhenAsked,
+    ] {
         let source = Faulty { wrong, good: Bytes(bytes.clone()) };
         let Some(served) = served(Arc::new(source)) else { return };
         assert!(read(&served.mapping, 7 * PAGE, PAGE) == bytes[7 * PAGE..8 * PAGE]);
 
         let error = assert_poisoned(&served, 40).unwrap();
 
-        let panics = matches!(wrong, Wrong::PanicsAtHand | Wrong::PanicsOnWorker);
+        let panics = !matches!(wrong, Wrong::FailsAtHand | Wrong::FailsOnWorker);
         assert_eq!(matches!(error, PagerError::Internal(_)), panics, "{wrong:?}: {error}");
         assert!(read(&served.mapping, 7 * PAGE, PAGE) == bytes[7 * PAGE..8 * PAGE]);
         assert!(is_fault(&touch(&served, 0)));
@@ -130,6 +146,30 @@ fn a_source_that_panics_when_asked_about_zeros_is_read_instead() {
     served.close();
 }
 
+/// Lets a pager that is there serve more memory; what it tells of that.
+fn adopt(
+    pager: &Pager,
+    uffd: Userfaultfd,
+    mapping: &Mapping,
+    source: Arc<dyn PageSource>,
+) -> Receiver<pager::Notice> {
+    let (address, len) = (mapping.address(), mapping.len() as u64);
+    // SAFETY: no reference to the mapping exists; it is read by copying.
+    unsafe { uffd.register(address, len, uffd::Modes::MISSING) }.unwrap();
+    let options = SessionOptions {
+        regions: vec![pager::Region { address, len, source_offset: 0 }],
+        page_size: PAGE as u64,
+        source,
+        policy: pager::FailurePolicy::Poison,
+        window: Some(PAGE as u64),
+        source_timeout: DEADLINE,
+        process: None,
+    };
+    let (observer, notices) = crate::support::told();
+    pager.adopt(uffd, options, observer).unwrap();
+    notices
+}
+
 #[test]
 fn a_source_that_fails_does_not_end_another_session_of_the_same_pager() {
     let bytes = image(PAGES);
@@ -137,23 +177,7 @@ fn a_source_that_fails_does_not_end_another_session_of_the_same_pager() {
     let Some(bad) = served(Arc::new(source)) else { return };
     let mapping = Arc::new(Mapping::new(PAGES * PAGE, MappingKind::Private).unwrap());
     let uffd = crate::support::uffd().unwrap();
-    // SAFETY: no reference to the mapping exists; it is read by copying.
-    unsafe { uffd.register(mapping.address(), mapping.len() as u64, uffd::Modes::MISSING) }.unwrap();
-    let options = pager::SessionOptions {
-        source_timeout: DEADLINE,
-        regions: vec![pager::Region {
-            address: mapping.address(),
-            len: mapping.len() as u64,
-            source_offset: 0,
-        }],
-        page_size: PAGE as u64,
-        source: Arc::new(Bytes(bytes.clone())),
-        policy: pager::FailurePolicy::Poison,
-        window: None,
-        process: None,
-    };
-    let (observer, _notices) = crate::support::told();
-    bad.pager.adopt(uffd, options, observer).unwrap();
+    let _notices = adopt(&bad.pager, uffd, &mapping, Arc::new(Bytes(bytes.clone())));
 
     assert_poisoned(&bad, 40);
 
@@ -273,6 +297,51 @@ fn bytes_that_come_after_their_page_was_discarded_are_not_installed() {
     assert!(read(&served.mapping, PAGE, PAGE) == bytes[PAGE..2 * PAGE]);
     assert!(read(&served.mapping, 3 * PAGE, 8 * PAGE) == bytes[3 * PAGE..11 * PAGE]);
     served.close();
+}
+
+/// Whether a thread of this program sleeps.
+fn sleeps(thread: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+    // The name before it may hold anything but a closing bracket further on.
+    !stat.rsplit(')').next().unwrap().trim_start().starts_with('R')
+}
+
+#[test]
+fn a_page_that_somebody_else_brought_without_waking_wakes_its_thread_when_its_bytes_come() {
+    let (source, asked, open) = Late::new(image(PAGES));
+    let Some(uffd) = crate::support::uffd() else { return };
+    let behind = Userfaultfd::adopt(uffd.as_fd().try_clone_to_owned().unwrap()).unwrap();
+    let mapping = Arc::new(Mapping::new(PAGES * PAGE, MappingKind::Private).unwrap());
+    let pager = Pager::start(&PagerOptions::default()).unwrap();
+    let notices = adopt(&pager, uffd, &mapping, source);
+    let pager::Notice::SessionStarted(info) = notices.recv_timeout(DEADLINE).unwrap() else {
+        panic!("no start")
+    };
+    let (tell, told) = channel();
+    let faulting = {
+        let mapping = Arc::clone(&mapping);
+        elsewhere(move || {
+            tell.send(nix::unistd::gettid().as_raw()).unwrap();
+            let mut page = [0; PAGE];
+            mapping.read_checked(5 * PAGE, &mut page).unwrap();
+            page
+        })
+    };
+    let thread = told.recv_timeout(DEADLINE).unwrap();
+    assert_eq!(asked.recv_timeout(DEADLINE).unwrap(), 5 * PAGE as u64);
+    while !sleeps(thread) {
+        std::thread::yield_now();
+    }
+    let brought = [0x11; PAGE];
+    let quietly = CopyOptions { wake: false, ..CopyOptions::default() };
+    // SAFETY: the bytes are this test's; no reference to the mapping exists.
+    unsafe { behind.copy(mapping.address() + 5 * PAGE as u64, brought.as_ptr(), PAGE, quietly) }.unwrap();
+    assert!(sleeps(thread));
+
+    open.send(()).unwrap();
+
+    assert!(finish(&faulting) == brought);
+    assert_eq!(info.stats.snapshot().pages_installed, 0);
 }
 
 #[test]

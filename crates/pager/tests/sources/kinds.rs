@@ -28,7 +28,7 @@ pub(super) fn shuffled(count: usize, mut state: u64) -> Vec<usize> {
 }
 
 /// Serves memory from `source` in random order, with small, adaptive and large windows.
-fn assert_serves(source: &Arc<dyn PageSource>, bytes: &[u8]) {
+pub(super) fn assert_serves(source: &Arc<dyn PageSource>, bytes: &[u8]) {
     for (seed, window) in [(1, Some(PAGE as u64)), (2, None), (3, Some(1 << 20))] {
         let mapping = Mapping::new(bytes.len(), MappingKind::Private).unwrap();
         let Some(served) = serve(mapping, Arc::clone(source), |options| options.window = window) else {
@@ -44,7 +44,7 @@ fn assert_serves(source: &Arc<dyn PageSource>, bytes: &[u8]) {
     }
 }
 
-fn dir() -> tempfile::TempDir {
+pub(super) fn dir() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
@@ -53,7 +53,7 @@ fn write(path: &Path, bytes: &[u8]) {
 }
 
 /// A diff of `size` bytes with holes but for these pages, each filled with one byte.
-fn diff(path: &Path, size: usize, pages: &[(usize, u8)]) -> PathBuf {
+pub(super) fn diff(path: &Path, size: usize, pages: &[(usize, u8)]) -> PathBuf {
     let file = File::create(path).unwrap();
     file.set_len(size as u64).unwrap();
     for &(page, byte) in pages {

@@ -173,29 +173,36 @@ fn a_sparse_file_that_was_cut_short_is_a_failure_and_not_zeros() {
 
 /// Huge pages of 2 MiB for the one test that needs them.
 struct Pool {
-    before: String,
+    before: Option<String>,
 }
 
 impl Pool {
-    const TOTAL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+    const DIRECTORY: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-    fn with(more: usize) -> Option<Self> {
-        let Ok(before) = std::fs::read_to_string(Self::TOTAL) else {
-            println!("skipped: this kernel has no pool of 2 MiB pages");
-            return None;
-        };
-        let total: usize = before.trim().parse().unwrap();
-        if let Err(error) = std::fs::write(Self::TOTAL, (total + more).to_string()) {
-            println!("skipped: the pool of huge pages may not be changed: {error}");
+    fn figure(name: &str) -> usize {
+        let text = std::fs::read_to_string(format!("{}/{name}", Self::DIRECTORY)).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    fn with(count: usize) -> Option<Self> {
+        let (before, free) = (Self::figure("nr_hugepages"), Self::figure("free_hugepages"));
+        if free >= count {
+            return Some(Self { before: None });
+        }
+        let wanted = (before + count - free).to_string();
+        if let Err(error) = std::fs::write(format!("{}/nr_hugepages", Self::DIRECTORY), wanted) {
+            println!("skipped: no {count} free huge pages of 2 MiB, and no more can be had: {error}");
             return None;
         }
-        Some(Self { before })
+        Some(Self { before: Some(before.to_string()) })
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        std::fs::write(Self::TOTAL, &self.before).unwrap();
+        if let Some(before) = &self.before {
+            std::fs::write(format!("{}/nr_hugepages", Self::DIRECTORY), before).unwrap();
+        }
     }
 }
 

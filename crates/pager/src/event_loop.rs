@@ -11,7 +11,6 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use connections::ACCEPTS_PER_TURN;
@@ -22,9 +21,10 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use uffd::EventBuffer;
 
 use crate::error::PagerError;
+use crate::mailbox::{Inbox, Mailbox};
 use crate::notice::{Notice, Observer};
 use crate::offer::Offer;
-use crate::pager::{Mailbox, Message};
+use crate::pager::Message;
 use crate::policy::{EndReason, Rest};
 use crate::server::{Pending, Server};
 use crate::session::{Context, Session};
@@ -120,8 +120,7 @@ struct Refusal {
 pub(crate) struct EventLoop {
     epoll: Epoll,
     timer: TimerFd,
-    mailbox: Mailbox,
-    requests: Receiver<Message>,
+    inbox: Inbox<Message>,
     workers: Workers,
     servers: HashMap<u64, Server>,
     handshakes: HashMap<u64, Pending>,
@@ -142,8 +141,8 @@ pub(crate) struct EventLoop {
 
 impl EventLoop {
     pub(crate) fn new(
-        requests: Receiver<Message>,
-        mailbox: Mailbox,
+        inbox: Inbox<Message>,
+        mailbox: Mailbox<Message>,
         workers: usize,
     ) -> Result<Self, PagerError> {
         let failed = |syscall| move |errno| PagerError::System { syscall, errno };
@@ -151,18 +150,14 @@ impl EventLoop {
         let timer =
             TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
                 .map_err(failed("timerfd_create"))?;
-        for (fd, token) in [(mailbox.wake().as_fd(), Token::Wake), (timer.as_fd(), Token::Timer)] {
+        for (fd, token) in [(inbox.bell().as_fd(), Token::Wake), (timer.as_fd(), Token::Timer)] {
             watch(&epoll, fd, token).map_err(failed("epoll_ctl"))?;
         }
-        let deliver = {
-            let mailbox = mailbox.clone();
-            Arc::new(move |completion| mailbox.send(Message::Completed(completion)))
-        };
+        let deliver = Arc::new(move |completion| mailbox.send(Message::Completed(completion)));
         Ok(Self {
             epoll,
             timer,
-            mailbox,
-            requests,
+            inbox,
             workers: Workers::new(workers, deliver),
             servers: HashMap::new(),
             handshakes: HashMap::new(),
@@ -243,8 +238,8 @@ impl EventLoop {
 
     fn take_requests(&mut self) {
         // Emptied before the requests are taken: one that comes in between wakes the loop again.
-        let _ = self.mailbox.wake().read();
-        while let Ok(message) = self.requests.try_recv() {
+        self.inbox.silence();
+        while let Some(message) = self.inbox.take() {
             match message {
                 Message::Serve(server) => self.add_server(*server),
                 Message::Adopt(adopted) => self.adopt(adopted.0, &adopted.1),

@@ -1,19 +1,19 @@
 //! The pager as its owner sees it: a thread to which one sends requests.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use uffd::Userfaultfd;
 use uffd::liveness::PidFd;
 
 use crate::address_map::{AddressMap, Region};
 use crate::error::PagerError;
 use crate::event_loop::EventLoop;
+use crate::mailbox::Mailbox;
 use crate::notice::Observer;
 use crate::policy::{FailurePolicy, Rest};
 use crate::server::{Image, Server, ServerOptions};
@@ -21,6 +21,7 @@ use crate::session::Parts;
 use crate::socket::Listener;
 use crate::source::PageSource;
 use crate::supervise::{Peer, Supervised};
+use crate::sync::Bell;
 use crate::workers::Completion;
 
 /// How a pager runs.
@@ -88,33 +89,12 @@ pub(crate) enum Message {
     Stop,
 }
 
-/// Requests to the event loop, and the eventfd that wakes it for them.
-#[derive(Clone)]
-pub(crate) struct Mailbox {
-    // A Mutex only because Sender is shared between threads; held for the length of a push.
-    sender: Arc<Mutex<Sender<Message>>>,
-    wake: Arc<EventFd>,
-}
-
-impl Mailbox {
-    pub(crate) fn send(&self, message: Message) {
-        // An event loop that is gone has closed its sessions; nobody waits for an answer to this.
-        let _ = self.sender.lock().unwrap_or_else(PoisonError::into_inner).send(message);
-        // The counter cannot overflow: the loop empties it, and a full one wakes it just as well.
-        let _ = self.wake.write(1);
-    }
-
-    pub(crate) fn wake(&self) -> &EventFd {
-        &self.wake
-    }
-}
-
 /// One native event loop and its workers, serving any number of sessions.
 ///
 /// Its methods may be called on any thread and never wait for a fault. Dropping it closes what is still open (pages
 /// still missing are poisoned) and joins the thread.
 pub struct Pager {
-    mailbox: Mailbox,
+    mailbox: Mailbox<Message>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -133,11 +113,8 @@ impl Pager {
     /// [`PagerError::System`] when descriptors or threads have run out, or `cpu` is none of this machine's.
     pub fn start(options: &PagerOptions) -> Result<Self, PagerError> {
         let failed = |syscall| move |errno| PagerError::System { syscall, errno };
-        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(failed("eventfd"))?;
-        let (sender, receiver) = channel();
-        let mailbox = Mailbox { sender: Arc::new(Mutex::new(sender)), wake: Arc::new(wake) };
-        let event_loop = EventLoop::new(receiver, mailbox.clone(), options.workers)?;
+        let (mailbox, inbox) = Mailbox::new(Bell::new().map_err(failed("eventfd"))?);
+        let event_loop = EventLoop::new(inbox, mailbox.clone(), options.workers)?;
         // Pinning happens on the new thread; it answers before anything is served.
         let (started, answer) = channel();
         let cpu = options.cpu;

@@ -9,7 +9,7 @@ use crate::last_words;
 use crate::policy::EndReason;
 use crate::resolve::{Filling, Stop};
 use crate::session::{Context, InFlight, MOST_IN_FLIGHT, Session};
-use crate::source::{self, ReadNow};
+use crate::source::{self, Fetch, ReadNow};
 use crate::workers::{Completion, Job, Urgency, Workers};
 
 impl Session {
@@ -68,7 +68,9 @@ impl Session {
             source: Arc::clone(&self.source),
         };
         let urgency = if waiting.is_some() { Urgency::Demand } else { Urgency::Background };
-        if workers.submit(job, urgency).is_err() {
+        let fetch = Fetch::new(job, workers.deliver(), urgency == Urgency::Demand);
+        let job = source::fetch(&*self.source, fetch).err().and_then(Fetch::into_job);
+        if job.is_some_and(|job| workers.submit(job, urgency).is_err()) {
             let error = PagerError::Exhausted("no thread could be started to read the source".to_owned());
             return Err(Stop::Failed(EndReason::Exhausted, error));
         }

@@ -6,12 +6,11 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::PagerError;
-use crate::source::{Fetch, PageSource, panicked};
+use crate::source::{PageSource, panicked};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, thread};
 
 /// How long stopping waits for a read that is under way. A thread stuck on a dead disk is then left behind:
 /// it holds only its source and its buffer.
@@ -80,19 +79,17 @@ impl Workers {
         Self { shared: Arc::new(shared), most_threads: most_threads.max(1) }
     }
 
+    /// Where finished reads go, for those that are finished elsewhere.
+    pub(crate) fn deliver(&self) -> Deliver {
+        Arc::clone(&self.shared.deliver)
+    }
+
     /// Queues a read. The caller bounds how many are under way.
     ///
     /// # Errors
     ///
     /// The job itself, when no thread could be started for it and none is running.
     pub(crate) fn submit(&self, job: Job, urgency: Urgency) -> Result<(), Job> {
-        let source = Arc::clone(&job.source);
-        let fetch = Fetch::new(job, Arc::clone(&self.shared.deliver), urgency == Urgency::Demand);
-        let Err(fetch) = crate::source::fetch(&*source, fetch) else { return Ok(()) };
-        fetch.into_job().map_or(Ok(()), |job| self.queue(job, urgency))
-    }
-
-    fn queue(&self, job: Job, urgency: Urgency) -> Result<(), Job> {
         let mut queues = self.shared.lock();
         let waiting = queues.demand.len() + queues.background.len();
         if queues.idle <= waiting && queues.threads < self.most_threads {
@@ -174,10 +171,9 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
     use crate::source::ReadNow;
+    use crate::sync::{check, mpsc};
 
     /// A source whose first byte comes only when the test lets it.
     #[derive(Debug)]
@@ -217,41 +213,47 @@ mod tests {
 
     #[test]
     fn a_read_somebody_waits_for_goes_before_background_reads_queued_earlier() {
-        let (workers, completions, open, source) = pool(1);
-        workers.submit(job(&source, 0), Urgency::Demand).unwrap();
-        for page in 2..5 {
-            workers.submit(job(&source, page), Urgency::Background).unwrap();
-        }
-        workers.submit(job(&source, 9), Urgency::Demand).unwrap();
+        check(|| {
+            let (workers, completions, open, source) = pool(1);
+            workers.submit(job(&source, 0), Urgency::Demand).unwrap();
+            for page in 2..5 {
+                workers.submit(job(&source, page), Urgency::Background).unwrap();
+            }
+            workers.submit(job(&source, 9), Urgency::Demand).unwrap();
 
-        open.send(()).unwrap();
+            open.send(()).unwrap();
 
-        let order: Vec<usize> = completions.iter().take(5).map(|done| done.job.pages.start).collect();
-        assert_eq!(order, [0, 9, 2, 3, 4]);
+            let order: Vec<usize> = completions.iter().take(5).map(|done| done.job.pages.start).collect();
+            assert_eq!(order, [0, 9, 2, 3, 4]);
+        });
     }
 
     #[test]
     fn a_source_that_panics_is_an_error_and_the_pool_goes_on() {
-        let (workers, completions, _open, source) = pool(1);
+        check(|| {
+            let (workers, completions, _open, source) = pool(1);
 
-        workers.submit(job(&source, 1), Urgency::Demand).unwrap();
-        workers.submit(job(&source, 2), Urgency::Demand).unwrap();
+            workers.submit(job(&source, 1), Urgency::Demand).unwrap();
+            workers.submit(job(&source, 2), Urgency::Demand).unwrap();
 
-        assert!(matches!(completions.recv().unwrap().result, Err(PagerError::Internal(_))));
-        let good = completions.recv().unwrap();
-        assert!(good.result.is_ok());
-        assert_eq!(good.job.buffer, [9; 4096]);
+            assert!(matches!(completions.recv().unwrap().result, Err(PagerError::Internal(_))));
+            let good = completions.recv().unwrap();
+            assert!(good.result.is_ok());
+            assert_eq!(good.job.buffer, [9; 4096]);
+        });
     }
 
     #[test]
     fn dropping_the_pool_ends_its_threads() {
-        let (workers, completions, _open, source) = pool(3);
-        workers.submit(job(&source, 2), Urgency::Demand).unwrap();
-        completions.recv().unwrap();
-        let shared = Arc::downgrade(&workers.shared);
+        check(|| {
+            let (workers, completions, _open, source) = pool(3);
+            workers.submit(job(&source, 2), Urgency::Demand).unwrap();
+            completions.recv().unwrap();
+            let shared = Arc::downgrade(&workers.shared);
 
-        drop(workers);
+            drop(workers);
 
-        assert!(shared.upgrade().is_none_or(|shared| shared.lock().threads == 0));
+            assert!(shared.upgrade().is_none_or(|shared| shared.lock().threads == 0));
+        });
     }
 }

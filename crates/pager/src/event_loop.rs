@@ -5,6 +5,7 @@
 //! faults whose pause is over, then one step of each session that is ending.
 
 mod connections;
+mod forked;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -67,6 +68,7 @@ enum Token {
     Handshake(u64),
     Uffd(u64),
     Process(u64),
+    Probe,
 }
 
 impl Token {
@@ -78,6 +80,7 @@ impl Token {
             Self::Handshake(id) => (id, 3),
             Self::Uffd(id) => (id, 4),
             Self::Process(id) => (id, 5),
+            Self::Probe => (0, 6),
         };
         id << 3 | kind
     }
@@ -90,6 +93,7 @@ impl Token {
             2 => Self::Listener(id),
             3 => Self::Handshake(id),
             4 => Self::Uffd(id),
+            6 => Self::Probe,
             _ => Self::Process(id),
         }
     }
@@ -116,6 +120,11 @@ pub(crate) struct EventLoop {
     /// Sessions to look at before sleeping: something happened to them, or they wait for a moment to come.
     /// Idle ones cost nothing, however many there are.
     restless: HashSet<u64>,
+    /// Sessions of children that were forked, and of which session, until they are taken over.
+    forked: Vec<(u64, Session)>,
+    /// Sessions whose process nothing tells the end of: they are asked from time to time, by this timer.
+    unwatched: HashSet<u64>,
+    probe: TimerFd,
     events: EventBuffer,
     staging: Staging,
     base_page_size: u64,
@@ -130,10 +139,16 @@ impl EventLoop {
     ) -> Result<Self, PagerError> {
         let failed = |syscall| move |errno| PagerError::System { syscall, errno };
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("epoll_create1"))?;
-        let timer =
+        let new_timer = || {
             TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-                .map_err(failed("timerfd_create"))?;
-        for (fd, token) in [(mailbox.wake().as_fd(), Token::Wake), (timer.as_fd(), Token::Timer)] {
+                .map_err(failed("timerfd_create"))
+        };
+        let (timer, probe) = (new_timer()?, new_timer()?);
+        for (fd, token) in [
+            (mailbox.wake().as_fd(), Token::Wake),
+            (timer.as_fd(), Token::Timer),
+            (probe.as_fd(), Token::Probe),
+        ] {
             watch(&epoll, fd, token).map_err(failed("epoll_ctl"))?;
         }
         let deliver = {
@@ -150,6 +165,9 @@ impl EventLoop {
             handshakes: HashMap::new(),
             sessions: HashMap::new(),
             restless: HashSet::new(),
+            forked: Vec::new(),
+            unwatched: HashSet::new(),
+            probe,
             events: EventBuffer::new(MESSAGES_PER_READ),
             staging: Staging::new(),
             base_page_size: uffd::page_size() as u64,
@@ -207,14 +225,19 @@ impl EventLoop {
                 session.serve(cx);
             }),
             Token::Process(id) => self.with_session(id, |session, _| session.phase.peer_gone()),
+            Token::Probe => self.probe_unwatched(),
         }
     }
 
     fn with_session(&mut self, id: u64, act: impl FnOnce(&mut Session, &mut Context<'_>)) {
         let Some(entry) = self.sessions.get_mut(&id) else { return };
         self.restless.insert(id);
-        let mut cx =
-            Context { events: &mut self.events, staging: self.staging.bytes(), workers: &self.workers };
+        let mut cx = Context {
+            events: &mut self.events,
+            staging: self.staging.bytes(),
+            workers: &self.workers,
+            forked: &mut self.forked,
+        };
         act(&mut entry.session, &mut cx);
     }
 
@@ -245,14 +268,19 @@ impl EventLoop {
 
     /// Everything that happens by itself, and how long the loop may sleep afterwards.
     fn settle(&mut self) -> EpollTimeout {
+        self.adopt_forked();
         let now = Instant::now();
         let mut soonest: Option<Instant> = None;
         let mut busy = false;
         let mut over = Vec::new();
         self.restless.retain(|&id| {
             let Some(entry) = self.sessions.get_mut(&id) else { return false };
-            let mut cx =
-                Context { events: &mut self.events, staging: self.staging.bytes(), workers: &self.workers };
+            let mut cx = Context {
+                events: &mut self.events,
+                staging: self.staging.bytes(),
+                workers: &self.workers,
+                forked: &mut self.forked,
+            };
             entry.session.retry(now, &mut cx);
             let next = entry.session.step(now, &mut cx);
             if entry.session.ended().is_some() {
@@ -270,6 +298,9 @@ impl EventLoop {
             }
             true
         });
+        // Forked while faults were tried again. Before their parents are buried, who else might be the last of a server.
+        busy |= !self.forked.is_empty();
+        self.adopt_forked();
         for id in over {
             self.bury(id);
         }
@@ -301,6 +332,7 @@ impl EventLoop {
         let Some(Entry { session, server, observer }) = self.sessions.remove(&id) else { return };
         // Explicitly: the peer may hold the same open file, and epoll would go on watching it.
         unwatch(&self.epoll, session.as_fd());
+        self.stop_probing(id);
         if let Some(process) = &session.process {
             unwatch(&self.epoll, process.as_fd());
         }
@@ -369,6 +401,7 @@ mod tests {
             Token::Handshake(8),
             Token::Uffd(1 << 50),
             Token::Process(9),
+            Token::Probe,
         ] {
             assert_eq!(Token::decode(token.encode()), token);
         }

@@ -8,6 +8,7 @@ mod deferred;
 mod error;
 mod event_loop;
 mod firecracker;
+mod following;
 mod guarded;
 mod notice;
 mod page_state;
@@ -24,7 +25,7 @@ mod sweep;
 mod window;
 mod workers;
 
-pub use address_map::{AddressMap, Region};
+pub use address_map::{AddressMap, Place, Region};
 pub use error::PagerError;
 pub use firecracker::{Handshake, parse_handshake};
 pub use guarded::Guarded;

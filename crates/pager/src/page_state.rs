@@ -5,7 +5,7 @@
 //! | --- | --- | --- |
 //! | 0 | 0 | missing: a fault gets the source's bytes |
 //! | 1 | 0 | was installed once; if it faults again its owner has discarded it, and it reads zero |
-//! | any | 1 | was discarded: reads zero for ever, the source is never consulted again |
+//! | any | 1 | was discarded, or is not mapped any more: reads zero for ever, the source is never consulted again |
 //!
 //! The two meanings of a bit never weaken: nothing ever makes a page "missing" again.
 
@@ -61,6 +61,12 @@ impl PageStates {
     /// Records that the owner discarded the pages.
     pub fn set_removed(&mut self, pages: Range<usize>) {
         set(&mut self.removed, pages, self.len);
+    }
+
+    /// Records that the pages are mapped nowhere any more: nothing is known or done about them from now on.
+    pub fn set_gone(&mut self, pages: Range<usize>) {
+        set(&mut self.removed, pages.clone(), self.len);
+        set(&mut self.present, pages, self.len);
     }
 
     /// The run of missing pages around `page` that lies within `limits`; empty when `page` is not missing.

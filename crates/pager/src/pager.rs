@@ -193,6 +193,7 @@ impl Pager {
             window: options.window,
             peer: Peer { pid, uid, gid },
             process: options.process.map(Supervised::new),
+            parent: None,
             own,
             connection: None,
         };

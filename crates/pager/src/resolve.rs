@@ -60,7 +60,7 @@ pub(crate) struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    /// Fills `pages`, which lie in one region, and wakes whoever waits for them.
+    /// Fills `pages`, wherever they lie by now, and wakes whoever waits for them. Those mapped nowhere are passed over.
     ///
     /// # Errors
     ///
@@ -68,10 +68,15 @@ impl Resolver<'_> {
     pub(crate) fn fill(&mut self, pages: Range<usize>, filling: Filling<'_>) -> Result<(), Stop> {
         let mut page = pages.start;
         while page < pages.end {
-            match self.fill_once(page..pages.end, pages.start, filling) {
+            let end = self.map.clip(page..pages.end).end;
+            if end == page {
+                page += 1;
+                continue;
+            }
+            match self.fill_once(page..end, pages.start, filling) {
                 Ok(()) => {
-                    self.installed(page..pages.end, filling);
-                    return Ok(());
+                    self.installed(page..end, filling);
+                    page = end;
                 }
                 Err(UffdError::PartiallyCopied { done }) => {
                     let filled = (done / self.map.page_size()) as usize;
@@ -87,15 +92,16 @@ impl Resolver<'_> {
                 }
                 Err(UffdError::Changing) => return Err(Stop::Changing(page)),
                 Err(UffdError::UffdClosed) => return Err(Stop::Gone),
-                Err(UffdError::NotRegistered) if pages.end - page > 1 => {
-                    return self.fill_singly(page..pages.end, pages.start, filling);
+                Err(UffdError::NotRegistered) if end - page > 1 => {
+                    self.fill_singly(page..end, pages.start, filling)?;
+                    page = end;
                 }
                 Err(UffdError::NotRegistered) => {
                     self.leave_to_kernel(page);
                     page += 1;
                 }
                 Err(_) if matches!(filling, Filling::Poison) => return Err(Stop::CannotPoison),
-                Err(error) => return Err(self.failed(page..pages.end, error)),
+                Err(error) => return Err(self.failed(page..end, error)),
             }
         }
         Ok(())
@@ -191,6 +197,10 @@ impl Resolver<'_> {
     }
 
     fn wake(&self, page: usize) {
+        for place in self.map.other_places_of(page..page + 1) {
+            // As below.
+            let _ = self.uffd.wake(place.start, place.end - place.start);
+        }
         if let Some(address) = self.map.address_of(page) {
             // WAKE fails only on ranges that were never valid; these were checked when the session began.
             let _ = self.uffd.wake(address, self.map.page_size());

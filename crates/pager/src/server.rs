@@ -187,6 +187,7 @@ impl Pending {
             window: server.options.window,
             peer: Peer::from(self.credentials),
             process: Some(process),
+            parent: None,
             own: false,
             connection: Some(self.socket),
         }))

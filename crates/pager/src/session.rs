@@ -10,10 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use uffd::{Event, EventBuffer, Userfaultfd};
+use uffd::{EventBuffer, Userfaultfd};
 
 use crate::address_map::{AddressMap, Region};
-use crate::deferred::Deferred;
+use crate::deferred::{Deferred, Wanted};
 use crate::error::PagerError;
 use crate::page_state::PageStates;
 use crate::policy::{EndReason, FailurePolicy, SessionEnd};
@@ -27,17 +27,17 @@ use crate::workers::{Completion, Job, Urgency, Workers};
 
 /// Reads of one session that may be under way at once. More faults than this wait their turn.
 const MOST_IN_FLIGHT: usize = 32;
-/// Messages read before they are answered, so that one session's storm does not hold up the others.
-const MOST_MESSAGES: usize = 1024;
 
 /// What is public about a session.
 #[derive(Debug)]
 pub struct SessionInfo {
     /// Unique in this process, never used again.
     pub id: u64,
-    /// Who is served.
+    /// Who is served. The process id is 0 for a forked child, which the kernel names by its memory only.
     pub peer: Peer,
-    /// The memory served, in address order.
+    /// The session of the process that this one was forked from, where it was.
+    pub parent: Option<u64>,
+    /// The memory served as it lay when the session began, in address order.
     pub regions: Vec<Region>,
     /// Bytes of a page.
     pub page_size: u64,
@@ -56,6 +56,8 @@ pub(crate) struct Parts {
     pub(crate) window: Option<u64>,
     pub(crate) peer: Peer,
     pub(crate) process: Option<Supervised>,
+    /// The session of the process it was forked from.
+    pub(crate) parent: Option<u64>,
     /// Memory of this very process: what cannot be served ends it, so that is said first.
     pub(crate) own: bool,
     /// Kept open: versions to come talk on it, and it names the peer.
@@ -72,15 +74,18 @@ pub(crate) struct Session {
     pub(crate) phase: Phase,
     pub(crate) deferred: Deferred,
     source: Arc<dyn PageSource>,
+    pub(crate) window_bytes: Option<u64>,
     window: Window,
-    huge: bool,
+    pub(crate) huge: bool,
     rounds: HashMap<usize, u32>,
     in_flight: Vec<InFlight>,
-    /// Faulting pages of the batch in hand.
-    batch: Vec<usize>,
+    /// Faults of the batch in hand.
+    pub(crate) batch: Vec<Wanted>,
     /// What answering this batch has installed: later faults of it in there were woken by that.
-    answered: Vec<Range<usize>>,
-    own: bool,
+    pub(crate) answered: Vec<Range<usize>>,
+    /// Faults at addresses where nothing could be done but to wake: how often, since the memory last changed.
+    pub(crate) rounds_elsewhere: HashMap<u64, u32>,
+    pub(crate) own: bool,
     pub(crate) connection: Option<OwnedFd>,
 }
 
@@ -97,15 +102,27 @@ pub(crate) struct Context<'a> {
     /// At least as long as any session's window.
     pub(crate) staging: &'a mut [u8],
     pub(crate) workers: &'a Workers,
+    /// Sessions of children that were forked, with their parent's id, for the event loop to take over.
+    pub(crate) forked: &'a mut Vec<(u64, Session)>,
 }
 
 impl Session {
     pub(crate) fn new(parts: Parts, base_page_size: u64) -> Self {
-        let Parts { id, uffd, map, source, policy, window, peer, process, own, connection } = parts;
+        let huge = parts.map.page_size() > base_page_size;
+        Self::of_parts(parts, huge)
+    }
+
+    pub(crate) fn of_parts(parts: Parts, huge: bool) -> Self {
+        let Parts { id, uffd, map, source, policy, window, peer, process, parent, own, connection } = parts;
         let (pages, page_size) = (map.pages(), map.page_size());
-        let huge = page_size > base_page_size;
-        let info =
-            SessionInfo { id, peer, regions: map.regions().collect(), page_size, stats: Stats::default() };
+        let info = SessionInfo {
+            id,
+            peer,
+            parent,
+            regions: map.regions().collect(),
+            page_size,
+            stats: Stats::default(),
+        };
         Self {
             info: Arc::new(info),
             uffd,
@@ -117,110 +134,21 @@ impl Session {
             deferred: Deferred::default(),
             source,
             // Huge pages are installed one at a time.
+            window_bytes: window,
             window: if huge { Window::Fixed(1) } else { Window::new(window, pages, page_size) },
             huge,
             rounds: HashMap::new(),
             in_flight: Vec::new(),
             batch: Vec::new(),
             answered: Vec::new(),
+            rounds_elsewhere: HashMap::new(),
             own,
             connection,
         }
     }
 
-    /// Reads what is waiting and answers it: removals first, whatever order they were read in, because the
-    /// kernel hands out faults before events that are older.
-    pub(crate) fn serve(&mut self, cx: &mut Context<'_>) {
-        let started = Instant::now();
-        let mut read = 0;
-        let mut failure = None;
-        let mut drained = false;
-        while !drained && read < MOST_MESSAGES {
-            match self.uffd.read_events(cx.events) {
-                Ok(count) => {
-                    read += count;
-                    // A read that had room left has emptied the queue: asking again would cost a system call.
-                    drained = count < cx.events.capacity();
-                }
-                Err(cause) => {
-                    failure = Some(PagerError::Kernel { address: 0, len: 0, cause });
-                    break;
-                }
-            }
-            for event in cx.events.drain() {
-                if let Err(error) = self.note(event) {
-                    failure = failure.or(Some(error));
-                }
-            }
-        }
-        if let Some(error) = failure {
-            self.fail(EndReason::Protocol, error);
-        }
-        self.answer_batch(cx);
-        self.info.stats.busy_ns.add(started.elapsed().as_nanos() as u64);
-    }
-
-    /// Takes one event down: faults to be answered later, everything else at once.
-    fn note(&mut self, event: Event) -> Result<(), PagerError> {
-        match event {
-            Event::Fault(fault) => {
-                self.info.stats.faults.add(1);
-                // Outside every region: not memory that was handed over, hence nothing this may fill.
-                self.batch.extend(self.map.page_of(fault.address));
-                Ok(())
-            }
-            Event::Remove { start, end } | Event::Unmap { start, end } => {
-                for pages in self.map.pages_of(start, end) {
-                    self.info.stats.pages_removed.add(pages.len() as u64);
-                    self.states.set_removed(pages);
-                }
-                Ok(())
-            }
-            Event::Fork { child } => {
-                self.poison_copy(&child);
-                Err(PagerError::Unsupported(
-                    "the served process forked with EVENT_FORK on; following a child is not supported"
-                        .to_owned(),
-                ))
-            }
-            Event::Remap { from, to, .. } => Err(PagerError::Unsupported(format!(
-                "the served process moved its memory (mremap from {from:#x} to {to:#x}); following it is not supported"
-            ))),
-            Event::Unknown { event } => {
-                Err(PagerError::Protocol(format!("the kernel sent an event of unknown kind {event:#x}")))
-            }
-        }
-    }
-
-    /// A forked child must not read zeros where its parent's memory was still missing.
-    fn poison_copy(&self, child: &Userfaultfd) {
-        let mut from = 0;
-        while let Some(run) = self.states.next_missing(from, self.map.pages()) {
-            from = run.end;
-            let run = self.map.clip(run);
-            from = from.min(run.end);
-            if let Some(address) = self.map.address_of(run.start) {
-                // A child that is gone, or a kernel that cannot poison: there is no more that could be done to it.
-                let _ = child.poison(address, self.map.bytes(run.len()), true);
-            }
-        }
-    }
-
-    fn answer_batch(&mut self, cx: &mut Context<'_>) {
-        self.answered.clear();
-        let mut batch = std::mem::take(&mut self.batch);
-        for page in batch.drain(..) {
-            self.answer(page, cx);
-        }
-        self.batch = batch;
-    }
-
-    /// Answers, or takes charge of, one fault.
-    pub(crate) fn answer(&mut self, page: usize, cx: &mut Context<'_>) {
-        if !self.phase.answers() {
-            // Its process is being killed, or is gone.
-            return;
-        }
+    /// Answers, or takes charge of, the fault on a page that is missing from the other process's memory.
+    pub(crate) fn answer_missing(&mut self, page: usize, wanted: Wanted, cx: &mut Context<'_>) {
         if self.answered.iter().any(|pages| pages.contains(&page)) {
             self.info.stats.already_present.add(1);
             return;
@@ -233,7 +161,7 @@ impl Session {
         } else {
             self.answer_from_source(page, cx)
         };
-        self.settle(page, outcome);
+        self.settle(page, wanted, outcome);
     }
 
     fn answer_from_source(&mut self, page: usize, cx: &mut Context<'_>) -> Result<(), Stop> {
@@ -313,7 +241,10 @@ impl Session {
         // Those that were discarded, refused, or are to be poisoned now. A page that was filled above is passed
         // over: filling woke its waiters.
         for page in waiting {
-            self.answer(page, cx);
+            // Where it is now. Who waited where it was before was woken when it left.
+            if let Some(address) = self.map.address_of(page) {
+                self.answer(Wanted::missing(address), cx);
+            }
         }
     }
 
@@ -352,34 +283,36 @@ impl Session {
         };
         if end > pages.start {
             self.deferred.progressed();
+            self.wake_other_places(pages.start..end);
             self.answered.push(pages.start..end);
         }
         done
     }
 
     /// What becomes of the fault on `page` after an attempt to answer it.
-    fn settle(&mut self, page: usize, outcome: Result<(), Stop>) {
+    pub(crate) fn settle(&mut self, page: usize, wanted: Wanted, outcome: Result<(), Stop>) {
         match outcome {
             Ok(()) => {}
             Err(Stop::Changing(from)) if from > page => {}
-            Err(Stop::Changing(_)) => {
-                self.info.stats.deferred.add(1);
-                self.deferred.park(page, Instant::now());
-            }
-            Err(stop) => {
-                // Whatever happens to the session, this fault still waits.
-                self.deferred.park(page, Instant::now());
-                self.stopped(stop);
-            }
+            Err(stop) => self.put_off(wanted, stop),
         }
+    }
+
+    /// The fault could not be answered now. Whatever happens to the session, it still waits.
+    pub(crate) fn put_off(&mut self, wanted: Wanted, stop: Stop) {
+        if matches!(stop, Stop::Changing(_)) {
+            self.info.stats.deferred.add(1);
+        }
+        self.deferred.park(wanted, Instant::now());
+        self.stopped(stop);
     }
 
     /// Tries the parked faults again, if it is time.
     pub(crate) fn retry(&mut self, now: Instant, cx: &mut Context<'_>) {
-        let Some(pages) = self.deferred.take_due(now) else { return };
+        let Some(parked) = self.deferred.take_due(now) else { return };
         // The thread that changes the address space has to run before anything can be installed.
         std::thread::yield_now();
-        self.batch.extend(pages);
+        self.batch.extend(parked);
         self.serve(cx);
     }
 

@@ -95,6 +95,14 @@ impl Phase {
         *self = Self::Over { end, leave_open: false };
     }
 
+    /// What a child forked in this phase begins with: the same, from its first page on.
+    pub(crate) fn of_child(&self) -> Self {
+        match self {
+            Self::Sweeping { rest, end, .. } => Self::sweep(*rest, end.clone()),
+            _ => Self::Serving,
+        }
+    }
+
     fn sweep(rest: Rest, end: SessionEnd) -> Self {
         Self::Sweeping { rest, next: 0, not_before: None, end }
     }
@@ -227,9 +235,9 @@ impl Session {
 
     /// Nothing is missing any more: the kernel may serve this memory itself.
     fn finish(&mut self, cx: &mut Context<'_>) -> Next {
-        for region in self.map.regions() {
+        for (addresses, _) in self.map.memory() {
             // A process that is gone has nothing left to unregister. Memory it has unmapped likewise.
-            let _ = self.uffd.unregister(region.address, region.len);
+            let _ = self.uffd.unregister(addresses.start, addresses.end - addresses.start);
         }
         // Threads of the process wait until their events are read; a forked child is left its own memory.
         while matches!(self.uffd.read_events(cx.events), Ok(count) if count > 0) {

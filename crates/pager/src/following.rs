@@ -1,0 +1,298 @@
+//! Following the served process: what its events mean for the session, and what is done about faults at addresses that
+//! its pages have left.
+//!
+//! | the process | what follows |
+//! | --- | --- |
+//! | discards pages (REMOVE) | they read zero for ever |
+//! | unmaps (UNMAP) | the pages leave the session: nothing is ever installed there again |
+//! | moves (REMAP) | the pages keep state and source at their new address; the old place, until it is unmapped, reads zero |
+//! | forks (FORK) | the child is a session of its own, which begins with its parent's pages as they are |
+//! | grows a mapping (no event) | the new part reads zero |
+//!
+//! Faults are kept by address until they are answered: the kernel hands them out before events that are older, so that
+//! only after all events were read it is known which page is meant. Who sleeps at an address whose page has left is woken
+//! when that is read, because the kernel does not do it.
+
+use std::ops::Range;
+use std::ptr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use uffd::{CopyOptions, Event, UffdError, Userfaultfd};
+
+use crate::address_map::Place;
+use crate::deferred::{Kind, Wanted};
+use crate::error::PagerError;
+use crate::pager::next_id;
+use crate::policy::EndReason;
+use crate::resolve::Stop;
+use crate::session::{Context, Parts, Session};
+use crate::supervise::Peer;
+
+/// Messages read before they are answered, so that one session's storm does not hold up the others.
+const MOST_MESSAGES: usize = 1024;
+/// How often a thread may fault at an address where nothing helps, while the memory stays as it is.
+const MOST_ROUNDS: u32 = 8;
+/// Such addresses that are counted at one time.
+const MOST_COUNTED: usize = 64;
+
+impl Session {
+    /// Reads what is waiting and answers it: removals first, whatever order they were read in, because the
+    /// kernel hands out faults before events that are older.
+    pub(crate) fn serve(&mut self, cx: &mut Context<'_>) {
+        let started = Instant::now();
+        let mut read = 0;
+        let mut failure: Option<(EndReason, PagerError)> = None;
+        let mut drained = false;
+        while !drained && read < MOST_MESSAGES {
+            match self.uffd.read_events(cx.events) {
+                Ok(count) => {
+                    read += count;
+                    // A read that had room left has emptied the queue: asking again would cost a system call.
+                    drained = count < cx.events.capacity();
+                }
+                Err(cause) => {
+                    failure = Some(unreadable(cause));
+                    break;
+                }
+            }
+            for event in cx.events.drain() {
+                if let Err(error) = self.note(event, cx.forked) {
+                    failure = failure.or(Some((reason_of(&error), error)));
+                }
+            }
+        }
+        if let Some((reason, error)) = failure {
+            self.fail(reason, error);
+        }
+        self.answer_batch(cx);
+        self.info.stats.busy_ns.add(started.elapsed().as_nanos() as u64);
+    }
+
+    /// Takes one event down: faults to be answered later, everything else at once.
+    fn note(&mut self, event: Event, forked: &mut Vec<(u64, Self)>) -> Result<(), PagerError> {
+        match event {
+            Event::Fault(fault) => {
+                self.info.stats.faults.add(1);
+                let address = fault.address & !(self.map.page_size() - 1);
+                self.batch.push(Wanted { address, kind: Kind::from(fault.kind), write: fault.write });
+                Ok(())
+            }
+            Event::Remove { start, end } => {
+                for pages in self.map.pages_of(start, end) {
+                    self.info.stats.pages_removed.add(pages.len() as u64);
+                    self.states.set_removed(pages);
+                }
+                Ok(())
+            }
+            Event::Unmap { start, end } => {
+                let (gone, outcome) = self.map.unmap(start, end);
+                self.left(start..end, gone);
+                outcome
+            }
+            Event::Remap { from, to, len } => {
+                let (gone, outcome) = self.map.remap(from, to, len);
+                self.left(from..from.saturating_add(len), gone);
+                outcome
+            }
+            Event::Fork { child } => {
+                if self.phase.answers() {
+                    forked.push((self.info.id, self.child(child)));
+                } else {
+                    // There is no more to be done to it: its parent is being killed.
+                    self.poison_copy(&child);
+                }
+                Ok(())
+            }
+            Event::Unknown { event } => {
+                Err(PagerError::Protocol(format!("the kernel sent an event of unknown kind {event:#x}")))
+            }
+        }
+    }
+
+    /// Pages have left `addresses`; those in `gone` are mapped nowhere any more.
+    fn left(&mut self, addresses: Range<u64>, gone: Vec<Range<usize>>) {
+        for pages in gone {
+            self.states.set_gone(pages);
+        }
+        self.rounds_elsewhere.clear();
+        if !addresses.is_empty() {
+            // Who sleeps there would sleep for ever. An error would say that no process can have such addresses.
+            let _ = self.uffd.wake(addresses.start, addresses.end - addresses.start);
+        }
+    }
+
+    /// The session of a forked child, whose memory is its parent's at this very moment: no page was installed since the
+    /// kernel copied it, because the kernel allows none until this event was read.
+    fn child(&self, uffd: Userfaultfd) -> Self {
+        let Peer { uid, gid, .. } = self.info.peer;
+        let parts = Parts {
+            id: next_id(),
+            uffd,
+            map: self.map.clone(),
+            source: Arc::clone(self.source()),
+            policy: self.policy,
+            window: self.window_bytes,
+            peer: Peer { pid: 0, uid, gid },
+            process: None,
+            parent: Some(self.info.id),
+            own: false,
+            connection: None,
+        };
+        let mut child = Self::of_parts(parts, self.huge);
+        child.states = self.states.clone();
+        child.phase = self.phase.of_child();
+        child
+    }
+
+    /// A forked child must not read zeros where its parent's memory was still missing.
+    fn poison_copy(&self, child: &Userfaultfd) {
+        let mut from = 0;
+        while let Some(run) = self.states.next_missing(from, self.map.pages()) {
+            from = run.end;
+            let run = self.map.clip(run);
+            from = from.min(run.end);
+            if let Some(address) = self.map.address_of(run.start) {
+                // A child that is gone, or a kernel that cannot poison: there is no more that could be done to it.
+                let _ = child.poison(address, self.map.bytes(run.len()), true);
+            }
+        }
+    }
+
+    fn answer_batch(&mut self, cx: &mut Context<'_>) {
+        self.answered.clear();
+        let mut batch = std::mem::take(&mut self.batch);
+        for wanted in batch.drain(..) {
+            self.answer(wanted, cx);
+        }
+        self.batch = batch;
+    }
+
+    /// Answers, or takes charge of, one fault, wherever it is by now.
+    pub(crate) fn answer(&mut self, wanted: Wanted, cx: &mut Context<'_>) {
+        if !self.phase.answers() {
+            // Its process is being killed, or is gone.
+            return;
+        }
+        match self.map.place_of(wanted.address) {
+            Some(Place::Page(page)) => self.answer_missing(page, wanted, cx),
+            Some(Place::Zeros) => self.answer_with_zeros(wanted),
+            None => self.answer_stray(wanted),
+        }
+    }
+
+    /// A fault in memory that has no source.
+    fn answer_with_zeros(&mut self, wanted: Wanted) {
+        let page_size = self.map.page_size();
+        let filled = if self.huge {
+            self.uffd.zero_huge(wanted.address, page_size, page_size as usize, true)
+        } else {
+            self.uffd.zero(wanted.address, page_size, true)
+        };
+        match filled {
+            Ok(()) => {
+                self.info.stats.pages_zeroed.add(1);
+                self.deferred.progressed();
+                self.rounds_elsewhere.remove(&wanted.address);
+            }
+            Err(UffdError::Changing | UffdError::PartiallyCopied { .. }) => {
+                self.put_off(wanted, Stop::Changing(0));
+            }
+            Err(UffdError::UffdClosed) => self.stopped(Stop::Gone),
+            Err(UffdError::PageExist | UffdError::NotRegistered) => self.wake_only(wanted),
+            Err(cause) => {
+                let error = PagerError::Kernel { address: wanted.address, len: page_size, cause };
+                self.put_off(wanted, Stop::Failed(EndReason::Protocol, error));
+            }
+        }
+    }
+
+    /// A fault outside the session's memory: it left before the fault was answered, or a mapping has grown.
+    fn answer_stray(&mut self, wanted: Wanted) {
+        match self.has_grown_to(wanted.address) {
+            Ok(Some(end)) => {
+                if let Err(error) = self.map.grow(end, wanted.address + self.map.page_size()) {
+                    self.fail(reason_of(&error), error);
+                }
+                self.answer_with_zeros(wanted);
+            }
+            Ok(None) => self.wake_only(wanted),
+            Err(stop) => self.put_off(wanted, stop),
+        }
+    }
+
+    /// Nothing is to be installed, but a thread may sleep there. If it comes back again and again, it touches memory that
+    /// is registered and that nobody answers for.
+    fn wake_only(&mut self, wanted: Wanted) {
+        let page_size = self.map.page_size();
+        // As above: the address came from the kernel.
+        let _ = self.uffd.wake(wanted.address, page_size);
+        if self.rounds_elsewhere.len() >= MOST_COUNTED {
+            self.rounds_elsewhere.clear();
+        }
+        let rounds = self.rounds_elsewhere.entry(wanted.address).or_insert(0);
+        *rounds += 1;
+        if *rounds <= MOST_ROUNDS {
+            return;
+        }
+        // Never zeros: what belongs there is not known. Where it cannot be poisoned, closing is all that is left.
+        let _ = self.uffd.poison(wanted.address, page_size, true);
+        self.fail(
+            EndReason::Protocol,
+            PagerError::Protocol(format!(
+                "a thread waits for {:#x}, which is registered but no memory of this session: hand over every range that \
+                 is registered, or register it with a userfaultfd of its own",
+                wanted.address
+            )),
+        );
+    }
+
+    /// Where the memory of the session ends that goes on to `address` in one mapping, if it does. A mapping that grows in
+    /// place sends no event, and its new part is registered like the old.
+    fn has_grown_to(&self, address: u64) -> Result<Option<u64>, Stop> {
+        let page_size = self.map.page_size();
+        let Some(end) = self.map.end_below(address) else { return Ok(None) };
+        let Some(last) = end.checked_sub(page_size) else { return Ok(None) };
+        let len = (address + page_size - last) as usize;
+        // The kernel first looks whether the range lies in one mapping, and then finds nothing to copy from.
+        // SAFETY: nothing is mapped at address 0, so nothing is read, and nothing is installed.
+        let probed = unsafe {
+            self.uffd.copy(last, ptr::null(), len, CopyOptions { wake: false, ..CopyOptions::default() })
+        };
+        match probed {
+            Err(UffdError::PageExist | UffdError::System { errno: Errno::EFAULT, .. }) => Ok(Some(end)),
+            Err(UffdError::Changing) => Err(Stop::Changing(0)),
+            Err(UffdError::UffdClosed) => Err(Stop::Gone),
+            _ => Ok(None),
+        }
+    }
+
+    /// Wakes who waits for pages of shared memory at its other addresses.
+    pub(crate) fn wake_other_places(&self, pages: Range<usize>) {
+        for place in self.map.other_places_of(pages) {
+            // As above: the addresses came from the kernel.
+            let _ = self.uffd.wake(place.start, place.end - place.start);
+        }
+    }
+}
+
+/// Why reading events failed.
+fn unreadable(cause: UffdError) -> (EndReason, PagerError) {
+    match cause.errno() {
+        Some(libc::EMFILE | libc::ENFILE) => (
+            EndReason::Exhausted,
+            PagerError::Exhausted(
+                "no descriptor is free for the memory of a forked child (RLIMIT_NOFILE)".to_owned(),
+            ),
+        ),
+        _ => (EndReason::Protocol, PagerError::Kernel { address: 0, len: 0, cause }),
+    }
+}
+
+fn reason_of(error: &PagerError) -> EndReason {
+    match error {
+        PagerError::Exhausted(_) => EndReason::Exhausted,
+        _ => EndReason::Protocol,
+    }
+}

@@ -96,6 +96,9 @@ pub enum PagerError {
     /// Whoever served this memory ended without closing the session.
     #[error("the program that served this memory ended without closing its sessions")]
     Abandoned,
+    /// The session that something was asked of is over, or never was.
+    #[error("the session is over: ask before closing it, and not after its end was told")]
+    SessionOver,
     /// A system call of the pager's own failed.
     #[error("{syscall}: {errno}")]
     System {
@@ -134,6 +137,7 @@ impl PagerError {
             Self::Timeout { .. } => "ERR_UFFD_TIMEOUT",
             Self::Exhausted(_) => "ERR_UFFD_EXHAUSTED",
             Self::Internal(_) | Self::Abandoned => "ERR_UFFD_PAGER_LOST",
+            Self::SessionOver => "ERR_UFFD_USE_AFTER_CLOSE",
             Self::System { .. } => "ERR_UFFD_SYSTEM",
             Self::Kernel { cause, .. } => match cause {
                 UffdError::UffdClosed => "ERR_UFFD_CLOSED",

@@ -250,6 +250,10 @@ impl EventLoop {
                 Message::Adopt(adopted) => self.adopt(adopted.0, &adopted.1),
                 Message::CloseServer { id, rest } => self.close_server(id, rest),
                 Message::CloseSession { id, rest } => self.with_session(id, |session, _| session.close(rest)),
+                Message::TakeDirty { id, most, deliver } if self.sessions.contains_key(&id) => {
+                    self.with_session(id, |session, _| session.take_dirty(most, deliver));
+                }
+                Message::TakeDirty { deliver, .. } => deliver(Err(PagerError::SessionOver)),
                 Message::AbandonServer { id } => self.abandon_server(id),
                 Message::Completed(completion) => {
                     self.with_session(completion.job.session, |session, cx| session.complete(completion, cx));

@@ -13,13 +13,14 @@
 //! only after all events were read it is known which page is meant. Who sleeps at an address whose page has left is woken
 //! when that is read, because the kernel does not do it.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use nix::errno::Errno;
-use uffd::{CopyOptions, Event, UffdError, Userfaultfd};
+use uffd::{ContinueOptions, CopyOptions, Event, UffdError, Userfaultfd};
 
 use crate::address_map::Place;
 use crate::deferred::{Kind, Wanted};
@@ -29,6 +30,7 @@ use crate::policy::EndReason;
 use crate::resolve::Stop;
 use crate::session::{Context, Parts, Session};
 use crate::supervise::Peer;
+use crate::tracking::Tracking;
 
 /// Messages read before they are answered, so that one session's storm does not hold up the others.
 const MOST_MESSAGES: usize = 1024;
@@ -36,6 +38,29 @@ const MOST_MESSAGES: usize = 1024;
 const MOST_ROUNDS: u32 = 8;
 /// Such addresses that are counted at one time.
 const MOST_COUNTED: usize = 64;
+
+/// Faults at addresses where nothing could be done but to wake, since the memory last changed.
+#[derive(Debug, Default)]
+pub(crate) struct Elsewhere {
+    /// By address: how many batches had such a fault, and the last of them. Many threads can wait for one page.
+    rounds: HashMap<u64, (u32, u64)>,
+    batch: u64,
+}
+
+impl Elsewhere {
+    /// Takes note of one; whether that is one too often.
+    fn again(&mut self, address: u64) -> bool {
+        if self.rounds.len() >= MOST_COUNTED {
+            self.rounds.clear();
+        }
+        let (rounds, last) = self.rounds.entry(address).or_insert((0, 0));
+        if *last != self.batch {
+            *rounds += 1;
+            *last = self.batch;
+        }
+        *rounds > MOST_ROUNDS
+    }
+}
 
 impl Session {
     /// Reads what is waiting and answers it: removals first, whatever order they were read in, because the
@@ -82,6 +107,9 @@ impl Session {
             Event::Remove { start, end } => {
                 for pages in self.map.pages_of(start, end) {
                     self.info.stats.pages_removed.add(pages.len() as u64);
+                    if let Some(tracking) = self.tracking.as_mut() {
+                        tracking.discarded(pages.clone());
+                    }
                     self.states.set_removed(pages);
                 }
                 Ok(())
@@ -116,7 +144,7 @@ impl Session {
         for pages in gone {
             self.states.set_gone(pages);
         }
-        self.rounds_elsewhere.clear();
+        self.elsewhere.rounds.clear();
         if !addresses.is_empty() {
             // Who sleeps there would sleep for ever. An error would say that no process can have such addresses.
             let _ = self.uffd.wake(addresses.start, addresses.end - addresses.start);
@@ -137,6 +165,9 @@ impl Session {
             peer: Peer { pid: 0, uid, gid },
             process: None,
             parent: Some(self.info.id),
+            minor: self.minor().cloned(),
+            tracking: self.tracking.as_ref().map(Tracking::of_child),
+            all_there: false,
             own: false,
             connection: None,
         };
@@ -154,14 +185,20 @@ impl Session {
             let run = self.map.clip(run);
             from = from.min(run.end);
             if let Some(address) = self.map.address_of(run.start) {
+                let len = self.map.bytes(run.len());
+                if self.tracking.is_some() {
+                    // A mark of protection is in the way of one of poison.
+                    let _ = child.write_protect(address, len, false, false);
+                }
                 // A child that is gone, or a kernel that cannot poison: there is no more that could be done to it.
-                let _ = child.poison(address, self.map.bytes(run.len()), true);
+                let _ = child.poison(address, len, true);
             }
         }
     }
 
     fn answer_batch(&mut self, cx: &mut Context<'_>) {
         self.answered.clear();
+        self.elsewhere.batch += 1;
         let mut batch = std::mem::take(&mut self.batch);
         for wanted in batch.drain(..) {
             self.answer(wanted, cx);
@@ -175,10 +212,13 @@ impl Session {
             // Its process is being killed, or is gone.
             return;
         }
-        match self.map.place_of(wanted.address) {
-            Some(Place::Page(page)) => self.answer_missing(page, wanted, cx),
-            Some(Place::Zeros) => self.answer_with_zeros(wanted),
-            None => self.answer_stray(wanted),
+        match (wanted.kind, self.map.place_of(wanted.address)) {
+            (Kind::WriteProtect, _) => self.answer_protected(wanted),
+            (Kind::Missing, Some(Place::Page(page))) => self.answer_missing(page, wanted, cx),
+            (Kind::Minor, Some(Place::Page(page))) => self.answer_minor(page, wanted, cx),
+            (Kind::Missing, Some(Place::Zeros)) => self.answer_with_zeros(wanted),
+            (Kind::Minor, Some(Place::Zeros)) => self.continue_at(wanted),
+            (_, None) => self.answer_stray(wanted),
         }
     }
 
@@ -194,18 +234,55 @@ impl Session {
             Ok(()) => {
                 self.info.stats.pages_zeroed.add(1);
                 self.deferred.progressed();
-                self.rounds_elsewhere.remove(&wanted.address);
+                self.elsewhere.rounds.remove(&wanted.address);
             }
             Err(UffdError::Changing | UffdError::PartiallyCopied { .. }) => {
                 self.put_off(wanted, Stop::Changing(0));
             }
             Err(UffdError::UffdClosed) => self.stopped(Stop::Gone),
+            // Another thread's fault brought it. Of huge pages the kernel says so too when it has none left.
+            Err(UffdError::PageExist) if !self.huge => {
+                let _ = self.uffd.wake(wanted.address, page_size);
+            }
             Err(UffdError::PageExist | UffdError::NotRegistered) => self.wake_only(wanted),
             Err(cause) => {
-                let error = PagerError::Kernel { address: wanted.address, len: page_size, cause };
-                self.put_off(wanted, Stop::Failed(EndReason::Protocol, error));
+                let stop = self.refused(wanted.address, cause);
+                self.put_off(wanted, stop);
             }
         }
+    }
+
+    /// Maps a page that the page cache has.
+    pub(crate) fn continue_at(&mut self, wanted: Wanted) {
+        let page_size = self.map.page_size();
+        let options =
+            ContinueOptions { write_protect: self.tracking.is_some(), ..ContinueOptions::default() };
+        match self.uffd.continue_pages(wanted.address, page_size, options) {
+            Ok(()) => self.deferred.progressed(),
+            Err(UffdError::Changing | UffdError::PartiallyCopied { .. }) => {
+                self.put_off(wanted, Stop::Changing(0));
+            }
+            Err(UffdError::UffdClosed) => self.stopped(Stop::Gone),
+            // Mapped by now, or taken out of the cache: then it faults again, as a missing page.
+            Err(UffdError::PageExist | UffdError::System { errno: Errno::EFAULT, .. }) => {
+                // As above.
+                let _ = self.uffd.wake(wanted.address, page_size);
+            }
+            Err(UffdError::NotRegistered) => self.wake_only(wanted),
+            Err(cause) => {
+                let stop = self.refused(wanted.address, cause);
+                self.put_off(wanted, stop);
+            }
+        }
+    }
+
+    /// What follows when the kernel refuses something for one page.
+    pub(crate) fn refused(&self, address: u64, cause: UffdError) -> Stop {
+        let reason = match cause.errno() {
+            Some(libc::ENOMEM) => EndReason::Exhausted,
+            _ => EndReason::Protocol,
+        };
+        Stop::Failed(reason, PagerError::Kernel { address, len: self.map.page_size(), cause })
     }
 
     /// A fault outside the session's memory: it left before the fault was answered, or a mapping has grown.
@@ -215,7 +292,10 @@ impl Session {
                 if let Err(error) = self.map.grow(end, wanted.address + self.map.page_size()) {
                     self.fail(reason_of(&error), error);
                 }
-                self.answer_with_zeros(wanted);
+                match wanted.kind {
+                    Kind::Minor => self.continue_at(wanted),
+                    _ => self.answer_with_zeros(wanted),
+                }
             }
             Ok(None) => self.wake_only(wanted),
             Err(stop) => self.put_off(wanted, stop),
@@ -224,16 +304,11 @@ impl Session {
 
     /// Nothing is to be installed, but a thread may sleep there. If it comes back again and again, it touches memory that
     /// is registered and that nobody answers for.
-    fn wake_only(&mut self, wanted: Wanted) {
+    pub(crate) fn wake_only(&mut self, wanted: Wanted) {
         let page_size = self.map.page_size();
         // As above: the address came from the kernel.
         let _ = self.uffd.wake(wanted.address, page_size);
-        if self.rounds_elsewhere.len() >= MOST_COUNTED {
-            self.rounds_elsewhere.clear();
-        }
-        let rounds = self.rounds_elsewhere.entry(wanted.address).or_insert(0);
-        *rounds += 1;
-        if *rounds <= MOST_ROUNDS {
+        if !self.elsewhere.again(wanted.address) {
             return;
         }
         // Never zeros: what belongs there is not known. Where it cannot be poisoned, closing is all that is left.

@@ -13,7 +13,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use uffd::{CopyOptions, UffdError, Userfaultfd};
+use nix::errno::Errno;
+use uffd::{ContinueOptions, CopyOptions, UffdError, Userfaultfd};
 
 use crate::address_map::AddressMap;
 use crate::error::PagerError;
@@ -29,6 +30,8 @@ const MOST_ROUNDS: u32 = 8;
 pub(crate) enum Filling<'a> {
     /// These bytes, as many as the pages have.
     Bytes(&'a [u8]),
+    /// What the page cache has for them.
+    Cached,
     /// Zeros.
     Zeros,
     /// A marker that makes touching them a SIGBUS.
@@ -57,10 +60,13 @@ pub(crate) struct Resolver<'a> {
     /// Huge pages that were "already present", and how often in a row.
     pub(crate) rounds: &'a mut HashMap<usize, u32>,
     pub(crate) huge: bool,
+    /// Install pages write-protected; then a page of zeros to copy from, because zeros that are not copied cannot be
+    /// protected before somebody writes to them.
+    pub(crate) protect: Option<&'a [u8]>,
 }
 
 impl Resolver<'_> {
-    /// Fills `pages`, wherever they lie by now, and wakes whoever waits for them. Those mapped nowhere are passed over.
+    /// Fills `pages`, wherever they lie by now (with zeros: one page), and wakes whoever waits for them. Those mapped nowhere are passed over.
     ///
     /// # Errors
     ///
@@ -92,6 +98,10 @@ impl Resolver<'_> {
                 }
                 Err(UffdError::Changing) => return Err(Stop::Changing(page)),
                 Err(UffdError::UffdClosed) => return Err(Stop::Gone),
+                Err(UffdError::System { errno: Errno::EFAULT, .. }) if matches!(filling, Filling::Cached) => {
+                    self.leave_to_kernel(page);
+                    page += 1;
+                }
                 Err(UffdError::NotRegistered) if end - page > 1 => {
                     self.fill_singly(page..end, pages.start, filling)?;
                     page = end;
@@ -119,14 +129,39 @@ impl Resolver<'_> {
                 };
                 // SAFETY: `bytes` is ordinary memory of this process, borrowed for the call, `len` bytes long. The
                 // destination is another process's (or mapping's) missing memory, of which no reference exists.
-                unsafe { self.uffd.copy(address, bytes.as_ptr(), bytes.len(), CopyOptions::default()) }
+                unsafe { self.uffd.copy(address, bytes.as_ptr(), bytes.len(), self.copying()) }
+            }
+            Filling::Cached => {
+                let options =
+                    ContinueOptions { write_protect: self.protect.is_some(), ..ContinueOptions::default() };
+                self.uffd.continue_pages(address, len, options)
+            }
+            Filling::Zeros if self.protect.is_some() => {
+                let zeros = self.protect.unwrap_or_default();
+                // One page after another: there is one page of zeros.
+                // SAFETY: `zeros` is ordinary memory of this process, borrowed for the call and one page long, as is what
+                // is copied. The destination is missing memory.
+                unsafe { self.uffd.copy(address, zeros.as_ptr(), zeros.len(), self.copying()) }
             }
             Filling::Zeros if self.huge => {
                 self.uffd.zero_huge(address, len, self.map.page_size() as usize, true)
             }
             Filling::Zeros => self.uffd.zero(address, len, true),
-            Filling::Poison => self.uffd.poison(address, len, true),
+            Filling::Poison => {
+                if self.protect.is_some() {
+                    // A mark of protection, which memory of files keeps where a page is missing, is in the way.
+                    match self.uffd.write_protect(address, len, false, false) {
+                        Ok(()) | Err(UffdError::NotRegistered) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                self.uffd.poison(address, len, true)
+            }
         }
+    }
+
+    fn copying(&self) -> CopyOptions {
+        CopyOptions { write_protect: self.protect.is_some(), ..CopyOptions::default() }
     }
 
     /// The range leaves its mapping somewhere: what lies inside is filled page by page.
@@ -140,6 +175,9 @@ impl Resolver<'_> {
                 }
                 Err(UffdError::UffdClosed) => return Err(Stop::Gone),
                 Err(UffdError::NotRegistered) => self.leave_to_kernel(page),
+                Err(UffdError::System { errno: Errno::EFAULT, .. }) if matches!(filling, Filling::Cached) => {
+                    self.leave_to_kernel(page);
+                }
                 Err(_) if matches!(filling, Filling::Poison) => return Err(Stop::CannotPoison),
                 Err(error) => return Err(self.failed(page..page + 1, error)),
             }
@@ -151,6 +189,11 @@ impl Resolver<'_> {
         let count = pages.len() as u64;
         match filling {
             Filling::Bytes(_) => {
+                self.stats.pages_installed.add(count);
+                self.stats.bytes_installed.add(self.map.bytes(pages.len()));
+                self.stats.windows.add(1);
+            }
+            Filling::Cached => {
                 self.stats.pages_installed.add(count);
                 self.stats.bytes_installed.add(self.map.bytes(pages.len()));
                 self.stats.windows.add(1);
@@ -190,7 +233,7 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    /// Not registered any more: its owner took it back, and the kernel serves it from now on.
+    /// Not registered any more, or taken out of its file: its owner took it back, and the kernel serves it from now on.
     fn leave_to_kernel(&mut self, page: usize) {
         self.states.set_removed(page..page + 1);
         self.wake(page);

@@ -188,6 +188,9 @@ impl Pending {
             peer: Peer::from(self.credentials),
             process: Some(process),
             parent: None,
+            minor: None,
+            tracking: None,
+            all_there: false,
             own: false,
             connection: Some(self.socket),
         }))

@@ -15,6 +15,8 @@ use uffd::{EventBuffer, Userfaultfd};
 use crate::address_map::{AddressMap, Region};
 use crate::deferred::{Deferred, Wanted};
 use crate::error::PagerError;
+use crate::following::Elsewhere;
+use crate::modes::Minor;
 use crate::page_state::PageStates;
 use crate::policy::{EndReason, FailurePolicy, SessionEnd};
 use crate::resolve::{Filling, Resolver, Stop};
@@ -22,6 +24,7 @@ use crate::source::{PageSource, ReadNow};
 use crate::stats::Stats;
 use crate::supervise::{Peer, Supervised};
 use crate::sweep::Phase;
+use crate::tracking::Tracking;
 use crate::window::Window;
 use crate::workers::{Completion, Job, Urgency, Workers};
 
@@ -58,6 +61,12 @@ pub(crate) struct Parts {
     pub(crate) process: Option<Supervised>,
     /// The session of the process it was forked from.
     pub(crate) parent: Option<u64>,
+    /// Write to this memfd instead of copying.
+    pub(crate) minor: Option<Arc<Minor>>,
+    /// Record writes; the memory is protected.
+    pub(crate) tracking: Option<Tracking>,
+    /// Nothing is missing: the source is never asked.
+    pub(crate) all_there: bool,
     /// Memory of this very process: what cannot be served ends it, so that is said first.
     pub(crate) own: bool,
     /// Kept open: versions to come talk on it, and it names the peer.
@@ -84,7 +93,9 @@ pub(crate) struct Session {
     /// What answering this batch has installed: later faults of it in there were woken by that.
     pub(crate) answered: Vec<Range<usize>>,
     /// Faults at addresses where nothing could be done but to wake: how often, since the memory last changed.
-    pub(crate) rounds_elsewhere: HashMap<u64, u32>,
+    pub(crate) elsewhere: Elsewhere,
+    minor: Option<Arc<Minor>>,
+    pub(crate) tracking: Option<Tracking>,
     pub(crate) own: bool,
     pub(crate) connection: Option<OwnedFd>,
 }
@@ -113,7 +124,22 @@ impl Session {
     }
 
     pub(crate) fn of_parts(parts: Parts, huge: bool) -> Self {
-        let Parts { id, uffd, map, source, policy, window, peer, process, parent, own, connection } = parts;
+        let Parts {
+            id,
+            uffd,
+            map,
+            source,
+            policy,
+            window,
+            peer,
+            process,
+            parent,
+            own,
+            connection,
+            minor,
+            tracking,
+            all_there,
+        } = parts;
         let (pages, page_size) = (map.pages(), map.page_size());
         let info = SessionInfo {
             id,
@@ -123,10 +149,14 @@ impl Session {
             page_size,
             stats: Stats::default(),
         };
+        let mut states = PageStates::new(pages);
+        if all_there {
+            states.set_present(0..pages);
+        }
         Self {
             info: Arc::new(info),
             uffd,
-            states: PageStates::new(map.pages()),
+            states,
             map,
             process,
             policy,
@@ -141,7 +171,9 @@ impl Session {
             in_flight: Vec::new(),
             batch: Vec::new(),
             answered: Vec::new(),
-            rounds_elsewhere: HashMap::new(),
+            elsewhere: Elsewhere::default(),
+            minor,
+            tracking,
             own,
             connection,
         }
@@ -161,6 +193,12 @@ impl Session {
         } else {
             self.answer_from_source(page, cx)
         };
+        if let (Ok(()), true, Some(tracking)) = (&outcome, wanted.write, self.tracking.as_mut()) {
+            // The next thing it does is to write. That would be a second fault.
+            tracking.written(page..page + 1);
+            // If this is refused, there is that fault.
+            let _ = self.uffd.write_protect(wanted.address, self.map.page_size(), false, true);
+        }
         self.settle(page, wanted, outcome);
     }
 
@@ -267,6 +305,13 @@ impl Session {
 
     /// Fills pages and remembers that this batch did.
     pub(crate) fn fill(&mut self, pages: Range<usize>, filling: Filling<'_>) -> Result<(), Stop> {
+        let mut filling = filling;
+        if let (Some(minor), Filling::Bytes(bytes)) = (&self.minor, filling) {
+            minor.write(&self.map, pages.start, bytes).map_err(unwritable)?;
+            // Whoever maps it from now on has the right bytes; they are never written a second time.
+            self.states.set_present(pages.clone());
+            filling = Filling::Cached;
+        }
         let mut resolver = Resolver {
             uffd: &self.uffd,
             map: &self.map,
@@ -274,6 +319,7 @@ impl Session {
             stats: &self.info.stats,
             rounds: &mut self.rounds,
             huge: self.huge,
+            protect: self.tracking.as_ref().map(|tracking| tracking.zeros.as_slice()),
         };
         let done = resolver.fill(pages.clone(), filling);
         let end = match &done {
@@ -287,6 +333,22 @@ impl Session {
             self.answered.push(pages.start..end);
         }
         done
+    }
+
+    /// A page in the page cache that is not mapped. What the pager has not brought itself it brings now, if it can write to
+    /// the memory's file; everything else is mapped as it is.
+    pub(crate) fn answer_minor(&mut self, page: usize, wanted: Wanted, cx: &mut Context<'_>) {
+        if self.states.is_missing(page) && self.minor.is_some() {
+            self.answer_missing(page, wanted, cx);
+            return;
+        }
+        // Whatever is there is what somebody put there: the source has nothing to add any more.
+        self.states.set_present(page..page + 1);
+        self.continue_at(wanted);
+    }
+
+    pub(crate) fn minor(&self) -> Option<&Arc<Minor>> {
+        self.minor.as_ref()
     }
 
     /// What becomes of the fault on `page` after an attempt to answer it.
@@ -356,6 +418,15 @@ impl Session {
             Stop::Failed(reason, error) => self.fail(reason, error),
         }
     }
+}
+
+/// The memory's own file could not be written to.
+fn unwritable(error: PagerError) -> Stop {
+    let reason = match error.errno() {
+        Some(libc::ENOSPC | libc::ENOMEM) => EndReason::Exhausted,
+        _ => EndReason::Protocol,
+    };
+    Stop::Failed(reason, error)
 }
 
 impl AsFd for Session {

@@ -52,6 +52,11 @@ impl Phase {
         matches!(self, Self::Sweeping { rest: Rest::Poison, .. })
     }
 
+    /// Whether nothing has ended or is ending yet.
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self, Self::Serving)
+    }
+
     /// Whether faults are still answered at all.
     pub(crate) fn answers(&self) -> bool {
         matches!(self, Self::Serving | Self::Sweeping { .. })
@@ -141,7 +146,7 @@ impl Session {
     /// Does the next piece of what ending takes.
     pub(crate) fn step(&mut self, now: Instant, cx: &mut Context<'_>) -> Next {
         match &self.phase {
-            Phase::Serving => self.next_retry(),
+            Phase::Serving => self.gather_dirty(now).unwrap_or_else(|| self.next_retry()),
             Phase::Over { .. } => Next::Now,
             Phase::Dying { since, .. } => {
                 let deadline = *since + DYING_DEADLINE;

@@ -15,8 +15,8 @@ use pager::{
 use uffd::{Features, Modes, fd_passing};
 
 use support::area::{
-    Area, Gated, HugePages, Made, Serving, Steps, all_events, ended, fork, new_uffd, register, serve_area,
-    started, turn,
+    Area, Gated, HugePages, Made, Serving, Steps, all_events, ended, fork, fork_raw, new_uffd, register,
+    serve_area, started, turn,
 };
 use support::{Bytes, DEADLINE, PAGE, finish, image, told};
 
@@ -54,20 +54,18 @@ fn a_child_is_served(made: Made) {
     let steps = Steps::new();
     let wait = steps.waiter();
 
-    // SAFETY: touches memory and makes bare system calls.
-    let child = unsafe {
-        fork(move || {
-            // Page 0 was there, page 1 written to, page 2 discarded, the others missing.
-            let right = area.holds(0, 0) && area.zero(2) && area.holds(3, 3);
-            wait();
-            // What the parent did since is the parent's.
-            let right = right && area.holds(0, 0) && area.holds(4, 4);
-            let gone = area.part(5, 1);
-            let discarded = libc::madvise(gone.ptr(), gone.len(), libc::MADV_DONTNEED) == 0;
-            wait();
-            i32::from(!(right && discarded && area.zero(5) && area.holds(4, 4)))
-        })
+    let act = move || {
+        // Page 0 was there, page 1 written to, page 2 discarded, the others missing.
+        let right = area.holds(0, 0) && area.zero(2) && area.holds(3, 3);
+        wait();
+        // What the parent did since is the parent's.
+        let right = right && area.holds(0, 0) && area.holds(4, 4);
+        let discarded = area.part(5, 1).discard_raw();
+        wait();
+        i32::from(!(right && discarded && area.zero(5) && area.holds(4, 4)))
     };
+    // SAFETY: touches memory and makes bare system calls.
+    let child = unsafe { fork(act) };
     let info = child_of(&served.notices, served.id);
     assert_eq!(info.regions, served.info.regions);
     area.part(0, 1).write(b"parent's");
@@ -128,21 +126,14 @@ fn a_grandchild_is_served_like_its_parent() {
     let _turn = turn();
     let Some((area, _, served)) = serving(Made::Private, 4) else { return };
 
-    // SAFETY: touches memory and makes bare system calls.
-    let child = unsafe {
-        fork(move || {
-            if !area.holds(0, 0) {
-                return 1;
-            }
-            let pid = libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as i32;
-            if pid == 0 {
-                libc::_exit(i32::from(!(area.holds(0, 0) && area.holds(1, 1))));
-            }
-            let mut status = 0;
-            libc::waitpid(pid, &raw mut status, 0);
-            if status != 0 || !area.holds(2, 2) { 2 } else { 0 }
-        })
+    let act = move || {
+        if !area.holds(0, 0) {
+            return 1;
+        }
+        if fork_raw(|| area.holds(0, 0) && area.holds(1, 1)) && area.holds(2, 2) { 0 } else { 2 }
     };
+    // SAFETY: touches memory and makes bare system calls.
+    let child = unsafe { fork(act) };
 
     let of_child = child_of(&served.notices, served.id);
     let of_grandchild = child_of(&served.notices, of_child.id);
@@ -165,16 +156,16 @@ fn a_child_that_calls_exec_ends_its_session() {
     let steps = Steps::new();
     let wait = steps.waiter();
 
-    // SAFETY: makes bare system calls with what lives for ever.
-    let child = unsafe {
-        fork(move || {
-            wait();
-            let path = c"/bin/sleep".as_ptr();
-            let arguments = [path, c"1000".as_ptr(), std::ptr::null()];
-            libc::execve(path, arguments.as_ptr(), [std::ptr::null()].as_ptr());
-            1
-        })
+    let act = move || {
+        wait();
+        let path = c"/bin/sleep".as_ptr();
+        let arguments = [path, c"1000".as_ptr(), std::ptr::null()];
+        // SAFETY: both lists live across the call and end with a null pointer.
+        unsafe { libc::execve(path, arguments.as_ptr(), [std::ptr::null()].as_ptr()) };
+        1
     };
+    // SAFETY: makes bare system calls with what lives for ever.
+    let child = unsafe { fork(act) };
     let info = child_of(&served.notices, served.id);
     steps.step();
 
@@ -193,13 +184,12 @@ fn a_child_forked_while_its_parent_is_being_closed_never_reads_zeros() {
     let wait = steps.waiter();
 
     served.pager.close_session(served.id, Rest::Poison);
-    // SAFETY: touches memory and makes bare system calls.
-    let child = unsafe {
-        fork(move || {
-            wait();
-            i32::from(area.zero(pages - 1))
-        })
+    let act = move || {
+        wait();
+        i32::from(area.zero(pages - 1))
     };
+    // SAFETY: touches memory and makes bare system calls.
+    let child = unsafe { fork(act) };
     assert_eq!(ended(&served.notices, served.id).reason, EndReason::Closed);
     steps.step();
 
@@ -241,21 +231,19 @@ fn one_child_too_many_is_poisoned_by_name_and_its_parent_goes_on() {
     let (steps, more) = (Steps::new(), Steps::new());
     let (wait, wait_more) = (steps.waiter(), more.waiter());
 
+    let act = move || {
+        wait();
+        i32::from(!area.holds(1, 1))
+    };
     // SAFETY: touches memory and makes bare system calls.
-    let first = unsafe {
-        fork(move || {
-            wait();
-            i32::from(!area.holds(1, 1))
-        })
-    };
+    let first = unsafe { fork(act) };
     let of_first = child_of(&notices, parent.id);
-    // SAFETY: as above.
-    let second = unsafe {
-        fork(move || {
-            wait_more();
-            i32::from(!area.zero(1))
-        })
+    let act = move || {
+        wait_more();
+        i32::from(!area.zero(1))
     };
+    // SAFETY: as above.
+    let second = unsafe { fork(act) };
     let of_second = child_of(&notices, parent.id);
     let end = ended(&notices, of_second.id);
     assert_eq!(end.reason, EndReason::Exhausted);
@@ -277,43 +265,33 @@ fn every_event_in_a_child(made: Made) {
     let Some((area, _, served)) = serving(made, 8) else { return };
     let there = Area::reserve(area.page, 4);
 
-    // SAFETY: touches memory and makes bare system calls.
-    let child = unsafe {
-        fork(move || {
-            if !area.holds(0, 0) {
-                return 1;
-            }
-            // mremap
-            if area.part(0, 4).remap_raw(there, MOVE) != there.ptr() {
-                return 2;
-            }
-            if !(0..4).all(|page| there.holds(page, page)) {
-                return 3;
-            }
-            // munmap
-            let tail = area.part(6, 2);
-            if libc::munmap(tail.ptr(), tail.len()) != 0 || !area.holds(5, 5) {
-                return 4;
-            }
-            // MADV_DONTNEED
-            let gone = there.part(1, 2);
-            if libc::madvise(gone.ptr(), gone.len(), libc::MADV_DONTNEED) != 0 {
-                return 5;
-            }
-            if !(there.holds(0, 0) && there.zero(1) && there.zero(2) && there.holds(3, 3)) {
-                return 6;
-            }
-            // fork
-            let pid = libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as i32;
-            let right = area.holds(4, 4) && there.zero(2) && there.holds(3, 3);
-            if pid == 0 {
-                libc::_exit(i32::from(!right));
-            }
-            let mut status = 0;
-            libc::waitpid(pid, &raw mut status, 0);
-            if status != 0 || !right { 7 } else { 0 }
-        })
+    let act = move || {
+        if !area.holds(0, 0) {
+            return 1;
+        }
+        // mremap
+        if area.part(0, 4).remap_raw(there, MOVE) != there.ptr() {
+            return 2;
+        }
+        if !(0..4).all(|page| there.holds(page, page)) {
+            return 3;
+        }
+        // munmap
+        if !area.part(6, 2).unmap_raw() || !area.holds(5, 5) {
+            return 4;
+        }
+        // MADV_DONTNEED
+        if !there.part(1, 2).discard_raw() {
+            return 5;
+        }
+        if !(there.holds(0, 0) && there.zero(1) && there.zero(2) && there.holds(3, 3)) {
+            return 6;
+        }
+        // fork
+        if fork_raw(|| area.holds(4, 4) && there.zero(2) && there.holds(3, 3)) { 0 } else { 7 }
     };
+    // SAFETY: touches memory and makes bare system calls.
+    let child = unsafe { fork(act) };
 
     child_of(&served.notices, served.id);
     assert_eq!(child.exit_code(), 0);
@@ -344,13 +322,12 @@ fn a_pager_with_idle_children_sleeps() {
     let Some((_, _, served)) = serving(Made::Private, 4) else { return };
     let steps = Steps::new();
     let wait = steps.waiter();
-    // SAFETY: makes a bare system call.
-    let child = unsafe {
-        fork(move || {
-            wait();
-            0
-        })
+    let act = move || {
+        wait();
+        0
     };
+    // SAFETY: makes a bare system call.
+    let child = unsafe { fork(act) };
     let info = child_of(&served.notices, served.id);
     let switches = || -> u64 {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());

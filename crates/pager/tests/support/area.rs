@@ -14,7 +14,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use pager::{
     EndReason, FailurePolicy, Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region,
-    SessionEnd, SessionInfo, SessionOptions, StatsSnapshot,
+    SessionEnd, SessionInfo, SessionModes, SessionOptions, StatsSnapshot,
 };
 use uffd::{CreateOptions, Factory, Features, Modes, Userfaultfd};
 
@@ -168,6 +168,18 @@ impl Area {
         unsafe { libc::mremap(self.ptr(), self.len(), to.len(), flags, to.ptr()) }
     }
 
+    /// For children: munmap(2).
+    pub fn unmap_raw(self) -> bool {
+        // SAFETY: the area's own memory, to which no reference exists.
+        unsafe { libc::munmap(self.ptr(), self.len()) == 0 }
+    }
+
+    /// For children: MADV_DONTNEED.
+    pub fn discard_raw(self) -> bool {
+        // SAFETY: as above.
+        unsafe { libc::madvise(self.ptr(), self.len(), libc::MADV_DONTNEED) == 0 }
+    }
+
     /// For children: whether page `page` holds the words of page `of` of [`super::image`]. Does not allocate.
     pub fn holds(self, page: usize, of: usize) -> bool {
         let words = self.page / 8;
@@ -236,6 +248,7 @@ pub fn serve_area(
         policy: FailurePolicy::Poison,
         window: None,
         process: None,
+        modes: SessionModes::default(),
     };
     adjust(&mut options);
     let pager = Pager::start(&PagerOptions::default()).unwrap();
@@ -360,6 +373,21 @@ pub unsafe fn fork(act: impl FnOnce() -> i32 + Send + 'static) -> Child {
     }))
 }
 
+/// For children: forks and waits; whether the grandchild found `right`, and how it is here.
+pub fn fork_raw(right: impl Fn() -> bool) -> bool {
+    // SAFETY: a plain fork; the child makes no other call than `right` and the next.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } as i32;
+    let found = right();
+    if pid == 0 {
+        // SAFETY: ends the grandchild at once.
+        unsafe { libc::_exit(i32::from(!found)) };
+    }
+    let mut status = 0;
+    // SAFETY: writes to a variable that lives across the call.
+    unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    found && status == 0
+}
+
 impl Child {
     pub fn pid(&self) -> i32 {
         self.pid
@@ -414,7 +442,23 @@ impl Steps {
         assert_eq!(nix::unistd::write(&self.write, &[1]), Ok(1));
     }
 
-    /// What the child needs of it.
+    /// For the parent: waits for the child.
+    pub fn wait(&self) {
+        let wait = self.waiter();
+        finish(&elsewhere(wait));
+    }
+
+    /// What the child needs of it to let its parent go on.
+    pub fn stepper(&self) -> impl Fn() + Send + use<> {
+        use std::os::fd::AsRawFd;
+        let fd = self.write.as_fd().as_raw_fd();
+        move || {
+            // SAFETY: writes one byte of a constant.
+            unsafe { libc::write(fd, c"1".as_ptr().cast(), 1) };
+        }
+    }
+
+    /// What the child needs of it to wait for its parent.
     pub fn waiter(&self) -> impl Fn() + Send + use<> {
         use std::os::fd::AsRawFd;
         let fd = self.read.as_fd().as_raw_fd();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pager::{
     EndReason, FailurePolicy, Notice, Observer, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region,
-    SessionEnd, SessionInfo, SessionOptions,
+    SessionEnd, SessionInfo, SessionModes, SessionOptions,
 };
 use uffd::{CreateOptions, Factory, Features, Mapping, Modes, Userfaultfd};
 
@@ -100,6 +100,7 @@ pub fn serve(
         policy: FailurePolicy::Poison,
         window: None,
         process: None,
+        modes: SessionModes::default(),
     };
     adjust(&mut options);
     let pager = Pager::start(&PagerOptions::default()).unwrap();

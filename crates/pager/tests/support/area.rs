@@ -151,6 +151,13 @@ impl Area {
         self.advise(if made == Made::Shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED });
     }
 
+    /// The same on this thread, which waits until the event is read.
+    pub fn discard_here(self, made: Made) {
+        let advice = if made == Made::Shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
+        // SAFETY: the area's own memory, to which no reference exists.
+        assert_eq!(unsafe { libc::madvise(self.ptr(), self.len(), advice) }, 0);
+    }
+
     /// madvise(2).
     pub fn advise(self, advice: i32) {
         // SAFETY: as above.

@@ -307,7 +307,9 @@ impl Session {
     pub(crate) fn fill(&mut self, pages: Range<usize>, filling: Filling<'_>) -> Result<(), Stop> {
         let mut filling = filling;
         if let (Some(minor), Filling::Bytes(bytes)) = (&self.minor, filling) {
-            minor.write(&self.map, pages.start, bytes).map_err(unwritable)?;
+            // There may be more bytes than pages: those behind them are not to be touched.
+            let len = (self.map.bytes(pages.len()) as usize).min(bytes.len());
+            minor.write(&self.map, pages.start, bytes.get(..len).unwrap_or_default()).map_err(unwritable)?;
             // Whoever maps it from now on has the right bytes; they are never written a second time.
             self.states.set_present(pages.clone());
             filling = Filling::Cached;

@@ -264,6 +264,74 @@ fn bytes_on_their_way_reach_the_page_where_it_is_by_then() {
 }
 
 #[test]
+fn many_threads_that_wait_for_a_page_that_leaves_are_all_woken_and_the_session_goes_on() {
+    const THREADS: usize = 24;
+    let Some((area, bytes, source, served)) = gated(4, |options| options.window = Some(PAGE as u64)) else {
+        return;
+    };
+    let shut = source.shut();
+    let waiting: Vec<_> = (0..THREADS).map(|_| area.part(1, 1).peek()).collect();
+    served.until("all of them wait", |stats| stats.faults as usize >= THREADS);
+
+    area.part(1, 1).unmap();
+
+    assert!(waiting.iter().all(|waits| finish(waits) == Err(Errno::EFAULT)));
+    drop(shut);
+    // Likewise for memory that a move left behind, which all of them find to be zeros.
+    let there = Area::reserve(PAGE, 1);
+    area.part(2, 1).remap(there, MOVE | libc::MREMAP_DONTUNMAP);
+    let waiting: Vec<_> = (0..THREADS).map(|_| area.part(2, 1).peek()).collect();
+    assert!(waiting.iter().all(|waits| finish(waits).unwrap() == [0; PAGE]));
+    assert!(there.read() == of(&bytes, area, 2, 1));
+    assert!(area.part(3, 1).read() == of(&bytes, area, 3, 1));
+    served.close(Rest::Poison);
+}
+
+#[test]
+fn memory_moved_about_while_it_is_touched_is_never_wrong() {
+    const PAGES: usize = 64;
+    let Some((area, bytes, _source, served)) = gated(PAGES, |options| options.window = Some(4 * PAGE as u64))
+    else {
+        return;
+    };
+    let there = Area::reserve(PAGE, PAGES);
+    let touching: Vec<_> = (0..3_usize)
+        .map(|thread| {
+            let bytes = bytes.clone();
+            support::elsewhere(move || {
+                let mut found = 0;
+                for round in 0..400 {
+                    let page = (round * 7 + thread * 13) % PAGES;
+                    let place = if round % 2 == 0 { area } else { there };
+                    // Where it is not at this moment, there is nothing, and never something else.
+                    if let Ok(read) = finish(&place.part(page, 1).peek()) {
+                        assert!(read == of(&bytes, area, page, 1), "page {page}");
+                        found += 1;
+                    }
+                }
+                found
+            })
+        })
+        .collect();
+    let moving = support::elsewhere(move || {
+        for round in 0..100 {
+            let (from, to) = if round % 2 == 0 { (area, there) } else { (there, area) };
+            // All of it or a part: the map is cut and mended.
+            let part = if round % 4 < 2 { (0, PAGES) } else { (16, 32) };
+            let (from, to) = (from.part(part.0, part.1), to.part(part.0, part.1));
+            assert_eq!(from.remap_raw(to, MOVE), to.ptr());
+        }
+    });
+
+    finish(&moving);
+    let found: usize = touching.iter().map(finish).sum();
+
+    assert!(found > 0);
+    assert!(area.read() == bytes);
+    served.close(Rest::Poison);
+}
+
+#[test]
 fn memory_scattered_into_too_many_pieces_ends_the_session_by_name() {
     const PAGES: usize = 3 * 8192;
     let Some((area, _, served)) = serving(Made::Private, PAGES) else { return };

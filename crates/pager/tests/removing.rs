@@ -217,16 +217,15 @@ fn a_removal_of_a_huge_page_is_applied_before_the_faults_that_were_read_with_it(
     removal_goes_before_the_faults_of_its_batch(Made::Huge);
 }
 
-#[test]
-fn a_write_that_waits_while_its_page_is_discarded_finds_zeros_and_never_the_source() {
-    let Some(held) = held(Made::Private, 3) else { return };
+fn a_write_that_waits(made: Made) {
+    let Some(held) = held(made, 3) else { return };
     let area = held.area;
     let shut = held.source.shut();
     let first = area.part(0, 1).peek();
     held.served.until("the pager is held up", |stats| stats.faults == 1);
     let writing = elsewhere(move || area.part(1, 1).write(b"written!"));
     held.until_pending(1);
-    let done = held.discarding(1, Made::Private);
+    let done = held.discarding(1, made);
     drop(shut);
 
     finish(&done);
@@ -236,7 +235,21 @@ fn a_write_that_waits_while_its_page_is_discarded_finds_zeros_and_never_the_sour
     let found = area.part(1, 1).read();
     assert!(found[..8] == *b"written!" || found[..8] == [0; 8]);
     assert!(found[8..].iter().all(|&byte| byte == 0));
+    // Whatever became of that write, none that comes after the discarding is lost.
+    area.part(1, 1).write(b"and then");
+    assert_eq!(&area.part(1, 1).read()[..8], b"and then");
     held.served.close(Rest::Poison);
+}
+
+#[test]
+fn a_write_that_waits_while_its_page_is_discarded_finds_zeros_and_never_the_source() {
+    a_write_that_waits(Made::Private);
+}
+
+#[test]
+fn a_write_that_waits_while_its_huge_page_is_discarded_finds_zeros_and_never_the_source() {
+    let Some(_pool) = HugePages::reserve(5) else { return };
+    a_write_that_waits(Made::Huge);
 }
 
 fn stale_bytes_are_not_installed(made: Made) {

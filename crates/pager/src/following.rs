@@ -6,7 +6,7 @@
 //! | discards pages (REMOVE) | they read zero for ever |
 //! | unmaps (UNMAP) | the pages leave the session: nothing is ever installed there again |
 //! | moves (REMAP) | the pages keep state and source at their new address; the old place, until it is unmapped, reads zero |
-//! | forks (FORK) | the child is a session of its own, which begins with its parent's pages as they are |
+//! | forks (FORK) | the child is a session of its own, which begins with its parent's pages as they are. From then on they are followed apart: of shared memory, a page that one has discarded and the other never had would come from the source again |
 //! | grows a mapping (no event) | the new part reads zero |
 //!
 //! Faults are kept by address until they are answered: the kernel hands them out before events that are older, so that
@@ -165,7 +165,7 @@ impl Session {
             peer: Peer { pid: 0, uid, gid },
             process: None,
             parent: Some(self.info.id),
-            minor: self.minor().cloned(),
+            minor: None,
             tracking: self.tracking.as_ref().map(Tracking::of_child),
             all_there: false,
             own: false,
@@ -174,6 +174,15 @@ impl Session {
         let mut child = Self::of_parts(parts, self.huge);
         child.states = self.states.clone();
         child.phase = self.phase.of_child();
+        if self.brings_to_file() {
+            // Each would overwrite what the other has written to pages it has not brought itself.
+            let error = PagerError::Unsupported(
+                "the served process forked, and its memory is brought by writing to its memfd: one session can do that, so \
+                 what the child misses is poisoned"
+                    .to_owned(),
+            );
+            child.fail(EndReason::Protocol, error);
+        }
         child
     }
 

@@ -43,7 +43,8 @@ impl Default for SessionModes {
 ///
 /// Until the pager has brought a page, nobody else may write to it, by the memfd or by a mapping that is not registered:
 /// what they write would be overwritten. A page that the pager has not brought, and that is in the memfd, is brought
-/// anew: so memory that is all there but not right yet can be registered for minor faults alone.
+/// anew: so memory that is all there but not right yet can be registered for minor faults alone. Of a process that forks
+/// with FORK events, only the parent is served on: what its child misses is poisoned.
 #[derive(Debug)]
 pub struct MinorMemory {
     /// The memfd, open for writing. Not of huge pages, which cannot be written to that way.

@@ -214,7 +214,7 @@ impl Pager {
             peer: Peer { pid, uid, gid },
             process: options.process.map(Supervised::new),
             parent: None,
-            minor: minor.map(Arc::new),
+            minor,
             tracking,
             all_there,
             own,

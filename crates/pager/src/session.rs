@@ -62,7 +62,7 @@ pub(crate) struct Parts {
     /// The session of the process it was forked from.
     pub(crate) parent: Option<u64>,
     /// Write to this memfd instead of copying.
-    pub(crate) minor: Option<Arc<Minor>>,
+    pub(crate) minor: Option<Minor>,
     /// Record writes; the memory is protected.
     pub(crate) tracking: Option<Tracking>,
     /// Nothing is missing: the source is never asked.
@@ -94,7 +94,7 @@ pub(crate) struct Session {
     pub(crate) answered: Vec<Range<usize>>,
     /// Faults at addresses where nothing could be done but to wake: how often, since the memory last changed.
     pub(crate) elsewhere: Elsewhere,
-    minor: Option<Arc<Minor>>,
+    minor: Option<Minor>,
     pub(crate) tracking: Option<Tracking>,
     pub(crate) own: bool,
     pub(crate) connection: Option<OwnedFd>,
@@ -349,8 +349,9 @@ impl Session {
         self.continue_at(wanted);
     }
 
-    pub(crate) fn minor(&self) -> Option<&Arc<Minor>> {
-        self.minor.as_ref()
+    /// Whether pages are written to the memory's file.
+    pub(crate) fn brings_to_file(&self) -> bool {
+        self.minor.is_some()
     }
 
     /// What becomes of the fault on `page` after an attempt to answer it.

@@ -14,10 +14,9 @@ use pager::{
 };
 use uffd::{Features, Modes, fd_passing};
 
-use support::area::{
-    Area, Gated, HugePages, Made, Serving, Steps, all_events, ended, fork, fork_raw, new_uffd, register,
-    serve_area, started, turn,
-};
+use support::area::{Area, Gated, Made, Serving, all_events, ended, new_uffd, register, serve_area, started};
+use support::children::{Steps, fork, fork_raw, turn};
+use support::huge::HugePages;
 use support::{Bytes, DEADLINE, PAGE, finish, image, told};
 
 const MOVE: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;

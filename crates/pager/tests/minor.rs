@@ -10,13 +10,16 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
 use pager::{
     EndReason, FailurePolicy, MinorMemory, PageSource, Pager, PagerError, PagerOptions, Region, Rest,
     SessionModes, SessionOptions,
 };
 use uffd::{Features, Mapping, MappingKind, Modes};
 
-use support::area::{Gated, Serving, all_events, ended, new_uffd, started};
+use support::area::{Area, Gated, Serving, all_events, ended, new_uffd, started};
+use support::children::{fork, turn};
 use support::{Bytes, DEADLINE, PAGE, elsewhere, finish, image, read, told};
 
 const BOTH: Modes = Modes::MISSING.union(Modes::MINOR);
@@ -200,6 +203,35 @@ fn a_page_discarded_while_its_bytes_are_on_the_way_is_not_written() {
     assert!(found[2 * PAGE..3 * PAGE] == [0; PAGE]);
     assert!(shared.in_file(2, 1) == [0; PAGE]);
     shared.served.close(Rest::Poison);
+}
+
+#[test]
+fn a_child_forked_from_memory_that_is_brought_to_its_file_is_poisoned_by_name() {
+    let _turn = turn();
+    let Some(uffd) = new_uffd(all_events() | Features::EVENT_FORK) else { return };
+    let bytes = image(4);
+    let (mapping, file) = memory(4);
+    // SAFETY: no reference to the mapping exists.
+    unsafe { uffd.register(mapping.address(), mapping.len() as u64, BOTH) }.unwrap();
+    let pager = Pager::start(&PagerOptions::default()).unwrap();
+    let (observer, notices) = told();
+    let mut options = options(&mapping, Arc::new(Bytes(bytes.clone())), minor(&file));
+    options.window = Some(PAGE as u64);
+    let id = pager.adopt(uffd, options, observer).unwrap();
+    let area = Area { address: mapping.address(), pages: 4, page: PAGE };
+    assert!(area.part(0, 1).read() == of(&bytes, 0, 1));
+    let act = move || i32::from(area.holds(0, 0)) + i32::from(area.zero(2));
+    // SAFETY: touches memory only.
+    let child = unsafe { fork(act) };
+
+    assert_eq!(started(&notices).id, id);
+    let of_child = started(&notices).id;
+    let end = ended(&notices, of_child);
+    assert!(matches!(end.error, Some(PagerError::Unsupported(_))), "{end:?}");
+    assert!(matches!(child.wait(), WaitStatus::Signaled(_, Signal::SIGBUS, _)));
+    assert!(area.read() == bytes);
+    pager.close_session(id, Rest::Poison);
+    ended(&notices, id);
 }
 
 #[test]

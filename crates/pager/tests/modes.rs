@@ -13,10 +13,9 @@ use pager::{
 };
 use uffd::{Features, Modes};
 
-use support::area::{
-    Area, Gated, HugePages, Made, Serving, Steps, all_events, ended, fork, new_uffd, register, serve_area,
-    started, turn,
-};
+use support::area::{Area, Gated, Made, Serving, all_events, ended, new_uffd, register, serve_area, started};
+use support::children::{Steps, fork, turn};
+use support::huge::HugePages;
 use support::{Bytes, DEADLINE, PAGE, elsewhere, finish, image, told};
 
 const MOVE: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pager::{PageSource, PagerError, ReadNow, Rest, StatsSnapshot};
 use uffd::{Modes, Userfaultfd};
 
-use support::area::{Area, Gated, HugePages, Made, Serving, all_events, new_uffd, register, serve_area};
+use support::area::{Area, Gated, Made, Serving, all_events, new_uffd, register, serve_area};
+use support::huge::HugePages;
 use support::{Bytes, PAGE, elsewhere, finish, image};
 
 fn serving(

@@ -7,7 +7,8 @@ use napi::bindgen_prelude::{BigInt, Function};
 use napi::{CleanupEnvHook, Env, Result};
 use napi_derive::napi;
 use pager::{
-    FailurePolicy, Fetch, Observer, PageSource, Pager, PagerError, ReadNow, Region, Rest, SessionOptions,
+    FailurePolicy, Fetch, Observer, PageSource, Pager, PagerError, ReadNow, Region, Rest, SessionModes,
+    SessionOptions,
 };
 use uffd::liveness::PidFd;
 use uffd::{CreateOptions, Factory, Features, Modes, Userfaultfd};
@@ -222,6 +223,7 @@ impl NativePager {
             window: options.window.map(u64::from),
             source_timeout: Duration::from_millis(u64::from(options.source_timeout)),
             process,
+            modes: SessionModes::default(),
         };
         let observer: Arc<dyn Observer> = Arc::<Notices>::clone(&self.shared.notices);
         self.shared

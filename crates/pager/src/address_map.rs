@@ -1,15 +1,28 @@
-//! From addresses of the served process to pages of the session and offsets of its source.
+//! From addresses of the served process to pages of the session and offsets of its source, through everything that the
+//! process does to its mappings.
 //!
 //! A session numbers its pages through, region after region in address order, so that one bitmap serves all
-//! regions. The regions come from the other process and are checked here, once: a map that exists holds only
-//! non-empty, aligned, disjoint ranges below the highest user address, all inside the source.
+//! regions. The number of a page never changes: it is what a page's state is kept under, and what its bytes in the source
+//! follow from. Where a page is does change: UNMAP takes a piece of the map away, REMAP gives one another address. What
+//! was left behind, or has grown, has no page number: it reads zero until it is written, and nothing else is ever known
+//! of it.
+//!
+//! The regions come from the other process and are checked here, once: a map that exists holds only non-empty, aligned,
+//! disjoint pieces below the highest user address, all inside the source. It costs memory by the piece, never by the
+//! page, and the number of pieces is limited: a process that scatters its memory page by page is refused, by name.
 
+mod changes;
+
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::error::PagerError;
 
 /// One past the highest user address of the architectures served (five-level page tables).
 const HIGHEST_ADDRESS: u64 = 1 << 56;
+/// How many pieces a map may get beyond the regions it began with. The kernel allows a process 65,530 mappings; who
+/// needs as many as this for the memory of one session does it on purpose.
+const MOST_NEW_PIECES: usize = 8192;
 
 /// A stretch of the other process's memory and where its bytes are in the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,25 +35,43 @@ pub struct Region {
     pub source_offset: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    region: Region,
-    first_page: usize,
+/// What is at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// This page of the session.
+    Page(usize),
+    /// Memory without a source: left behind by a move, or grown. A page missing there is zeros.
+    Zeros,
 }
 
-impl Entry {
-    fn end(&self) -> u64 {
-        // Checked in `AddressMap::new`.
-        self.region.address + self.region.len
-    }
+/// The pages of a piece and where the first is in the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pages {
+    first: usize,
+    source_offset: u64,
+    /// A second place of pages that have one already: shared memory, mapped twice.
+    again: bool,
 }
 
-/// The regions of a session, ordered by address.
+/// What the map knows by address. The address itself is its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    len: u64,
+    /// `None`: zeros.
+    pages: Option<Pages>,
+}
+
+/// The memory of a session, by address and by page.
 #[derive(Debug, Clone)]
 pub struct AddressMap {
-    entries: Vec<Entry>,
+    pieces: BTreeMap<u64, Piece>,
+    /// From the first page of each piece that is no second place to its address.
+    by_page: BTreeMap<usize, u64>,
     page_shift: u32,
     pages: usize,
+    most_pieces: usize,
+    /// Second places. Almost always none.
+    again: usize,
 }
 
 impl AddressMap {
@@ -67,32 +98,46 @@ impl AddressMap {
         }
         let mut order: Vec<usize> = (0..regions.len()).collect();
         order.sort_by_key(|&index| regions.get(index).map_or(0, |region| region.address));
-        let page_shift = page_size.trailing_zeros();
-        let mut entries: Vec<Entry> = Vec::with_capacity(regions.len());
-        let mut pages = 0;
+        let mut map = Self {
+            pieces: BTreeMap::new(),
+            by_page: BTreeMap::new(),
+            page_shift: page_size.trailing_zeros(),
+            pages: 0,
+            most_pieces: regions.len() + MOST_NEW_PIECES,
+            again: 0,
+        };
         for index in order {
-            let Some(&region) = regions.get(index) else { continue };
-            if let Some(before) = entries.last().filter(|before| before.end() > region.address) {
+            let Some(&Region { address, len, source_offset }) = regions.get(index) else { continue };
+            if let Some((&before, piece)) = map.pieces.last_key_value()
+                && before + piece.len > address
+            {
                 return Err(PagerError::Region {
                     index,
-                    reason: format!(
-                        "{:#x}+{:#x} overlaps {:#x}+{:#x}",
-                        region.address, region.len, before.region.address, before.region.len
-                    ),
+                    reason: format!("{address:#x}+{len:#x} overlaps {before:#x}+{:#x}", piece.len),
                 });
             }
-            entries.push(Entry { region, first_page: pages });
-            pages += (region.len >> page_shift) as usize;
+            let pages = Some(Pages { first: map.pages, source_offset, again: false });
+            // As it was given, however it goes on: one region is one mapping, or at least was meant as one.
+            map.pieces.insert(address, Piece { len, pages });
+            map.by_page.insert(map.pages, address);
+            map.pages += map.pages_in(len);
         }
-        Ok(Self { entries, page_shift, pages })
+        Ok(map)
     }
 
     /// No memory at all.
     pub(crate) const fn empty() -> Self {
-        Self { entries: Vec::new(), page_shift: 12, pages: 0 }
+        Self {
+            pieces: BTreeMap::new(),
+            by_page: BTreeMap::new(),
+            page_shift: 12,
+            pages: 0,
+            most_pieces: MOST_NEW_PIECES,
+            again: 0,
+        }
     }
 
-    /// Pages of all regions together.
+    /// Pages of all regions together, those that are not mapped any more included.
     #[must_use]
     pub fn pages(&self) -> usize {
         self.pages
@@ -104,68 +149,110 @@ impl AddressMap {
         1 << self.page_shift
     }
 
-    /// The regions in address order.
+    /// What has a source, in address order and as it lies now.
     pub fn regions(&self) -> impl Iterator<Item = Region> + '_ {
-        self.entries.iter().map(|entry| entry.region)
+        self.pieces.iter().filter_map(|(&address, piece)| {
+            let source_offset = piece.pages?.source_offset;
+            Some(Region { address, len: piece.len, source_offset })
+        })
+    }
+
+    /// All memory of the session, in address order and as it lies now; `None` for what has no source.
+    pub fn memory(&self) -> impl Iterator<Item = (Range<u64>, Option<u64>)> + '_ {
+        self.pieces.iter().map(|(&address, piece)| {
+            (address..address + piece.len, piece.pages.map(|pages| pages.source_offset))
+        })
+    }
+
+    /// What is at `address`; `None` outside the session.
+    #[must_use]
+    pub fn place_of(&self, address: u64) -> Option<Place> {
+        let (start, piece) = self.piece_at(address)?;
+        Some(match piece.pages {
+            Some(pages) => Place::Page(pages.first + self.pages_in(address - start)),
+            None => Place::Zeros,
+        })
     }
 
     /// The page that holds `address`; `None` outside every region.
     #[must_use]
     pub fn page_of(&self, address: u64) -> Option<usize> {
-        let entry = self.entry_before(address)?;
-        (address < entry.end()).then(|| entry.first_page + self.pages_in(address - entry.region.address))
+        match self.place_of(address)? {
+            Place::Page(page) => Some(page),
+            Place::Zeros => None,
+        }
     }
 
-    /// The pages that lie wholly or partly in `start..end`, region by region.
+    /// The pages that lie wholly or partly in `start..end`, piece by piece.
     pub fn pages_of(&self, start: u64, end: u64) -> impl Iterator<Item = Range<usize>> + '_ {
         let page_size = self.page_size();
-        self.entries.iter().filter_map(move |entry| {
-            let from = start.max(entry.region.address);
-            let to = end.min(entry.end());
-            (from < to).then(|| {
-                let first = self.pages_in(from - entry.region.address);
-                let last = self.pages_in((to - entry.region.address).saturating_add(page_size - 1));
-                entry.first_page + first..entry.first_page + last
-            })
+        self.overlapping(start, end).filter_map(move |(address, piece)| {
+            let first = piece.pages?.first;
+            let from = start.max(address);
+            let to = end.min(address + piece.len);
+            let last = self.pages_in((to - address).saturating_add(page_size - 1));
+            Some(first + self.pages_in(from - address)..first + last)
         })
     }
 
-    /// The aligned block of `block` pages (a power of two) that holds `page`, clipped to its region.
+    /// The aligned block of `block` pages (a power of two) that holds `page`, clipped to its piece.
     ///
     /// Blocks are aligned in the other process's addresses, so that a region's faults fall into as few of
     /// them as possible whatever its offset in the source.
     #[must_use]
     pub fn block_of(&self, page: usize, block: usize) -> Range<usize> {
-        let Some(entry) = self.entry_of(page) else { return page..page };
-        let base = self.pages_in(entry.region.address);
-        let within = page - entry.first_page;
+        let Some((address, piece, first_page)) = self.piece_of(page) else { return page..page };
+        let base = self.pages_in(address);
+        let within = page - first_page;
         let start = (base + within) / block * block;
-        let first = entry.first_page + start.saturating_sub(base);
-        let last = entry.first_page + (start + block).saturating_sub(base);
-        first..last.min(entry.first_page + self.pages_in(entry.region.len))
+        let first = first_page + start.saturating_sub(base);
+        let last = first_page + (start + block).saturating_sub(base);
+        first..last.min(first_page + self.pages_in(piece.len))
     }
 
-    /// The part of `pages` that lies in the region of its first page.
+    /// The part of `pages` that lies together with its first page: one ioctl's worth.
     #[must_use]
     pub fn clip(&self, pages: Range<usize>) -> Range<usize> {
         let end = self
-            .entry_of(pages.start)
-            .map_or(pages.start, |entry| entry.first_page + self.pages_in(entry.region.len));
+            .piece_of(pages.start)
+            .map_or(pages.start, |(_, piece, first)| first + self.pages_in(piece.len));
         pages.start..pages.end.min(end)
     }
 
-    /// Address of `page`.
+    /// Where `page` is now; `None` when it is not mapped any more.
     #[must_use]
     pub fn address_of(&self, page: usize) -> Option<u64> {
-        let entry = self.entry_of(page)?;
-        Some(entry.region.address + self.bytes(page - entry.first_page))
+        let (address, _, first) = self.piece_of(page)?;
+        Some(address + self.bytes(page - first))
     }
 
     /// Offset of `page` in the source.
     #[must_use]
     pub fn source_offset_of(&self, page: usize) -> Option<u64> {
-        let entry = self.entry_of(page)?;
-        Some(entry.region.source_offset + self.bytes(page - entry.first_page))
+        let (_, piece, first) = self.piece_of(page)?;
+        Some(piece.pages?.source_offset + self.bytes(page - first))
+    }
+
+    /// The other addresses of `pages`, where shared memory was mapped a second time.
+    pub fn other_places_of(&self, pages: Range<usize>) -> Vec<Range<u64>> {
+        if self.again == 0 {
+            return Vec::new();
+        }
+        let places = self.pieces.iter().filter_map(|(&address, piece)| {
+            let own = piece.pages.filter(|own| own.again)?;
+            let first = pages.start.max(own.first);
+            let last = pages.end.min(own.first + self.pages_in(piece.len));
+            let start = address + self.bytes(first.saturating_sub(own.first));
+            (first < last).then(|| start..start + self.bytes(last - first))
+        });
+        places.collect()
+    }
+
+    /// Where the memory below `address` ends, when nothing of the session is at `address`.
+    #[must_use]
+    pub fn end_below(&self, address: u64) -> Option<u64> {
+        let (start, piece) = self.pieces.range(..=address).next_back()?;
+        Some(start + piece.len).filter(|&end| end <= address)
     }
 
     /// Bytes of `count` pages.
@@ -178,15 +265,22 @@ impl AddressMap {
         (bytes >> self.page_shift) as usize
     }
 
-    fn entry_before(&self, address: u64) -> Option<&Entry> {
-        let after = self.entries.partition_point(|entry| entry.region.address <= address);
-        self.entries.get(after.checked_sub(1)?)
+    fn piece_at(&self, address: u64) -> Option<(u64, Piece)> {
+        let (&start, &piece) = self.pieces.range(..=address).next_back()?;
+        (address < start + piece.len).then_some((start, piece))
     }
 
-    fn entry_of(&self, page: usize) -> Option<&Entry> {
-        let after = self.entries.partition_point(|entry| entry.first_page <= page);
-        let entry = self.entries.get(after.checked_sub(1)?)?;
-        (page < entry.first_page + self.pages_in(entry.region.len)).then_some(entry)
+    /// The piece that holds `page`, its address and first page.
+    fn piece_of(&self, page: usize) -> Option<(u64, Piece, usize)> {
+        let (&first, &address) = self.by_page.range(..=page).next_back()?;
+        let &piece = self.pieces.get(&address)?;
+        (page < first + self.pages_in(piece.len)).then_some((address, piece, first))
+    }
+
+    fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, Piece)> + '_ {
+        let first = self.piece_at(start).map_or(start, |(address, _)| address);
+        let pieces = self.pieces.range(first..end.max(first));
+        pieces.map(|(&address, &piece)| (address, piece))
     }
 }
 

@@ -144,6 +144,9 @@ pub enum PagerError {
     /// The server was closed before it could serve this process.
     #[error("the server was closed before the process was served")]
     Closed,
+    /// The session that something was asked of is over, or never was.
+    #[error("the session is over: ask before closing it, and not after its end was told")]
+    SessionOver,
     /// A system call of the pager's own failed.
     #[error("{syscall}: {errno}")]
     System {
@@ -190,7 +193,7 @@ impl PagerError {
             Self::Timeout { .. } => "ERR_UFFD_TIMEOUT",
             Self::Exhausted(_) => "ERR_UFFD_EXHAUSTED",
             Self::Internal(_) | Self::Abandoned => "ERR_UFFD_PAGER_LOST",
-            Self::Closed => "ERR_UFFD_USE_AFTER_CLOSE",
+            Self::Closed | Self::SessionOver => "ERR_UFFD_USE_AFTER_CLOSE",
             Self::System { .. } => "ERR_UFFD_SYSTEM",
             Self::Kernel { cause, .. } => match cause {
                 UffdError::UffdClosed => "ERR_UFFD_CLOSED",

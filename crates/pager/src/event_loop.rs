@@ -6,6 +6,8 @@
 
 mod asking;
 mod connections;
+mod forked;
+mod token;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,6 +20,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use token::Token;
 use uffd::EventBuffer;
 
 use crate::error::PagerError;
@@ -63,43 +66,6 @@ impl Staging {
     }
 }
 
-/// What an epoll event is about: an id, and in its low bits what kind of thing has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token {
-    Wake,
-    Timer,
-    Listener(u64),
-    Handshake(u64),
-    Uffd(u64),
-    Process(u64),
-}
-
-impl Token {
-    fn encode(self) -> u64 {
-        let (id, kind) = match self {
-            Self::Wake => (0, 0),
-            Self::Timer => (0, 1),
-            Self::Listener(id) => (id, 2),
-            Self::Handshake(id) => (id, 3),
-            Self::Uffd(id) => (id, 4),
-            Self::Process(id) => (id, 5),
-        };
-        id << 3 | kind
-    }
-
-    fn decode(data: u64) -> Self {
-        let id = data >> 3;
-        match data & 7 {
-            0 => Self::Wake,
-            1 => Self::Timer,
-            2 => Self::Listener(id),
-            3 => Self::Handshake(id),
-            4 => Self::Uffd(id),
-            _ => Self::Process(id),
-        }
-    }
-}
-
 /// The server of sessions that came without one.
 const NO_SERVER: u64 = 0;
 
@@ -132,6 +98,11 @@ pub(crate) struct EventLoop {
     restless: HashSet<u64>,
     /// Their order in one turn; kept only for its memory.
     turns: Vec<u64>,
+    /// Sessions of children that were forked, and of which session, until they are taken over.
+    forked: Vec<(u64, Session)>,
+    /// Sessions whose process nothing tells the end of: they are asked from time to time, by this timer.
+    unwatched: HashSet<u64>,
+    probe: TimerFd,
     events: EventBuffer,
     few_events: EventBuffer,
     staging: Staging,
@@ -147,10 +118,16 @@ impl EventLoop {
     ) -> Result<Self, PagerError> {
         let failed = |syscall| move |errno| PagerError::System { syscall, errno };
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("epoll_create1"))?;
-        let timer =
+        let new_timer = || {
             TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-                .map_err(failed("timerfd_create"))?;
-        for (fd, token) in [(inbox.bell().as_fd(), Token::Wake), (timer.as_fd(), Token::Timer)] {
+                .map_err(failed("timerfd_create"))
+        };
+        let (timer, probe) = (new_timer()?, new_timer()?);
+        for (fd, token) in [
+            (inbox.bell().as_fd(), Token::Wake),
+            (timer.as_fd(), Token::Timer),
+            (probe.as_fd(), Token::Probe),
+        ] {
             watch(&epoll, fd, token).map_err(failed("epoll_ctl"))?;
         }
         let deliver = Arc::new(move |completion| mailbox.send(Message::Completed(completion)));
@@ -165,6 +142,9 @@ impl EventLoop {
             sessions: HashMap::new(),
             restless: HashSet::new(),
             turns: Vec::new(),
+            forked: Vec::new(),
+            unwatched: HashSet::new(),
+            probe,
             events: EventBuffer::new(MESSAGES_PER_READ),
             few_events: EventBuffer::new(FEW_MESSAGES),
             staging: Staging::new(),
@@ -224,6 +204,7 @@ impl EventLoop {
             }),
             Token::Process(id) if self.asking.contains_key(&id) => self.asked_is_gone(id),
             Token::Process(id) => self.with_session(id, |session, _| session.phase.peer_gone()),
+            Token::Probe => self.probe_unwatched(),
         }
     }
 
@@ -232,7 +213,13 @@ impl EventLoop {
         let Some(entry) = self.sessions.get_mut(&id) else { return };
         self.restless.insert(id);
         let events = if alone { &mut self.events } else { &mut self.few_events };
-        let mut cx = Context { events, staging: self.staging.bytes(), workers: &self.workers, alone };
+        let mut cx = Context {
+            events,
+            staging: self.staging.bytes(),
+            workers: &self.workers,
+            alone,
+            forked: &mut self.forked,
+        };
         act(&mut entry.session, &mut cx);
     }
 
@@ -247,6 +234,10 @@ impl EventLoop {
                 Message::CloseServer { id, rest } => self.close_server(id, rest),
                 Message::CloseSession { id, rest } => self.with_session(id, |session, _| session.close(rest)),
                 Message::DrainServer { id } => self.drain_server(id),
+                Message::TakeDirty { id, most, deliver } if self.sessions.contains_key(&id) => {
+                    self.with_session(id, |session, _| session.take_dirty(most, deliver));
+                }
+                Message::TakeDirty { deliver, .. } => deliver(Err(PagerError::SessionOver)),
                 Message::AbandonServer { id } => self.abandon_server(id),
                 Message::Completed(completion) => {
                     self.with_session(completion.job.session, |session, cx| session.complete(completion, cx));
@@ -265,6 +256,7 @@ impl EventLoop {
 
     /// Everything that happens by itself, and how long the loop may sleep afterwards.
     fn settle(&mut self) -> EpollTimeout {
+        self.adopt_forked();
         let now = Instant::now();
         let mut soonest: Option<Instant> = None;
         let mut busy = false;
@@ -280,7 +272,13 @@ impl EventLoop {
                 continue;
             };
             let events = if alone { &mut self.events } else { &mut self.few_events };
-            let mut cx = Context { events, staging: self.staging.bytes(), workers: &self.workers, alone };
+            let mut cx = Context {
+                events,
+                staging: self.staging.bytes(),
+                workers: &self.workers,
+                alone,
+                forked: &mut self.forked,
+            };
             entry.session.retry(now, &mut cx);
             let unanswered = entry.session.answer_queued(&mut cx);
             // After the answers, which start reads.
@@ -309,6 +307,9 @@ impl EventLoop {
             }
         }
         self.turns = turns;
+        // Forked while faults were tried again. Before their parents are buried, who else might be the last of a server.
+        busy |= !self.forked.is_empty();
+        self.adopt_forked();
         for id in over {
             self.bury(id);
         }
@@ -341,6 +342,7 @@ impl EventLoop {
         let Some(Entry { session, server, observer, refusal }) = self.sessions.remove(&id) else { return };
         // Explicitly: the peer may hold the same open file, and epoll would go on watching it.
         unwatch(&self.epoll, session.as_fd());
+        self.stop_probing(id);
         if let Some(process) = &session.process {
             unwatch(&self.epoll, process.as_fd());
         }
@@ -401,23 +403,4 @@ fn unwatch(epoll: &Epoll, fd: BorrowedFd<'_>) {
 
 fn earlier(soonest: Option<Instant>, moment: Instant) -> Option<Instant> {
     Some(soonest.map_or(moment, |soonest| soonest.min(moment)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_survives_its_way_through_epoll() {
-        for token in [
-            Token::Wake,
-            Token::Timer,
-            Token::Listener(7),
-            Token::Handshake(8),
-            Token::Uffd(1 << 50),
-            Token::Process(9),
-        ] {
-            assert_eq!(Token::decode(token.encode()), token);
-        }
-    }
 }

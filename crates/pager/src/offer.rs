@@ -74,6 +74,10 @@ impl Offer {
             source_timeout: SOURCE_TIMEOUT,
             peer: self.peer,
             process: self.process,
+            parent: None,
+            minor: None,
+            tracking: None,
+            all_there: false,
             own: false,
             connection: Some(self.connection),
         }

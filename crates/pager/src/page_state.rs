@@ -5,7 +5,7 @@
 //! | --- | --- | --- |
 //! | 0 | 0 | missing: a fault gets the source's bytes |
 //! | 1 | 0 | was installed once; if it faults again its owner has discarded it, and it reads zero |
-//! | any | 1 | was discarded: reads zero for ever, the source is never consulted again |
+//! | any | 1 | was discarded, or is not mapped any more: reads zero for ever, the source is never consulted again |
 //!
 //! The two meanings of a bit never weaken: nothing ever makes a page "missing" again.
 
@@ -63,6 +63,12 @@ impl PageStates {
         set(&mut self.removed, pages, self.len);
     }
 
+    /// Records that the pages are mapped nowhere any more: nothing is known or done about them from now on.
+    pub fn set_gone(&mut self, pages: Range<usize>) {
+        set(&mut self.removed, pages.clone(), self.len);
+        set(&mut self.present, pages, self.len);
+    }
+
     /// The run of missing pages around `page` that lies within `limits`; empty when `page` is not missing.
     #[must_use]
     pub fn missing_run(&self, page: usize, limits: Range<usize>) -> Range<usize> {
@@ -108,6 +114,54 @@ impl PageStates {
     }
 }
 
+/// One thing more that is known of each page.
+#[derive(Debug, Clone)]
+pub(crate) struct PageBits {
+    len: usize,
+    bits: Vec<u64>,
+}
+
+impl PageBits {
+    /// No bit set.
+    pub(crate) fn new(len: usize) -> Self {
+        Self { len, bits: vec![0; len.div_ceil(BITS)] }
+    }
+
+    pub(crate) fn set(&mut self, pages: Range<usize>) {
+        set(&mut self.bits, pages, self.len);
+    }
+
+    pub(crate) fn clear(&mut self, pages: Range<usize>) {
+        for_words(pages, self.len, |word, mask| {
+            if let Some(word) = self.bits.get_mut(word) {
+                *word &= !mask;
+            }
+        });
+    }
+
+    pub(crate) fn is_set(&self, page: usize) -> bool {
+        page < self.len && bit(&self.bits, page)
+    }
+
+    /// The first run of set bits in `pages`, at most `longest` long.
+    pub(crate) fn next_set(&self, pages: Range<usize>, longest: usize) -> Option<Range<usize>> {
+        let end = pages.end.min(self.len);
+        let mut page = pages.start;
+        while page < end {
+            let rest = word_at(&self.bits, page / BITS) >> (page % BITS);
+            if rest == 0 {
+                page = (page / BITS + 1) * BITS;
+                continue;
+            }
+            let start = page + rest.trailing_zeros() as usize;
+            let limit = end.min(start.saturating_add(longest));
+            let run = (start..limit).find(|&page| !self.is_set(page)).unwrap_or(limit);
+            return (start < limit).then_some(start..run);
+        }
+        None
+    }
+}
+
 fn word_at(bits: &[u64], word: usize) -> u64 {
     bits.get(word).copied().unwrap_or(u64::MAX)
 }
@@ -117,16 +171,22 @@ fn bit(bits: &[u64], page: usize) -> bool {
 }
 
 fn set(bits: &mut [u64], pages: Range<usize>, len: usize) {
+    for_words(pages, len, |word, mask| {
+        if let Some(word) = bits.get_mut(word) {
+            *word |= mask;
+        }
+    });
+}
+
+/// Calls `act` with each word that has bits of `pages` and the mask of those.
+fn for_words(pages: Range<usize>, len: usize, mut act: impl FnMut(usize, u64)) {
     let end = pages.end.min(len);
     let mut page = pages.start;
     while page < end {
         let offset = page % BITS;
         let count = (BITS - offset).min(end - page);
         // `count` is 1..=64: a shift by 64 - count never overflows.
-        let mask = u64::MAX >> (BITS - count) << offset;
-        if let Some(word) = bits.get_mut(page / BITS) {
-            *word |= mask;
-        }
+        act(page / BITS, u64::MAX >> (BITS - count) << offset);
         page += count;
     }
 }
@@ -175,6 +235,20 @@ mod tests {
         assert_eq!(states.missing_run(15, 0..64), 11..20);
         assert_eq!(states.missing_run(15, 12..18), 12..18);
         assert_eq!(states.missing_run(10, 0..64), 10..10);
+    }
+
+    #[test]
+    fn runs_of_bits_are_found_in_order_and_within_their_limits() {
+        let mut bits = PageBits::new(300);
+        bits.set(60..200);
+        bits.clear(100..101);
+
+        assert_eq!(bits.next_set(0..300, 1000), Some(60..100));
+        assert_eq!(bits.next_set(100..300, 10), Some(101..111));
+        assert_eq!(bits.next_set(150..160, 1000), Some(150..160));
+        assert_eq!(bits.next_set(0..60, 1000), None);
+        assert_eq!(bits.next_set(200..300, 1000), None);
+        assert!(bits.is_set(99) && !bits.is_set(100) && !bits.is_set(300));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::address_map::{AddressMap, Region};
 use crate::error::PagerError;
 use crate::event_loop::EventLoop;
 use crate::mailbox::Mailbox;
+use crate::modes::{Minor, SessionModes, protect};
 use crate::notice::Observer;
 use crate::policy::{FailurePolicy, Rest};
 use crate::server::{Image, Server, ServerOptions};
@@ -22,6 +23,7 @@ use crate::socket::Listener;
 use crate::source::PageSource;
 use crate::supervise::{Peer, Supervised};
 use crate::sync::Bell;
+use crate::tracking::{DeliverDirty, DirtyReply, Tracking};
 use crate::workers::Completion;
 
 /// How a pager runs.
@@ -57,6 +59,8 @@ pub struct SessionOptions {
     pub source_timeout: Duration,
     /// The process whose memory it is; `None` for this one, and for one that cannot be watched.
     pub process: Option<PidFd>,
+    /// Which faults it answers. Default: those of missing pages.
+    pub modes: SessionModes,
 }
 
 /// How long a source may take, unless told otherwise.
@@ -80,6 +84,11 @@ pub(crate) enum Message {
     },
     DrainServer {
         id: u64,
+    },
+    TakeDirty {
+        id: u64,
+        most: usize,
+        deliver: DeliverDirty,
     },
     AbandonServer {
         id: u64,
@@ -159,7 +168,8 @@ impl Pager {
     /// # Errors
     ///
     /// [`PagerError::Region`], [`PagerError::Protocol`] for regions that cannot be, or that the source does not cover;
-    /// [`PagerError::System`] when no descriptor is free.
+    /// [`PagerError::System`] when no descriptor is free; [`PagerError::Unsupported`] and [`PagerError::Adopt`] for modes
+    /// that cannot be, [`PagerError::Kernel`] when protecting is refused. What was protected until then stays so.
     pub fn adopt(
         &self,
         uffd: Userfaultfd,
@@ -168,6 +178,16 @@ impl Pager {
     ) -> Result<u64, PagerError> {
         let id = next_id();
         let map = AddressMap::new(&options.regions, options.page_size, options.source.size())?;
+        let modes = options.modes;
+        modes.check(&uffd)?;
+        let all_there = !modes.fill();
+        let minor = modes.minor.map(|memory| Minor::new(memory, &options.regions, &map)).transpose()?;
+        let tracking = if modes.write_protect {
+            protect(&uffd, &options.regions)?;
+            Some(Tracking::new(map.pages(), map.page_size()))
+        } else {
+            None
+        };
         let own = options.process.is_none() && uffd.origin().is_some();
         let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
         let pid = options.process.as_ref().map_or(std::process::id() as i32, PidFd::pid);
@@ -181,6 +201,10 @@ impl Pager {
             peer: Peer { pid, uid, gid },
             source_timeout: options.source_timeout,
             process: options.process.map(Supervised::new),
+            parent: None,
+            minor,
+            tracking,
+            all_there,
             own,
             connection: None,
         };
@@ -210,6 +234,23 @@ impl Pager {
     /// Closes a server whose owner goes away without having done so: its sessions meet their failure policy.
     pub fn abandon_server(&self, id: u64) {
         self.mailbox.send(Message::AbandonServer { id });
+    }
+
+    /// Tells what was written to since the session began or since the last call, up to `most` ranges, and protects it again.
+    ///
+    /// Who reads the memory after the answer sees every write that it stands for; a later write is in the next one. Pages
+    /// that were discarded count as written to, in two answers, because the kernel announces it before they go. Never
+    /// waits: the event loop gathers the answer between faults.
+    #[must_use]
+    pub fn take_dirty(&self, session: u64, most: usize) -> DirtyReply {
+        let (reply, deliver) = DirtyReply::new();
+        self.take_dirty_with(session, most, deliver);
+        reply
+    }
+
+    /// [`Pager::take_dirty`], the answer going to `deliver` (see [`DirtyReply::wait`] for its errors).
+    pub fn take_dirty_with(&self, session: u64, most: usize, deliver: DeliverDirty) {
+        self.mailbox.send(Message::TakeDirty { id: session, most, deliver });
     }
 
     /// Closes a session; the observer of its server is told when it is over.

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::deferred::Wanted;
 use crate::error::PagerError;
 use crate::last_words;
 use crate::policy::EndReason;
@@ -32,7 +33,7 @@ impl Session {
                 PagerError::Internal("a window outside the map".to_owned()),
             ));
         };
-        if source::known_zeros(&*self.source, offset, len as u64) {
+        if !self.brings_to_file() && source::known_zeros(&*self.source, offset, len as u64) {
             return self.fill(run, Filling::SourceZeros, &[page]);
         }
         match source::read_now(&*self.source, offset, buffer) {
@@ -104,8 +105,11 @@ impl Session {
         }
         // Those that were discarded, refused, or are to be poisoned now. Filling woke the waiters of the others.
         for page in waiting {
-            if !self.was_answered(page) {
-                self.answer(page, cx);
+            // Where it is now. Who waited where it was before was woken when it left.
+            if !self.was_answered(page)
+                && let Some(address) = self.map.address_of(page)
+            {
+                self.answer(Wanted::missing(address), cx);
             }
         }
     }
@@ -121,7 +125,9 @@ impl Session {
         // Whoever waits for these pages gets what the policy says; an answer that still comes finds nothing to fill.
         let given_up = std::mem::take(&mut self.in_flight);
         for page in given_up.into_iter().flat_map(|reading| reading.waiting) {
-            self.answer(page, cx);
+            if let Some(address) = self.map.address_of(page) {
+                self.answer(Wanted::missing(address), cx);
+            }
         }
         None
     }

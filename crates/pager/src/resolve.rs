@@ -13,7 +13,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use uffd::{CopyOptions, UffdError, Userfaultfd};
+use nix::errno::Errno;
+use uffd::{ContinueOptions, CopyOptions, UffdError, Userfaultfd};
 
 use crate::address_map::AddressMap;
 use crate::error::PagerError;
@@ -32,6 +33,8 @@ pub(crate) enum Filling<'a> {
     Bytes(&'a [u8]),
     /// Zeros, because the source has zeros there.
     SourceZeros,
+    /// What the page cache has for them.
+    Cached,
     /// Zeros, because their owner discarded what was there.
     Zeros,
     /// A marker that makes touching them a SIGBUS.
@@ -66,20 +69,27 @@ pub(crate) struct Resolver<'a> {
     pub(crate) waiting: &'a [usize],
     /// Behind the last page that was dealt with.
     pub(crate) reached: usize,
+    /// Install pages write-protected; then a page of zeros to copy from, because zeros that are not copied cannot be
+    /// protected before somebody writes to them.
+    pub(crate) protect: Option<&'a [u8]>,
 }
 
 impl Resolver<'_> {
-    /// Fills `pages`, which lie in one region, and wakes whoever waits for them.
+    /// Fills `pages`, wherever they lie by now (with zeros: one page), and wakes whoever waits for them. Those mapped nowhere are passed over.
     ///
     /// # Errors
     ///
     /// Why it stopped early. What was filled until then is recorded.
     pub(crate) fn fill(&mut self, pages: Range<usize>, filling: Filling<'_>) -> Result<(), Stop> {
         let done = match filling {
-            Filling::Bytes(bytes) => self.fill_runs(pages.clone(), bytes),
+            // Zeros that are to be protected are copied, a page at a time; among other bytes with those.
+            Filling::SourceZeros if self.protect.is_some() => {
+                pages.clone().try_for_each(|page| self.fill_run(page..page + 1, filling))
+            }
+            Filling::Bytes(bytes) if self.protect.is_none() => self.fill_runs(pages.clone(), bytes),
             _ => self.fill_run(pages.clone(), filling),
         };
-        if self.filled && matches!(filling, Filling::Bytes(_) | Filling::SourceZeros) {
+        if self.filled && matches!(filling, Filling::Bytes(_) | Filling::SourceZeros | Filling::Cached) {
             self.stats.windows.add(1);
         }
         done
@@ -101,10 +111,15 @@ impl Resolver<'_> {
     fn fill_run(&mut self, pages: Range<usize>, filling: Filling<'_>) -> Result<(), Stop> {
         let mut page = pages.start;
         while page < pages.end {
-            match self.fill_once(page..pages.end, pages.start, filling) {
+            let end = self.map.clip(page..pages.end).end;
+            if end == page {
+                page += 1;
+                continue;
+            }
+            match self.fill_once(page..end, pages.start, filling) {
                 Ok(()) => {
-                    self.installed(page..pages.end, filling);
-                    return Ok(());
+                    self.installed(page..end, filling);
+                    page = end;
                 }
                 Err(UffdError::PartiallyCopied { done }) => {
                     let filled = (done / self.map.page_size()) as usize;
@@ -120,15 +135,20 @@ impl Resolver<'_> {
                 }
                 Err(UffdError::Changing) => return Err(Stop::Changing(page)),
                 Err(UffdError::UffdClosed) => return Err(Stop::Gone),
-                Err(UffdError::NotRegistered) if pages.end - page > 1 => {
-                    return self.fill_singly(page..pages.end, pages.start, filling);
+                Err(UffdError::System { errno: Errno::EFAULT, .. }) if matches!(filling, Filling::Cached) => {
+                    self.leave_to_kernel(page);
+                    page += 1;
+                }
+                Err(UffdError::NotRegistered) if end - page > 1 => {
+                    self.fill_singly(page..end, pages.start, filling)?;
+                    page = end;
                 }
                 Err(UffdError::NotRegistered) => {
                     self.leave_to_kernel(page);
                     page += 1;
                 }
                 Err(_) if matches!(filling, Filling::Poison) => return Err(Stop::CannotPoison),
-                Err(error) => return Err(self.failed(page..pages.end, error)),
+                Err(error) => return Err(self.failed(page..end, error)),
             }
         }
         Ok(())
@@ -146,14 +166,39 @@ impl Resolver<'_> {
                 };
                 // SAFETY: `bytes` is ordinary memory of this process, borrowed for the call, `len` bytes long. The
                 // destination is another process's (or mapping's) missing memory, of which no reference exists.
-                unsafe { self.uffd.copy(address, bytes.as_ptr(), bytes.len(), CopyOptions::default()) }
+                unsafe { self.uffd.copy(address, bytes.as_ptr(), bytes.len(), self.copying()) }
+            }
+            Filling::Cached => {
+                let options =
+                    ContinueOptions { write_protect: self.protect.is_some(), ..ContinueOptions::default() };
+                self.uffd.continue_pages(address, len, options)
+            }
+            Filling::Zeros | Filling::SourceZeros if self.protect.is_some() => {
+                let zeros = self.protect.unwrap_or_default();
+                // One page after another: there is one page of zeros.
+                // SAFETY: `zeros` is ordinary memory of this process, borrowed for the call and one page long, as is what
+                // is copied. The destination is missing memory.
+                unsafe { self.uffd.copy(address, zeros.as_ptr(), zeros.len(), self.copying()) }
             }
             Filling::Zeros | Filling::SourceZeros if self.huge => {
                 self.uffd.zero_huge(address, len, self.map.page_size() as usize, true)
             }
             Filling::Zeros | Filling::SourceZeros => self.uffd.zero(address, len, true),
-            Filling::Poison => self.uffd.poison(address, len, true),
+            Filling::Poison => {
+                if self.protect.is_some() {
+                    // A mark of protection, which memory of files keeps where a page is missing, is in the way.
+                    match self.uffd.write_protect(address, len, false, false) {
+                        Ok(()) | Err(UffdError::NotRegistered) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                self.uffd.poison(address, len, true)
+            }
         }
+    }
+
+    fn copying(&self) -> CopyOptions {
+        CopyOptions { write_protect: self.protect.is_some(), ..CopyOptions::default() }
     }
 
     /// The range leaves its mapping somewhere: what lies inside is filled page by page.
@@ -167,6 +212,9 @@ impl Resolver<'_> {
                 }
                 Err(UffdError::UffdClosed) => return Err(Stop::Gone),
                 Err(UffdError::NotRegistered) => self.leave_to_kernel(page),
+                Err(UffdError::System { errno: Errno::EFAULT, .. }) if matches!(filling, Filling::Cached) => {
+                    self.leave_to_kernel(page);
+                }
                 Err(_) if matches!(filling, Filling::Poison) => return Err(Stop::CannotPoison),
                 Err(error) => return Err(self.failed(page..page + 1, error)),
             }
@@ -187,6 +235,11 @@ impl Resolver<'_> {
             Filling::SourceZeros => {
                 self.stats.faults_installed.add(waited_for);
                 self.stats.pages_zero.add(count);
+            }
+            Filling::Cached => {
+                self.stats.faults_installed.add(waited_for);
+                self.stats.pages_installed.add(count);
+                self.stats.bytes_installed.add(self.map.bytes(pages.len()));
             }
             Filling::Zeros => {
                 self.stats.faults_zeroed.add(waited_for);
@@ -230,7 +283,7 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    /// Not registered any more: its owner took it back, and the kernel serves it from now on.
+    /// Not registered any more, or taken out of its file: its owner took it back, and the kernel serves it from now on.
     fn leave_to_kernel(&mut self, page: usize) {
         self.states.set_removed(page..page + 1);
         let waited_for = self.dealt_with(&(page..page + 1));
@@ -245,6 +298,10 @@ impl Resolver<'_> {
     }
 
     fn wake(&self, page: usize) {
+        for place in self.map.other_places_of(page..page + 1) {
+            // As below.
+            let _ = self.uffd.wake(place.start, place.end - place.start);
+        }
         if let Some(address) = self.map.address_of(page) {
             // WAKE fails only on ranges that were never valid; these were checked when the session began.
             let _ = self.uffd.wake(address, self.map.page_size());

@@ -10,19 +10,22 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use uffd::{Event, EventBuffer, Userfaultfd};
+use uffd::{EventBuffer, Userfaultfd};
 
 use crate::address_map::{AddressMap, Region};
-use crate::deferred::Deferred;
+use crate::deferred::{Deferred, Wanted};
 use crate::error::PagerError;
+use crate::following::Elsewhere;
 use crate::last_words;
+use crate::modes::Minor;
 use crate::page_state::PageStates;
 use crate::policy::{EndReason, FailurePolicy, SessionEnd};
 use crate::resolve::{Filling, Resolver, Stop};
-use crate::source::{self, PageSource};
+use crate::source::PageSource;
 use crate::stats::Stats;
 use crate::supervise::{Peer, Supervised};
 use crate::sweep::Phase;
+use crate::tracking::Tracking;
 use crate::window::Window;
 use crate::workers::Workers;
 
@@ -34,9 +37,11 @@ pub(crate) const MOST_IN_FLIGHT: usize = 32;
 pub struct SessionInfo {
     /// Unique in this process, never used again.
     pub id: u64,
-    /// Who is served.
+    /// Who is served. The process id is 0 for a forked child, which the kernel names by its memory only.
     pub peer: Peer,
-    /// The memory served, in address order.
+    /// The session of the process that this one was forked from, where it was.
+    pub parent: Option<u64>,
+    /// The memory served as it lay when the session began, in address order.
     pub regions: Vec<Region>,
     /// Bytes of a page.
     pub page_size: u64,
@@ -56,6 +61,14 @@ pub(crate) struct Parts {
     pub(crate) source_timeout: Duration,
     pub(crate) peer: Peer,
     pub(crate) process: Option<Supervised>,
+    /// The session of the process it was forked from.
+    pub(crate) parent: Option<u64>,
+    /// Write to this memfd instead of copying.
+    pub(crate) minor: Option<Minor>,
+    /// Record writes; the memory is protected.
+    pub(crate) tracking: Option<Tracking>,
+    /// Nothing is missing: the source is never asked.
+    pub(crate) all_there: bool,
     /// Memory of this very process: what cannot be served ends it, so that is said first.
     pub(crate) own: bool,
     /// Kept open: versions to come talk on it, and it names the peer.
@@ -73,15 +86,20 @@ pub(crate) struct Session {
     pub(crate) deferred: Deferred,
     pub(crate) source: Arc<dyn PageSource>,
     pub(crate) source_timeout: Duration,
+    pub(crate) window_bytes: Option<u64>,
     pub(crate) window: Window,
-    huge: bool,
+    pub(crate) huge: bool,
     rounds: HashMap<usize, u32>,
     pub(crate) in_flight: Vec<InFlight>,
     /// Faults that were read and have not had their turn yet.
-    pub(crate) queue: VecDeque<usize>,
+    pub(crate) queue: VecDeque<Wanted>,
     /// What was installed since events were last read: later faults of the queue in there were woken by that.
     pub(crate) answered: Vec<Range<usize>>,
-    own: bool,
+    /// Faults at addresses where nothing could be done but to wake: how often, since the memory last changed.
+    pub(crate) elsewhere: Elsewhere,
+    minor: Option<Minor>,
+    pub(crate) tracking: Option<Tracking>,
+    pub(crate) own: bool,
     /// A page, and the address in it, that the thread waits for without which its bytes may never come.
     pub(crate) self_fault: Option<(usize, u64)>,
     pub(crate) connection: Option<OwnedFd>,
@@ -104,20 +122,51 @@ pub(crate) struct Context<'a> {
     pub(crate) workers: &'a Workers,
     /// There is no other session, which would have to wait.
     pub(crate) alone: bool,
+    /// Sessions of children that were forked, with their parent's id, for the event loop to take over.
+    pub(crate) forked: &'a mut Vec<(u64, Session)>,
 }
 
 impl Session {
     pub(crate) fn new(parts: Parts, base_page_size: u64) -> Self {
-        let Parts { id, uffd, map, source, policy, window, source_timeout, peer, process, own, connection } =
-            parts;
+        let huge = parts.map.page_size() > base_page_size;
+        Self::of_parts(parts, huge)
+    }
+
+    pub(crate) fn of_parts(parts: Parts, huge: bool) -> Self {
+        let Parts {
+            id,
+            uffd,
+            map,
+            source,
+            policy,
+            window,
+            source_timeout,
+            peer,
+            process,
+            parent,
+            own,
+            connection,
+            minor,
+            tracking,
+            all_there,
+        } = parts;
         let (pages, page_size) = (map.pages(), map.page_size());
-        let huge = page_size > base_page_size;
-        let info =
-            SessionInfo { id, peer, regions: map.regions().collect(), page_size, stats: Stats::default() };
+        let info = SessionInfo {
+            id,
+            peer,
+            parent,
+            regions: map.regions().collect(),
+            page_size,
+            stats: Stats::default(),
+        };
+        let mut states = PageStates::new(pages);
+        if all_there {
+            states.set_present(0..pages);
+        }
         Self {
             info: Arc::new(info),
             uffd,
-            states: PageStates::new(map.pages()),
+            states,
             map,
             process,
             policy,
@@ -126,81 +175,24 @@ impl Session {
             source,
             source_timeout,
             // Huge pages are installed one at a time.
+            window_bytes: window,
             window: if huge { Window::Fixed(1) } else { Window::new(window, pages, page_size) },
             huge,
             rounds: HashMap::new(),
             in_flight: Vec::new(),
             queue: VecDeque::new(),
             answered: Vec::new(),
+            elsewhere: Elsewhere::default(),
+            minor,
+            tracking,
             own,
             self_fault: None,
             connection,
         }
     }
 
-    /// Takes one event down: faults to be answered later, everything else at once.
-    pub(crate) fn note(&mut self, event: Event) -> Result<(), PagerError> {
-        match event {
-            Event::Fault(fault) => {
-                self.info.stats.faults.add(1);
-                let page = self.map.page_of(fault.address);
-                if self.own
-                    && fault.thread_id.is_some()
-                    && fault.thread_id == source::answered_by(&*self.source)
-                {
-                    self.self_fault = page.map(|page| (page, fault.address));
-                }
-                match page {
-                    Some(page) => self.queue.push_back(page),
-                    // Outside every region: not memory that was handed over, hence nothing this may fill.
-                    None => self.info.stats.unanswered.add(1),
-                }
-                Ok(())
-            }
-            Event::Remove { start, end } | Event::Unmap { start, end } => {
-                for pages in self.map.pages_of(start, end) {
-                    self.info.stats.pages_removed.add(pages.len() as u64);
-                    self.states.set_removed(pages);
-                }
-                Ok(())
-            }
-            Event::Fork { child } => {
-                self.poison_copy(&child);
-                Err(PagerError::Unsupported(
-                    "the served process forked with EVENT_FORK on; following a child is not supported"
-                        .to_owned(),
-                ))
-            }
-            Event::Remap { from, to, .. } => Err(PagerError::Unsupported(format!(
-                "the served process moved its memory (mremap from {from:#x} to {to:#x}); following it is not supported"
-            ))),
-            Event::Unknown { event } => {
-                Err(PagerError::Protocol(format!("the kernel sent an event of unknown kind {event:#x}")))
-            }
-        }
-    }
-
-    /// A forked child must not read zeros where its parent's memory was still missing.
-    fn poison_copy(&self, child: &Userfaultfd) {
-        let mut from = 0;
-        while let Some(run) = self.states.next_missing(from, self.map.pages()) {
-            from = run.end;
-            let run = self.map.clip(run);
-            from = from.min(run.end);
-            if let Some(address) = self.map.address_of(run.start) {
-                // A child that is gone, or a kernel that cannot poison: there is no more that could be done to it.
-                let _ = child.poison(address, self.map.bytes(run.len()), true);
-            }
-        }
-    }
-
-    /// Answers, or takes charge of, one fault.
-    pub(crate) fn answer(&mut self, page: usize, cx: &mut Context<'_>) {
-        if !self.phase.answers() {
-            // Its process is being killed, or is gone.
-            self.info.stats.unanswered.add(1);
-            return;
-        }
+    /// Answers, or takes charge of, the fault on a page that is missing from the other process's memory.
+    pub(crate) fn answer_missing(&mut self, page: usize, wanted: Wanted, cx: &mut Context<'_>) {
         if self.was_answered(page) {
             self.info.stats.already_present.add(1);
             return;
@@ -213,7 +205,13 @@ impl Session {
         } else {
             self.answer_from_source(page, cx)
         };
-        self.settle(page, outcome);
+        if let (Ok(()), true, Some(tracking)) = (&outcome, wanted.write, self.tracking.as_mut()) {
+            // The next thing it does is to write. That would be a second fault.
+            tracking.written(page..page + 1);
+            // If this is refused, there is that fault.
+            let _ = self.uffd.write_protect(wanted.address, self.map.page_size(), false, true);
+        }
+        self.settle(page, wanted, outcome);
     }
 
     pub(crate) fn was_answered(&self, page: usize) -> bool {
@@ -247,6 +245,15 @@ impl Session {
         filling: Filling<'_>,
         waiting: &[usize],
     ) -> Result<(), Stop> {
+        let mut filling = filling;
+        if let (Some(minor), Filling::Bytes(bytes)) = (&self.minor, filling) {
+            // There may be more bytes than pages: those behind them are not to be touched.
+            let len = (self.map.bytes(pages.len()) as usize).min(bytes.len());
+            minor.write(&self.map, pages.start, bytes.get(..len).unwrap_or_default()).map_err(unwritable)?;
+            // Whoever maps it from now on has the right bytes; they are never written a second time.
+            self.states.set_present(pages.clone());
+            filling = Filling::Cached;
+        }
         let mut resolver = Resolver {
             uffd: &self.uffd,
             map: &self.map,
@@ -257,27 +264,51 @@ impl Session {
             filled: false,
             waiting,
             reached: pages.start,
+            protect: self.tracking.as_ref().map(|tracking| tracking.zeros.as_slice()),
         };
         let done = resolver.fill(pages.clone(), filling);
         let end = resolver.reached;
         if end > pages.start {
             self.deferred.progressed();
+            self.wake_other_places(pages.start..end);
             self.answered.push(pages.start..end);
         }
         done
     }
 
+    /// A page in the page cache that is not mapped. What the pager has not brought itself it brings now, if it can write to
+    /// the memory's file; everything else is mapped as it is.
+    pub(crate) fn answer_minor(&mut self, page: usize, wanted: Wanted, cx: &mut Context<'_>) {
+        if self.states.is_missing(page) && self.minor.is_some() {
+            self.answer_missing(page, wanted, cx);
+            return;
+        }
+        // Whatever is there is what somebody put there: the source has nothing to add any more.
+        self.states.set_present(page..page + 1);
+        self.continue_at(wanted);
+    }
+
+    /// Whether pages are written to the memory's file.
+    pub(crate) fn brings_to_file(&self) -> bool {
+        self.minor.is_some()
+    }
+
     /// What becomes of the fault on `page` after an attempt to answer it.
-    fn settle(&mut self, page: usize, outcome: Result<(), Stop>) {
-        let Err(stop) = outcome else { return };
-        if !self.was_answered(page) {
-            // Whatever happens to the session, this fault still waits.
-            if matches!(stop, Stop::Changing(_)) {
-                self.info.stats.deferred.add(1);
-            }
-            if !self.deferred.park(page, Instant::now()) {
-                self.info.stats.joined.add(1);
-            }
+    pub(crate) fn settle(&mut self, page: usize, wanted: Wanted, outcome: Result<(), Stop>) {
+        match outcome {
+            Ok(()) => {}
+            Err(stop) if self.was_answered(page) => self.stopped(stop),
+            Err(stop) => self.put_off(wanted, stop),
+        }
+    }
+
+    /// The fault could not be answered now. Whatever happens to the session, it still waits.
+    pub(crate) fn put_off(&mut self, wanted: Wanted, stop: Stop) {
+        if matches!(stop, Stop::Changing(_)) {
+            self.info.stats.deferred.add(1);
+        }
+        if !self.deferred.park(wanted, Instant::now()) {
+            self.info.stats.joined.add(1);
         }
         self.stopped(stop);
     }
@@ -311,6 +342,15 @@ impl Session {
             Stop::Failed(reason, error) => self.fail(reason, error),
         }
     }
+}
+
+/// The memory's own file could not be written to.
+fn unwritable(error: PagerError) -> Stop {
+    let reason = match error.errno() {
+        Some(libc::ENOSPC | libc::ENOMEM) => EndReason::Exhausted,
+        _ => EndReason::Protocol,
+    };
+    Stop::Failed(reason, error)
 }
 
 impl AsFd for Session {

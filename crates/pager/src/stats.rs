@@ -35,6 +35,8 @@ counters! {
     faults_zeroed,
     /// Faults answered by poison.
     faults_poisoned,
+    /// Faults answered by taking the protection off their page.
+    faults_unprotected,
     /// Faults on a page that another fault waits for already (it is being read, or was put off): they end with that one.
     joined,
     /// Faults that are not this session's to answer: outside its memory, in memory that was taken back from it, or after

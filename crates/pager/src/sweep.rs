@@ -52,6 +52,11 @@ impl Phase {
         matches!(self, Self::Sweeping { rest: Rest::Poison, .. })
     }
 
+    /// Whether nothing has ended or is ending yet.
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self, Self::Serving)
+    }
+
     /// Whether faults are still answered at all.
     pub(crate) fn answers(&self) -> bool {
         matches!(self, Self::Serving | Self::Sweeping { .. })
@@ -95,6 +100,14 @@ impl Phase {
         *self = Self::Over { end, leave_open: false };
     }
 
+    /// What a child forked in this phase begins with: the same, from its first page on.
+    pub(crate) fn of_child(&self) -> Self {
+        match self {
+            Self::Sweeping { rest, end, .. } => Self::sweep(*rest, end.clone()),
+            _ => Self::Serving,
+        }
+    }
+
     fn sweep(rest: Rest, end: SessionEnd) -> Self {
         Self::Sweeping { rest, next: 0, not_before: None, end }
     }
@@ -133,7 +146,7 @@ impl Session {
     /// Does the next piece of what ending takes.
     pub(crate) fn step(&mut self, now: Instant, cx: &mut Context<'_>) -> Next {
         match &self.phase {
-            Phase::Serving => self.next_retry(),
+            Phase::Serving => self.gather_dirty(now).unwrap_or_else(|| self.next_retry()),
             Phase::Over { .. } => Next::Now,
             Phase::Dying { since, .. } => {
                 let deadline = *since + DYING_DEADLINE;
@@ -161,7 +174,10 @@ impl Session {
     }
 
     fn sweep_poison(&mut self, from: usize, cx: &mut Context<'_>) -> Next {
-        // Those that wait go first; the event loop retries them before it comes here.
+        // Those that wait go first: what they wait for is still told apart from what nobody has asked for.
+        if let Some(moment) = self.deferred.due() {
+            return Next::At(moment);
+        }
         let Some(run) = self.states.next_missing(from, POISON_STEP) else { return self.finish(cx) };
         let run = self.map.clip(run);
         let outcome = self.fill(run.clone(), Filling::Poison, &[]);
@@ -191,7 +207,7 @@ impl Session {
             self.fail(EndReason::PagerLost, PagerError::Internal("a run outside the map".to_owned()));
             return Next::Now;
         };
-        if source::known_zeros(&*self.source, offset, len as u64) {
+        if !self.brings_to_file() && source::known_zeros(&*self.source, offset, len as u64) {
             let outcome = self.fill(run.clone(), Filling::SourceZeros, &[]);
             return self.swept(run.end, outcome);
         }
@@ -230,9 +246,9 @@ impl Session {
 
     /// Nothing is missing any more: the kernel may serve this memory itself.
     fn finish(&mut self, cx: &mut Context<'_>) -> Next {
-        for region in self.map.regions() {
+        for (addresses, _) in self.map.memory() {
             // A process that is gone has nothing left to unregister. Memory it has unmapped likewise.
-            let _ = self.uffd.unregister(region.address, region.len);
+            let _ = self.uffd.unregister(addresses.start, addresses.end - addresses.start);
         }
         // Threads of the process wait until their events are read; a forked child is left its own memory.
         while matches!(self.uffd.read_events(cx.events), Ok(count) if count > 0) {

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::error::PagerError;
+use crate::following::{reason_of, unreadable};
 use crate::policy::EndReason;
 use crate::session::{Context, Session};
 
@@ -23,7 +24,7 @@ impl Session {
     pub(crate) fn read(&mut self, cx: &mut Context<'_>) {
         let most = if cx.alone { MOST_MESSAGES } else { cx.events.capacity() };
         let mut read = 0;
-        let mut failure = None;
+        let mut failure: Option<(EndReason, PagerError)> = None;
         let mut drained = false;
         while !drained && read < most && self.queue.len() < most {
             match self.uffd.read_events(cx.events) {
@@ -33,18 +34,18 @@ impl Session {
                     drained = count < cx.events.capacity();
                 }
                 Err(cause) => {
-                    failure = Some(PagerError::Kernel { address: 0, len: 0, cause });
+                    failure = Some(unreadable(cause));
                     break;
                 }
             }
             for event in cx.events.drain() {
-                if let Err(error) = self.note(event) {
-                    failure = failure.or(Some(error));
+                if let Err(error) = self.note(event, cx.forked) {
+                    failure = failure.or(Some((reason_of(&error), error)));
                 }
             }
         }
-        if let Some(error) = failure {
-            self.fail(EndReason::Protocol, error);
+        if let Some((reason, error)) = failure {
+            self.fail(reason, error);
         }
     }
 
@@ -57,8 +58,9 @@ impl Session {
         let started = Instant::now();
         // Events may have been read since: a page that was installed then can be missing again.
         self.answered.clear();
-        while let Some(page) = self.queue.pop_front() {
-            self.answer(page, cx);
+        self.elsewhere.batch += 1;
+        while let Some(wanted) = self.queue.pop_front() {
+            self.answer(wanted, cx);
             if started.elapsed() >= slice {
                 break;
             }

@@ -213,6 +213,7 @@ fn a_source_that_fails_or_panics_at_once_ends_its_own_session_only() {
         // SAFETY: no reference to the mapping exists; it is read by copying.
         unsafe { uffd.register(address, len, Modes::MISSING) }.unwrap();
         let options = pager::SessionOptions {
+            modes: pager::SessionModes::default(),
             source_timeout: DEADLINE,
             regions: vec![pager::Region { address, len, source_offset: 0 }],
             page_size: PAGE as u64,

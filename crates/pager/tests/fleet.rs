@@ -74,6 +74,7 @@ impl Member {
         // SAFETY: no reference to the mapping exists; it is read by copying.
         unsafe { uffd.register(mapping.address(), len as u64, Modes::MISSING) }.unwrap();
         let options = SessionOptions {
+            modes: pager::SessionModes::default(),
             source_timeout: DEADLINE,
             regions: vec![Region { address: mapping.address(), len: len as u64, source_offset: 0 }],
             page_size: PAGE as u64,

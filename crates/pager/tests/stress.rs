@@ -94,6 +94,7 @@ impl Area {
         // SAFETY: no reference to the mapping exists; it is read by copying.
         unsafe { uffd.register(address, len, Modes::MISSING) }.unwrap();
         let options = SessionOptions {
+            modes: pager::SessionModes::default(),
             source_timeout: DEADLINE,
             regions: vec![Region { address, len, source_offset: 0 }],
             page_size: PAGE as u64,

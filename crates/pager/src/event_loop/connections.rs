@@ -34,16 +34,27 @@ impl EventLoop {
 
     /// Memory that came without a handshake.
     pub(super) fn adopt(&mut self, parts: Parts, observer: &Arc<dyn Observer>) {
-        let id = parts.id;
-        let mut session = Session::new(parts, self.base_page_size);
+        let session = Session::new(parts, self.base_page_size);
+        self.adopt_session(session, NO_SERVER, observer);
+    }
+
+    /// A session that has begun already, whatever happens here: its process is running.
+    pub(super) fn adopt_session(&mut self, mut session: Session, server: u64, observer: &Arc<dyn Observer>) {
+        let id = session.info.id;
         if let Err(error) = self.watch_session(&session) {
             // Not a moment without somebody who answers: it ends by its policy, which needs no events.
             session.fail(EndReason::Exhausted, error);
         }
+        if session.process.is_none() && !session.own {
+            self.start_probing(id);
+        }
+        if let Some(server) = self.servers.get_mut(&server) {
+            server.alive += 1;
+        }
         observer.notice(Notice::SessionStarted(Arc::clone(&session.info)));
         self.restless.insert(id);
         let observer = Arc::clone(observer);
-        self.sessions.insert(id, Entry { session, server: NO_SERVER, observer, refusal: None });
+        self.sessions.insert(id, Entry { session, server, observer, refusal: None });
     }
 
     pub(super) fn close_server(&mut self, id: u64, rest: Rest) {

@@ -157,6 +157,7 @@ fn adopt(
     // SAFETY: no reference to the mapping exists; it is read by copying.
     unsafe { uffd.register(address, len, uffd::Modes::MISSING) }.unwrap();
     let options = SessionOptions {
+        modes: pager::SessionModes::default(),
         regions: vec![pager::Region { address, len, source_offset: 0 }],
         page_size: PAGE as u64,
         source,

@@ -3,13 +3,17 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says so by panicking")]
 
+pub mod area;
+pub mod children;
+pub mod huge;
+
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pager::{
     EndReason, FailurePolicy, Notice, Observer, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region,
-    SessionEnd, SessionInfo, SessionOptions,
+    SessionEnd, SessionInfo, SessionModes, SessionOptions,
 };
 use uffd::{CreateOptions, Factory, Features, Mapping, Modes, Userfaultfd};
 
@@ -108,6 +112,7 @@ pub fn serve_by(
         window: None,
         source_timeout: DEADLINE,
         process: None,
+        modes: SessionModes::default(),
     };
     adjust(&mut options);
     let pager = Pager::start(&PagerOptions::default()).unwrap();

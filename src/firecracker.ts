@@ -80,6 +80,9 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   #closing: Promise<void> | undefined;
   #closed: (() => void) | undefined;
   #isClosed = false;
+  /** What has happened and was not looked at. */
+  readonly #notices: NativeNotice[] = [];
+  #introduced = false;
   #socketPath = '';
   #draining: Promise<void> | undefined;
 
@@ -239,7 +242,26 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   }
 
   #drain(): void {
-    for (const notice of this.#native.takeNotices()) this.#take(notice);
+    for (const notice of this.#native.takeNotices()) {
+      if (notice.kind === 'listening') {
+        this.#take(notice);
+        // Whoever started it gets it, and can listen to its events, before the first of them: on a socket that was
+        // inherited somebody may have waited.
+        setImmediate(() => {
+          this.#introduced = true;
+          this.#takeAll();
+        });
+      } else if (notice.kind === 'failed') {
+        this.#take(notice);
+      } else {
+        this.#notices.push(notice);
+      }
+    }
+    if (this.#introduced) this.#takeAll();
+  }
+
+  #takeAll(): void {
+    for (const notice of this.#notices.splice(0)) this.#take(notice);
   }
 
   #take(notice: NativeNotice): void {

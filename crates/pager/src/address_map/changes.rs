@@ -333,6 +333,60 @@ mod tests {
     }
 
     #[test]
+    fn a_map_of_pieces_is_what_a_map_of_pages_would_be() {
+        const SLOTS: usize = 96;
+        for seed in 1..200_u64 {
+            let mut state = seed;
+            let mut random = |below: usize| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) as usize % below
+            };
+            let regions = [(0, 16, 8), (16, 8, 0), (40, 8, 30)].map(|(slot, pages, source)| Region {
+                address: at(HERE, slot),
+                len: pages * PAGE,
+                source_offset: source * PAGE,
+            });
+            let mut map = AddressMap::new(&regions, PAGE, 64 * PAGE).unwrap();
+            let sources: Vec<_> = (0..32).map(|page| map.source_offset_of(page)).collect();
+            let look = |map: &AddressMap| -> Vec<Option<Place>> {
+                (0..SLOTS).map(|slot| map.place_of(at(HERE, slot as u64) + 5)).collect()
+            };
+            let mut model = look(&map);
+            for _ in 0..60 {
+                let len = 1 + random(12);
+                let (from, to) = (random(SLOTS - len), random(SLOTS - len));
+                let [start, end, there] = [from, from + len, to].map(|slot| at(HERE, slot as u64));
+                match random(3) {
+                    0 => {
+                        map.unmap(start, end).1.unwrap();
+                        model[from..from + len].fill(None);
+                    }
+                    1 => {
+                        map.grow(start, end).unwrap();
+                        model[from..from + len]
+                            .iter_mut()
+                            .for_each(|slot| *slot = slot.or(Some(Place::Zeros)));
+                    }
+                    _ if from.abs_diff(to) >= len => {
+                        map.remap(start, there, len as u64 * PAGE).1.unwrap();
+                        for page in 0..len {
+                            model[to + page] = model[from + page];
+                            model[from + page] = model[from + page].map(|_| Place::Zeros);
+                        }
+                    }
+                    _ => {}
+                }
+                assert_eq!(look(&map), model, "seed {seed}");
+                for (page, &source) in sources.iter().enumerate() {
+                    let slot = model.iter().position(|&place| place == Some(Place::Page(page)));
+                    assert_eq!(map.address_of(page), slot.map(|slot| at(HERE, slot as u64)), "seed {seed}");
+                    assert!(slot.is_none() || map.source_offset_of(page) == source, "seed {seed}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_move_that_cannot_be_is_refused() {
         assert!(map().remap(HERE, THERE + 1, PAGE).1.unwrap_err().to_string().contains("cannot be"));
         assert!(map().remap(HERE, u64::MAX - PAGE + 1, PAGE).1.is_err());

@@ -118,7 +118,7 @@ export function canRun(t: ExecutionContext): boolean {
 const POOL = '/proc/sys/vm/nr_hugepages';
 
 /** A figure of the 2 MiB pool, from /proc/meminfo. */
-function poolFigure(name: 'Total' | 'Free'): number {
+function poolFigure(name: 'Total' | 'Free' | 'Rsvd'): number {
   return Number(
     new RegExp(`^HugePages_${name}:\\s*(\\d+)`, 'm').exec(readFileSync('/proc/meminfo', 'utf8'))?.[1],
   );
@@ -132,8 +132,10 @@ export function reserveHugePages(t: ExecutionContext, count: number): boolean {
   try {
     const before = readFileSync(POOL, 'utf8').trim();
     t.teardown(() => writeFileSync(POOL, before));
-    writeFileSync(POOL, `${poolFigure('Total') - poolFigure('Free') + count}`);
-    const free = poolFigure('Free');
+    // Pages that somebody has reserved are free, but not to be had.
+    const taken = poolFigure('Total') - poolFigure('Free') + poolFigure('Rsvd');
+    writeFileSync(POOL, `${taken + count}`);
+    const free = poolFigure('Free') - poolFigure('Rsvd');
     if (free === count) return true;
     t.log(`skipped: ${free} huge pages are free where ${count} were asked for`);
   } catch (error) {

@@ -185,7 +185,9 @@ impl Pool {
     }
 
     fn with(count: usize) -> Option<Self> {
-        let (before, free) = (Self::figure("nr_hugepages"), Self::figure("free_hugepages"));
+        let before = Self::figure("nr_hugepages");
+        // Those that somebody has reserved are free, but not to be had.
+        let free = Self::figure("free_hugepages").saturating_sub(Self::figure("resv_hugepages"));
         if free >= count {
             return Some(Self { before: None });
         }

@@ -215,17 +215,19 @@ impl HugePages {
             let text = fs::read_to_string(format!("{POOL}/{name}")).unwrap_or_default();
             text.trim().parse().unwrap_or(0)
         };
+        // Those that somebody has reserved are free, but not to be had.
+        let free = || number("free_hugepages").saturating_sub(number("resv_hugepages"));
         let mut pool = Self { before: None, _turn: turn };
-        if number("free_hugepages") < count {
+        if free() < count {
             let before = number("nr_hugepages");
-            let wanted = before + count - number("free_hugepages");
+            let wanted = before + count - free();
             if let Err(error) = fs::write(format!("{POOL}/nr_hugepages"), wanted.to_string()) {
                 eprintln!("skipped: no {count} free huge pages of 2 MiB, and no more can be had: {error}");
                 return None;
             }
             pool.before = Some(before.to_string());
         }
-        let free = number("free_hugepages");
+        let free = free();
         if free < count {
             eprintln!("skipped: {free} huge pages of 2 MiB could be had, {count} are needed");
             return None;

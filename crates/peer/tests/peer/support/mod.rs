@@ -60,11 +60,16 @@ impl Pool {
         fs::read_to_string(format!("{}/{name}", Self::DIRECTORY)).ok()?.trim().parse().ok()
     }
 
+    /// Those that somebody has reserved are free, but not to be had.
+    fn free() -> Option<u64> {
+        Some(Self::figure("free_hugepages")?.saturating_sub(Self::figure("resv_hugepages")?))
+    }
+
     /// Makes exactly `free` pages free; `None`, with the reason printed, where that cannot be had.
     pub(crate) fn with(free: u64) -> Option<Self> {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let figures = Self::figure("nr_hugepages").zip(Self::figure("free_hugepages"));
+        let figures = Self::figure("nr_hugepages").zip(Self::free());
         let Some((total, unused)) = figures else {
             eprintln!("skipped: this kernel has no pool of 2 MiB pages");
             return None;
@@ -79,7 +84,7 @@ impl Pool {
             );
             return None;
         }
-        match Self::figure("free_hugepages") {
+        match Self::free() {
             Some(now) if now == free => Some(pool),
             now => {
                 eprintln!("skipped: {now:?} huge pages are free where {free} were asked for");

@@ -50,7 +50,16 @@ export {
   type SessionRegion,
   type SessionStats,
 } from './src/session.js';
-export { fileSource, PageSource } from './src/sources.js';
+export {
+  bufferSource,
+  fileSource,
+  type FileSourceOptions,
+  layeredSource,
+  type Overlay,
+  overlaySource,
+  PageSource,
+  zeroSource,
+} from './src/sources.js';
 export { GiB, KiB, MiB } from './src/units.js';
 export { type CreateOptions, Userfaultfd, type UserfaultfdCloseOptions } from './src/userfaultfd.js';
 export { workerSource, type WorkerSourceOptions } from './src/worker-source.js';

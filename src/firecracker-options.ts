@@ -5,6 +5,7 @@ import type { NativeServerOptions } from '#native';
 import { type ChooseImage, type MemoryImage, readDefaults, readMemory } from './images.js';
 import { LONGEST_TIMEOUT } from './limits.js';
 import type { FailurePolicy } from './policy.js';
+import type { PageSource } from './sources.js';
 import { argumentError, got, validateInteger, validateOptions, validatePath } from './validate.js';
 
 /** Options of `serveFirecracker`. */
@@ -21,8 +22,8 @@ export interface FirecrackerServerOptions {
    */
   fd?: number;
   /**
-   * The snapshot's memory file, which must not change while it is served; or a function that says for each process which
-   * file it gets. The process waits for the answer, at most until its handshake times out; where there is none, it is
+   * The snapshot's memory file, which must not change while it is served, or a {@link PageSource}; or a function that says
+   * for each process which of these it gets. The process waits for the answer, at most until its handshake times out; where there is none, it is
    * turned away (`'rejected'`).
    */
   memory: MemoryImage | ChooseImage;
@@ -63,6 +64,7 @@ const LARGEST_FD = 2 ** 31 - 1;
 /** @hidden What the addon needs to know, and what it is not told. */
 export interface Start {
   native: NativeServerOptions;
+  image: string | PageSource | undefined;
   choose: ChooseImage | undefined;
 }
 
@@ -84,13 +86,13 @@ export function readOptions(options: FirecrackerServerOptions): Start {
     handshakeTimeout: validateInteger('options.handshakeTimeout', handshakeTimeout, 1, LONGEST_TIMEOUT),
     maxSessions: validateInteger('options.maxSessions', maxSessions, 1, 1_000_000),
   };
-  if (typeof memory !== 'function') read.memory = readMemory('options.memory', memory);
+  const image = typeof memory === 'function' ? undefined : readMemory('options.memory', memory);
   if (peer !== undefined) {
     validateOptions('options.peer', peer, ['uid']);
     read.peerUid = validateInteger('options.peer.uid', peer.uid, 0, 2 ** 32 - 2);
   }
   if (cpu !== undefined) read.cpu = validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
-  return { native: read, choose: typeof memory === 'function' ? memory : undefined };
+  return { native: read, image, choose: typeof memory === 'function' ? memory : undefined };
 }
 
 function readListener({ socketPath, fd }: FirecrackerServerOptions): { socketPath: string } | { fd: number } {

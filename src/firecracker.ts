@@ -6,7 +6,7 @@ import type { NativeNotice, NativeServer, NativeSession } from '#native';
 import { fromNative, UffdError } from './errors.js';
 import { abandonAtExit, forgetAtExit } from './exit.js';
 import { type FirecrackerServerOptions, readOptions, type Start } from './firecracker-options.js';
-import { type ChooseImage, type ImageDefaults, readChoice, requestOf } from './images.js';
+import { type ChooseImage, type ImageDefaults, openMemory, readChoice, requestOf } from './images.js';
 import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
 import { native } from './native.js';
 import { type CloseOptions, type Peer, restOf, Session } from './session.js';
@@ -88,6 +88,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
 
   /** @hidden */
   static async start(options: Start): Promise<FirecrackerServer> {
+    if (options.image !== undefined) Object.assign(options.native, await openMemory(options.image));
     const { promise, ...settle } = withResolvers<void>();
     const server = new FirecrackerServer(options, settle);
     try {
@@ -303,7 +304,8 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     const { signal } = question.controller;
     try {
       const choice = await this.#choose?.(requestOf(asked, signal));
-      if (!signal.aborted) this.#native.answer(asked.id, readChoice(choice, this.#defaults));
+      const image = await readChoice(choice, this.#defaults);
+      if (!signal.aborted) this.#native.answer(asked.id, image);
     } catch (cause) {
       if (signal.aborted) return;
       question.cause = cause;

@@ -4,11 +4,15 @@ import type { NativeImage, NativeSession } from '#native';
 
 import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
 import type { Peer, SessionRegion } from './session.js';
+import { PageSource } from './sources.js';
 import { KiB, MiB } from './units.js';
 import { validateOneOf, validateOptions, validatePath, validatePowerOfTwo } from './validate.js';
 
-/** What a memory image can be given as: the path of a file, or a `file:` URL. It must not change while it is served. */
-export type MemoryImage = string | URL;
+/**
+ * What a memory image can be given as: the path of a file, a `file:` URL, or a source. A file must not change while it is
+ * served.
+ */
+export type MemoryImage = string | URL | PageSource;
 
 /** A process that waits for its memory. */
 export interface ImageRequest {
@@ -38,11 +42,17 @@ export type ChooseImage = (
 ) => MemoryImage | ImageChoice | Promise<MemoryImage | ImageChoice>;
 
 /** How images are served where they do not say it themselves. */
-export type ImageDefaults = Omit<NativeImage, 'memory'>;
+export type ImageDefaults = Omit<NativeImage, 'memory' | 'source'>;
 
 /** @hidden The one place where what users give as memory becomes what the addon opens. */
-export function readMemory(name: string, memory: unknown): string {
+export function readMemory(name: string, memory: unknown): string | PageSource {
+  if (memory instanceof PageSource) return memory;
   return validatePath(name, memory instanceof URL ? fileURLToPath(memory) : memory);
+}
+
+/** @hidden What the addon opens. A source is opened here, by its first user. */
+export async function openMemory(memory: string | PageSource): Promise<{ memory: string; source?: number }> {
+  return memory instanceof PageSource ? { memory: '', source: await memory.handle() } : { memory };
 }
 
 /** @hidden */
@@ -55,10 +65,11 @@ export function readDefaults(name: string, onFailure: unknown, window: unknown):
 }
 
 /** @hidden What a function has answered. */
-export function readChoice(choice: unknown, defaults: ImageDefaults): NativeImage {
+export async function readChoice(choice: unknown, defaults: ImageDefaults): Promise<NativeImage> {
   const name = 'the answer of options.memory';
-  if (typeof choice !== 'object' || choice === null || choice instanceof URL) {
-    return { ...defaults, memory: readMemory(name, choice) };
+  const isImage = choice instanceof URL || choice instanceof PageSource;
+  if (typeof choice !== 'object' || choice === null || isImage) {
+    return { ...defaults, ...(await openMemory(readMemory(name, choice))) };
   }
   validateOptions(name, choice, ['memory', 'onFailure', 'window']);
   const {
@@ -66,7 +77,8 @@ export function readChoice(choice: unknown, defaults: ImageDefaults): NativeImag
     onFailure = defaults.kill ? 'kill' : 'poison',
     window = defaults.window,
   } = choice as ImageChoice;
-  return { memory: readMemory(`${name}.memory`, memory), ...readDefaults(name, onFailure, window) };
+  const settings = readDefaults(name, onFailure, window);
+  return { ...settings, ...(await openMemory(readMemory(`${name}.memory`, memory))) };
 }
 
 /** @hidden */

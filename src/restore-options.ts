@@ -102,9 +102,10 @@ export function readRestore(options: RestoreOptions): Restore {
   if (onFailure !== undefined) given.onFailure = onFailure;
   if (window !== undefined) given.window = window;
   if (peer !== undefined) given.peer = peer;
-  const { native, choose } = readOptions({ ...given, socketPath: 'checked before there is one' });
+  const { native, image, choose } = readOptions({ ...given, socketPath: 'checked before there is one' });
   const start = (path: string): Start => ({
     native: { ...native, socketPath: path },
+    image,
     choose,
   });
   return { ...read, socketPath, start };

@@ -1,8 +1,19 @@
 import { fileURLToPath } from 'node:url';
 
+import type { NativeJob, NativeSource } from '#native';
+
 import { fromNative, UffdError } from './errors.js';
 import { native } from './native.js';
-import { validatePath } from './validate.js';
+import { MiB } from './units.js';
+import {
+  argumentError,
+  got,
+  validateBoolean,
+  validateInteger,
+  validateOptions,
+  validatePath,
+  validateView,
+} from './validate.js';
 
 /** How a source is opened: what the native side knows it by. @hidden */
 export interface OpenSource {
@@ -15,7 +26,8 @@ export interface OpenSource {
 
 /**
  * Where the bytes of missing pages come from. One source can feed any number of sessions; it is opened by the first. Made by
- * {@link fileSource}, {@link callbackSource}, {@link workerSource}.
+ * {@link fileSource}, {@link bufferSource}, {@link zeroSource}, {@link layeredSource}, {@link overlaySource},
+ * {@link callbackSource}, {@link workerSource}.
  */
 export class PageSource {
   /** @hidden Whether this very thread has to run for bytes to come: then it must not wait for them. */
@@ -79,17 +91,123 @@ export class PageSource {
   }
 }
 
+/** How a file is read. */
+export interface FileSourceOptions {
+  /**
+   * Past the page cache (`O_DIRECT`), for an image that is read once and would push out what is used again. Default:
+   * `false`.
+   */
+  direct?: boolean;
+}
+
+/** Bytes of a clone's own over a shared image: its identity, its network settings. */
+export interface Overlay {
+  /** Where the first of them is in the image, in bytes. */
+  readonly offset: number;
+  /** At least one. */
+  readonly data: ArrayBufferView;
+}
+
 /**
  * A file or block device: a snapshot's memory. It must not change while it is served; one that shrinks ends its sessions by
  * their failure policy. Opened by the first session, on another thread.
  */
-export function fileSource(path: string | URL): PageSource {
-  const name = validatePath('path', path instanceof URL ? fileURLToPath(path) : path);
-  return new PageSource(async () => {
-    const { error, handle } = await native().openFileSource(name);
-    if (error || handle === undefined) throw fromNative(error ?? NO_ANSWER);
-    return { handle };
-  }, false);
+export function fileSource(path: string | URL, options: FileSourceOptions = {}): PageSource {
+  const name = readPath('path', path);
+  validateOptions('options', options, ['direct']);
+  const direct = validateBoolean('options.direct', options.direct, false);
+  return new PageSource(async () => openedBy(native().openFileSource(name, direct)), false);
+}
+
+/** Bytes, copied here: whole pages that are missing come from them. */
+export function bufferSource(bytes: ArrayBufferView): PageSource {
+  const copy = Uint8Array.from(validateView('bytes', bytes));
+  return new PageSource(async () => opened(native().bufferSource(copy)), false);
+}
+
+/**
+ * Zeros: memory that is served to be followed, or the base of layers.
+ *
+ * @param size Bytes.
+ */
+export function zeroSource(size: number): PageSource {
+  validateInteger('size', size, 1, Number.MAX_SAFE_INTEGER);
+  return new PageSource(async () => opened(native().zeroSource(size)), false);
+}
+
+/**
+ * Diffs over a base: sparse files as long as the base, of which the data (`SEEK_DATA`) takes the place of what lies below;
+ * the later ones lie on top. None may change while it is served.
+ */
+export function layeredSource(base: PageSource, diffs: readonly (string | URL)[]): PageSource {
+  refuseOther('base', base);
+  if (!Array.isArray(diffs)) {
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_TYPE',
+      `Expected \`diffs\` to be an array, ${got(diffs)}`,
+    );
+  }
+  const names = diffs.map((diff: string | URL, index) => readPath(`diffs[${index}]`, diff));
+  const open = async (): Promise<OpenSource> => {
+    const layered = await openedBy(native().openLayeredSource(await base.handle(), names));
+    return { ...layered, failure: () => base.failure() };
+  };
+  return new PageSource(open, base.needsThisThread);
+}
+
+/**
+ * A few bytes over a shared image, for one clone: at most 1024 ranges and 16 MiB, apart from each other and inside of it.
+ * They are copied here.
+ */
+export function overlaySource(base: PageSource, overlays: readonly Overlay[]): PageSource {
+  refuseOther('base', base);
+  if (!Array.isArray(overlays)) {
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_TYPE',
+      `Expected \`overlays\` to be an array, ${got(overlays)}`,
+    );
+  }
+  const read = overlays.map((overlay: Overlay, index) => readOverlay(`overlays[${index}]`, overlay));
+  const places = read.flatMap(({ offset, data }) => [offset, data.byteLength]);
+  const bytes = new Uint8Array(Buffer.concat(read.map(({ data }) => data)));
+  const open = async (): Promise<OpenSource> => {
+    const laid = opened(native().overlaySource(await base.handle(), places, bytes));
+    return { ...laid, failure: () => base.failure() };
+  };
+  return new PageSource(open, base.needsThisThread);
+}
+
+function readOverlay(name: string, overlay: Overlay): { offset: number; data: Uint8Array } {
+  validateOptions(name, overlay, ['offset', 'data']);
+  const data = validateView(`${name}.data`, overlay.data);
+  validateInteger(`${name}.data.byteLength`, data.byteLength, 1, 16 * MiB);
+  return { offset: validateInteger(`${name}.offset`, overlay.offset, 0, Number.MAX_SAFE_INTEGER), data };
+}
+
+function readPath(name: string, path: unknown): string {
+  return validatePath(name, path instanceof URL ? fileURLToPath(path) : path);
+}
+
+function refuseOther(name: string, source: unknown): void {
+  if (source instanceof PageSource) return;
+  throw argumentError(
+    TypeError,
+    'ERR_INVALID_ARG_TYPE',
+    `Expected \`${name}\` to be a PageSource, ${got(source)}`,
+  );
+}
+
+function opened({ error, handle }: NativeSource): OpenSource {
+  if (error) throw fromNative(error);
+  return { handle };
+}
+
+async function openedBy(job: Promise<NativeJob>): Promise<OpenSource> {
+  const { error, handle } = await job;
+  if (error || handle === undefined) throw fromNative(error ?? NO_ANSWER);
+  return { handle };
 }
 
 const NO_ANSWER = { code: 'ERR_UFFD_SOURCE', message: 'the source could not be opened' };

@@ -28,6 +28,8 @@ pub struct NativeServerOptions {
     pub fd: Option<i32>,
     /// Absent where each process is asked about (`asking`).
     pub memory: Option<String>,
+    /// In the place of the file that `memory` names: a source by its number.
+    pub source: Option<f64>,
     pub kill: bool,
     pub window: Option<u32>,
     pub peer_uid: Option<u32>,
@@ -123,7 +125,7 @@ fn start(shared: &Shared, options: NativeServerOptions) {
 /// Where it listens.
 fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Result<String, PagerError> {
     let images = match &options.memory {
-        Some(memory) => Images::One(images::open(memory)?),
+        Some(memory) => Images::One(images::open(memory, options.source)?),
         None => Images::Asked,
     };
     let pager = shared_pager::acquire(options.cpu.map(|cpu| cpu as usize))?;

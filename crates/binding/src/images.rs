@@ -3,13 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::environment::SOURCES;
 use napi_derive::napi;
 use pager::{FailurePolicy, FileSource, Image, PageSource, PagerError};
 
 /// What a process is served from, and how.
 #[napi(object, object_to_js = false)]
 pub struct NativeImage {
+    /// The path of a file; or, in its place, a source by its number.
     pub memory: String,
+    pub source: Option<f64>,
     pub kill: bool,
     pub window: Option<u32>,
 }
@@ -18,7 +21,7 @@ impl NativeImage {
     /// May wait for a disk or a network: never on JavaScript's thread, nor on the pager's.
     pub(crate) fn open(&self) -> Result<Image, PagerError> {
         Ok(Image {
-            source: open(&self.memory)?,
+            source: open(&self.memory, self.source)?,
             policy: policy_of(self.kill),
             window: self.window.map(u64::from),
         })
@@ -26,7 +29,12 @@ impl NativeImage {
 }
 
 /// As [`NativeImage::open`].
-pub(crate) fn open(memory: &str) -> Result<Arc<dyn PageSource>, PagerError> {
+pub(crate) fn open(memory: &str, source: Option<f64>) -> Result<Arc<dyn PageSource>, PagerError> {
+    if let Some(handle) = source {
+        let source =
+            SOURCES.get(handle).ok_or_else(|| PagerError::NoImage("the source is closed".to_owned()))?;
+        return Ok(Arc::clone(&source.pages));
+    }
     Ok(Arc::new(FileSource::open(Path::new(memory))?))
 }
 

@@ -1,14 +1,17 @@
 //! Sources of pages by number: files, and JavaScript that is asked.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use napi::bindgen_prelude::{Float64Array, Function, Object};
 use napi::threadsafe_function::ThreadsafeFunctionCallMode;
 use napi::{Env, Result};
 use napi_derive::napi;
-use pager::{CallbackOptions, CallbackSource, Fetcher, FileSource, PageSource, PagerError};
+use pager::{
+    CallbackOptions, CallbackSource, Fetcher, FileOptions, FileSource, LayeredSource, MemorySource, Overlay,
+    OverlaySource, PageSource, PagerError, ZeroSource,
+};
 
 use crate::environment::{self, SOURCES};
 use crate::jobs::{self, Product};
@@ -42,15 +45,87 @@ pub struct NativeSource {
     pub handle: f64,
 }
 
-/// Opens an image, on another thread: it may wait for a disk.
-#[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
-pub fn open_file_source(env: &Env, path: String) -> Result<Object<'_>> {
+type Opened = std::result::Result<Arc<dyn PageSource>, PagerError>;
+
+/// Opens a source on another thread: it may wait for a disk.
+fn open_elsewhere(env: &Env, open: impl FnOnce() -> Opened + Send + 'static) -> Result<Object<'_>> {
     let env_id = environment::of(env)?;
     jobs::run(env, &jobs::ACCESSES, move || {
-        let source = FileSource::open(Path::new(&path)).map_err(|error| NativeError::from(&error))?;
-        let handle = SOURCES.insert(Arc::new(Source::new(Arc::new(source))), env_id);
+        let source = open().map_err(|error| NativeError::from(&error))?;
+        let handle = SOURCES.insert(Arc::new(Source::new(source)), env_id);
         Ok(Product { handle: Some(handle), ..Product::default() })
     })
+}
+
+fn opened(env: &Env, source: Opened) -> Result<NativeSource> {
+    match source {
+        Ok(source) => {
+            let handle = SOURCES.insert(Arc::new(Source::new(source)), environment::of(env)?);
+            Ok(NativeSource { error: None, handle })
+        }
+        Err(error) => Ok(NativeSource { error: Some((&error).into()), ..NativeSource::default() }),
+    }
+}
+
+/// An image in a file; `direct`: past the page cache.
+#[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
+pub fn open_file_source(env: &Env, path: String, direct: bool) -> Result<Object<'_>> {
+    open_elsewhere(env, move || {
+        Ok(Arc::new(FileSource::open_with(Path::new(&path), FileOptions { direct })?))
+    })
+}
+
+/// Diffs over a base, the later ones on top.
+#[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
+pub fn open_layered_source(env: &Env, base: f64, diffs: Vec<String>) -> Result<Object<'_>> {
+    let base = SOURCES.get(base);
+    open_elsewhere(env, move || {
+        let base = base.ok_or_else(|| PagerError::Callback("the base is closed".to_owned()))?;
+        let diffs: Vec<PathBuf> = diffs.into_iter().map(PathBuf::from).collect();
+        Ok(Arc::new(LayeredSource::new(Arc::clone(&base.pages), &diffs)?))
+    })
+}
+
+/// The bytes of a view, copied.
+#[napi(catch_unwind)]
+pub fn buffer_source(env: &Env, #[napi(ts_arg_type = "Uint8Array")] bytes: View) -> Result<NativeSource> {
+    opened(env, Ok(Arc::new(MemorySource::new(copied(&bytes)))))
+}
+
+#[napi(catch_unwind)]
+pub fn zero_source(env: &Env, size: f64) -> Result<NativeSource> {
+    opened(env, Ok(Arc::new(ZeroSource::new(size as u64))))
+}
+
+/// Bytes over a base: of each overlay where it starts and how long it is, and the bytes of all of them.
+#[napi(catch_unwind)]
+pub fn overlay_source(
+    env: &Env,
+    base: f64,
+    places: Vec<f64>,
+    #[napi(ts_arg_type = "Uint8Array")] bytes: View,
+) -> Result<NativeSource> {
+    let Some(base) = SOURCES.get(base) else {
+        return opened(env, Err(PagerError::Callback("the base is closed".to_owned())));
+    };
+    let bytes = copied(&bytes);
+    let (places, _) = places.as_chunks::<2>();
+    let mut at = 0;
+    let overlays = places.iter().map(|&[offset, len]| {
+        let part = bytes.get(at..at + len as usize).unwrap_or_default().to_vec();
+        at += len as usize;
+        Overlay { offset: offset as u64, bytes: part }
+    });
+    let source = OverlaySource::new(Arc::clone(&base.pages), overlays.collect());
+    opened(env, source.map(|source| Arc::new(source) as Arc<dyn PageSource>))
+}
+
+fn copied(view: &View) -> Vec<u8> {
+    let mut copy = vec![0_u8; view.len];
+    // SAFETY: a view is valid for its length during the call; the copy is ours. Others may write the view meanwhile, which
+    // mixes bytes and breaks nothing.
+    unsafe { std::ptr::copy_nonoverlapping(view.data, copy.as_mut_ptr(), view.len) };
+    copy
 }
 
 #[napi(object, object_to_js = false)]
@@ -135,11 +210,7 @@ pub fn take_requests(handle: f64) -> Float64Array {
 pub fn answer_request(handle: f64, id: f64, #[napi(ts_arg_type = "Uint8Array")] bytes: View) {
     let Some(source) = SOURCES.get(handle) else { return };
     let Some((source, _)) = &source.asked else { return };
-    let mut copy = vec![0_u8; bytes.len];
-    // SAFETY: a view is valid for its length during the call; the copy is ours. Others may write the view meanwhile, which
-    // mixes bytes and breaks nothing.
-    unsafe { std::ptr::copy_nonoverlapping(bytes.data, copy.as_mut_ptr(), bytes.len) };
-    source.answer(id as u64, Ok(&copy));
+    source.answer(id as u64, Ok(&copied(&bytes)));
 }
 
 /// Why a request has no bytes.

@@ -34,6 +34,7 @@ export {
   type PagerEvents,
   type PagerOptions,
   type ServeOptions,
+  type SessionMode,
 } from './src/pager.js';
 export type { AcceptOptions } from './src/limits.js';
 export { FirecrackerVm, restoreFirecracker, type RestoreTimings } from './src/restore.js';
@@ -43,12 +44,15 @@ export type { AddressRange, MemoryRange } from './src/range.js';
 export { registerRegions, type RegionsTarget, unregisterRegions } from './src/regions.js';
 export {
   type CloseOptions,
+  type DirtyPages,
+  type DirtyRange,
   type Peer,
   Session,
   type SessionEnd,
   type SessionEndReason,
   type SessionRegion,
   type SessionStats,
+  type TakeDirtyOptions,
 } from './src/session.js';
 export {
   bufferSource,

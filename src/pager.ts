@@ -8,6 +8,7 @@ import { abandonAtExit, forgetAtExit } from './exit.js';
 import { holdOpen } from './hold-open.js';
 import { MemoryMapping } from './mapping.js';
 import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
+import type { RegisterMode } from './names.js';
 import { native } from './native.js';
 import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
 import { type CloseOptions, restOf, Session, type SessionRegion } from './session.js';
@@ -18,6 +19,7 @@ import {
   argumentError,
   got,
   validateInteger,
+  validateNames,
   validateOneOf,
   validateOptions,
   validatePowerOfTwo,
@@ -46,7 +48,16 @@ export interface ServeOptions {
   window?: number;
   /** Milliseconds the source may take for a read; then the session ends as `'stalled'`. Default: 30,000. */
   sourceTimeout?: number;
+  /**
+   * Which faults are answered: `'missing'` (the page gets the source's bytes), `'write-protect'` (the page may be written
+   * to, and is told by {@link Session.takeDirty}), or both. Without `'missing'` the source is never asked: all the memory is
+   * held to be there. Adopted memory has to be registered for them. Default: `['missing']`.
+   */
+  modes?: readonly SessionMode[];
 }
+
+/** Which faults a session answers. */
+export type SessionMode = Exclude<RegisterMode, 'minor'>;
 
 /** Options of {@link Pager.adopt}. */
 export interface AdoptOptions extends ServeOptions {
@@ -74,7 +85,8 @@ interface Starting {
   source: PageSource;
 }
 
-const SERVE = ['source', 'onFailure', 'window', 'sourceTimeout'] as const;
+const SERVE = ['source', 'onFailure', 'window', 'sourceTimeout', 'modes'] as const;
+const SESSION_MODES = ['missing', 'write-protect'] as const satisfies readonly SessionMode[];
 const ADOPT = [...SERVE, 'regions', 'pageSize', 'pidfd'] as const;
 const LARGEST_FD = 2 ** 31 - 1;
 
@@ -311,9 +323,19 @@ function readServeOptions(
   known: readonly string[],
 ): Omit<NativeServeOptions, 'source'> {
   validateOptions('options', options, known);
-  const { source, onFailure = 'poison', window, sourceTimeout = 30_000 } = options;
+  const { source, onFailure = 'poison', window, sourceTimeout = 30_000, modes = ['missing'] } = options;
   if (!(source instanceof PageSource)) throw wrongType('options.source', 'a PageSource', source);
+  const named = validateNames('options.modes', modes, SESSION_MODES);
+  if (named.length === 0) {
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_VALUE',
+      'Expected `options.modes` to name at least one mode: a session without would answer no faults',
+    );
+  }
   return {
+    missing: named.includes('missing'),
+    writeProtect: named.includes('write-protect'),
     kill: validateOneOf('options.onFailure', onFailure, FAILURE_POLICIES) === 'kill',
     sourceTimeout: validateInteger('options.sourceTimeout', sourceTimeout, 1, LONGEST_TIMEOUT),
     ...(window === undefined

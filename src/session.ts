@@ -1,10 +1,10 @@
-import type { NativeNotice, NativeSession, NativeStats } from '#native';
+import type { NativeDirty, NativeNotice, NativeSession, NativeStats } from '#native';
 
 import { fromNative, UffdError } from './errors.js';
 import { holdOpen } from './hold-open.js';
 import { type Rest, RESTS } from './policy.js';
 import type { PageSource } from './sources.js';
-import { validateOneOf, validateOptions } from './validate.js';
+import { validateInteger, validateOneOf, validateOptions } from './validate.js';
 
 /** The process that is served, as the kernel told when it connected. */
 export interface Peer {
@@ -23,10 +23,26 @@ export interface SessionRegion {
   readonly sourceOffset: number;
 }
 
-/** Counters of a session since it started. Each is exact; together they may be a few events apart. */
+/**
+ * Counters of a session since it started. Each is exact; together they may be a few events apart. Every fault ends as one of
+ * `faultsInstalled`, `faultsZeroed`, `faultsPoisoned`, `faultsUnprotected`, `alreadyPresent`, `joined` and `unanswered`: when
+ * the session is over, `faults` is their sum.
+ */
 export interface SessionStats {
   /** Page-fault messages read. One fault may send several: duplicates are normal. */
   readonly faults: number;
+  /** Faults answered by installing their page from the source. */
+  readonly faultsInstalled: number;
+  /** Faults answered by zeros, because the page's owner had discarded it. */
+  readonly faultsZeroed: number;
+  /** Faults answered by poison. */
+  readonly faultsPoisoned: number;
+  /** Faults answered by taking the write protection off their page. */
+  readonly faultsUnprotected: number;
+  /** Faults on a page that another fault waits for already: they end with that one. */
+  readonly joined: number;
+  /** Faults outside the session's memory or after its end, and those it was waiting for when it ended. */
+  readonly unanswered: number;
   /** Pages copied in from the source. */
   readonly pagesInstalled: number;
   /** Pages installed as zeros, because their owner had discarded them. */
@@ -86,11 +102,42 @@ export function restOf(options: CloseOptions): Rest {
   return options.rest === undefined ? 'poison' : validateOneOf('options.rest', options.rest, RESTS);
 }
 
+/** Memory that was written to. */
+export interface DirtyRange {
+  /** Where it is now, in its process. */
+  readonly address: bigint;
+  /** Bytes, whole pages. */
+  readonly length: number;
+  /**
+   * Where its first byte belongs in the source: for a mapping of this process, its offset in the mapping. Absent for memory
+   * that has no place there (grown, or left behind by a move): such memory is not tracked and always reported.
+   */
+  readonly sourceOffset?: number;
+}
+
+/** What was written to since the last time. */
+export interface DirtyPages {
+  /** In the order of the source's pages, then what has none there. */
+  readonly ranges: readonly DirtyRange[];
+  /** There were more than were asked for; the next call goes on behind them. */
+  readonly more: boolean;
+}
+
+/** Options of {@link Session.takeDirty}. */
+export interface TakeDirtyOptions {
+  /** Ranges at most. Default: 65,536. */
+  maxRanges?: number;
+}
+
+const MOST_RANGES = 65_536;
+
 /** What a session belongs to, natively. */
 interface SessionOwner {
   stats(session: number): NativeStats | null;
   forget(session: number): NativeStats | null;
   closeSession(session: number, rest: Rest): void;
+  /** Absent where writes are never tracked. */
+  takeDirty?(session: number, most: number): Promise<NativeDirty>;
 }
 
 /**
@@ -132,6 +179,28 @@ export class Session {
     if (this.#last !== undefined) return this.#last;
     const stats = this.#native.stats(this.id);
     return statsOf(stats ?? undefined);
+  }
+
+  /**
+   * Tells which pages were written to since the session began or since the last call, and protects them again
+   * (`UFFDIO_WRITEPROTECT`). For sessions with the mode `'write-protect'`. Who reads the memory afterwards sees every write
+   * that the answer stands for; a later write is in the next one. Discarded pages count as written to, in two answers. The
+   * native thread gathers the answer between faults; nothing waits for it.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_UNSUPPORTED` (this session does not track writes), `ERR_UFFD_EXHAUSTED`
+   *   (another answer is on its way), `ERR_UFFD_USE_AFTER_CLOSE` (the session is over), `ERR_UFFD_SYSTEM` (the kernel refuses;
+   *   nothing is lost: the pages stay dirty)
+   */
+  async takeDirty(options: TakeDirtyOptions = {}): Promise<DirtyPages> {
+    validateOptions('options', options, ['maxRanges']);
+    const { maxRanges = MOST_RANGES } = options;
+    validateInteger('options.maxRanges', maxRanges, 1, MOST_RANGES);
+    if (this.#native.takeDirty === undefined) {
+      throw new UffdError('ERR_UFFD_UNSUPPORTED', 'sessions of Firecracker do not track writes');
+    }
+    const { error, ranges, more } = await this.#native.takeDirty(this.id, maxRanges);
+    if (error) throw fromNative(error);
+    return Object.freeze({ ranges: Object.freeze(ranges.map(range => Object.freeze(range))), more });
   }
 
   /**
@@ -183,6 +252,12 @@ function statsOf(stats: NativeStats | undefined): SessionStats {
 
 const NO_STATS: NativeStats = {
   faults: 0,
+  faultsInstalled: 0,
+  faultsZeroed: 0,
+  faultsPoisoned: 0,
+  faultsUnprotected: 0,
+  joined: 0,
+  unanswered: 0,
   pagesInstalled: 0,
   pagesZeroed: 0,
   pagesZero: 0,

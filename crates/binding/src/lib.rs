@@ -21,6 +21,7 @@ mod paging;
 mod shared_pager;
 mod slots;
 mod sources;
+mod tracking;
 mod values;
 mod views;
 mod waiting;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use napi::bindgen_prelude::{BigInt, Function};
+use napi::bindgen_prelude::{BigInt, Function, Object};
 use napi::{CleanupEnvHook, Env, Result};
 use napi_derive::napi;
 use pager::{
@@ -19,6 +19,7 @@ use crate::failures;
 use crate::firecracker::{TEARDOWN, rest_of};
 use crate::notices::{NativeNotice, Notices};
 use crate::shared_pager;
+use crate::tracking;
 use crate::values::{NativeError, NativeStats};
 use crate::waiting::copy;
 
@@ -29,6 +30,22 @@ pub struct NativeServeOptions {
     pub window: Option<u32>,
     /// Milliseconds.
     pub source_timeout: u32,
+    /// Which faults are answered.
+    pub missing: bool,
+    pub write_protect: bool,
+}
+
+impl NativeServeOptions {
+    /// What memory is registered for, and what a userfaultfd must have for that.
+    fn registration(&self) -> (Modes, Features) {
+        let mut modes = Modes::empty();
+        let mut require = Features::empty();
+        modes.set(Modes::MISSING, self.missing);
+        modes.set(Modes::WRITE_PROTECT, self.write_protect);
+        require.set(Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM, self.write_protect);
+        require.set(Features::WP_UNPOPULATED, self.write_protect && !self.missing);
+        (modes, require)
+    }
 }
 
 #[napi(object, object_to_js = false)]
@@ -158,10 +175,11 @@ impl NativePager {
             | Features::EVENT_REMAP
             | Features::THREAD_ID
             | Features::EXACT_ADDRESS;
-        let uffd = Factory::open().create(&CreateOptions { prefer, ..CreateOptions::default() })?;
+        let (modes, require) = options.registration();
+        let uffd = Factory::open().create(&CreateOptions { require, prefer, ..CreateOptions::default() })?;
         let (address, len) = (mapping.address(), mapping.len() as u64);
         // SAFETY: memory of a mapping of the package's own, of which no reference exists.
-        unsafe { uffd.register(address, len, Modes::MISSING) }?;
+        unsafe { uffd.register(address, len, modes) }?;
         let region = Region { address, len, source_offset: 0 };
         let page_size = mapping.page_size() as u64;
         let source = Arc::new(Kept { source: Arc::clone(&source.pages), _mapping: mapping });
@@ -223,7 +241,11 @@ impl NativePager {
             window: options.window.map(u64::from),
             source_timeout: Duration::from_millis(u64::from(options.source_timeout)),
             process,
-            modes: SessionModes::default(),
+            modes: SessionModes {
+                missing: options.missing,
+                minor: None,
+                write_protect: options.write_protect,
+            },
         };
         let observer: Arc<dyn Observer> = Arc::<Notices>::clone(&self.shared.notices);
         self.shared
@@ -247,6 +269,12 @@ impl NativePager {
     #[napi(catch_unwind)]
     pub fn forget(&self, session: f64) -> Option<NativeStats> {
         self.shared.notices.forget(session as u64)
+    }
+
+    /// What was written to since the last call, up to `most` ranges.
+    #[napi(catch_unwind, ts_return_type = "Promise<NativeDirty>")]
+    pub fn take_dirty<'env>(&self, env: &'env Env, session: f64, most: u32) -> Result<Object<'env>> {
+        tracking::take(env, self.shared.pager().as_deref(), session as u64, most as usize)
     }
 
     #[napi(catch_unwind)]

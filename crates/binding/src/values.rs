@@ -72,6 +72,12 @@ impl From<&SessionInfo> for NativeSession {
 #[napi(object, object_from_js = false)]
 pub struct NativeStats {
     pub faults: f64,
+    pub faults_installed: f64,
+    pub faults_zeroed: f64,
+    pub faults_poisoned: f64,
+    pub faults_unprotected: f64,
+    pub joined: f64,
+    pub unanswered: f64,
     pub pages_installed: f64,
     pub pages_zeroed: f64,
     pub pages_zero: f64,
@@ -89,6 +95,12 @@ impl From<StatsSnapshot> for NativeStats {
     fn from(stats: StatsSnapshot) -> Self {
         Self {
             faults: stats.faults as f64,
+            faults_installed: stats.faults_installed as f64,
+            faults_zeroed: stats.faults_zeroed as f64,
+            faults_poisoned: stats.faults_poisoned as f64,
+            faults_unprotected: stats.faults_unprotected as f64,
+            joined: stats.joined as f64,
+            unanswered: stats.unanswered as f64,
             pages_installed: stats.pages_installed as f64,
             pages_zeroed: stats.pages_zeroed as f64,
             pages_zero: stats.pages_zero as f64,

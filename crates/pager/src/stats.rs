@@ -1,8 +1,8 @@
 //! Counters of a session: written by its event loop, read by anybody, without a lock.
 //!
 //! Every fault message is counted once when it is read and once when it ends: `faults` is the sum of `faults_installed`,
-//! `faults_zeroed`, `faults_poisoned`, `already_present`, `joined` and `unanswered`, plus the faults that are still waited
-//! for while the session lives. The other counters are of pages and answers, and have no such sum: one answer brings many pages.
+//! `faults_zeroed`, `faults_poisoned`, `faults_unprotected`, `already_present`, `joined` and `unanswered`, plus the faults
+//! that are still waited for while the session lives. The other counters are of pages and answers, and have no such sum: one answer brings many pages.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -3,6 +3,7 @@ import { inspect } from 'node:util';
 
 import type { NativeNotice, NativeServer, NativeSession } from '#native';
 
+import { tellRejected, tellStarted } from './diagnostics.js';
 import { fromNative, UffdError } from './errors.js';
 import { abandonAtExit, forgetAtExit } from './exit.js';
 import { type FirecrackerServerOptions, readOptions, type Start } from './firecracker-options.js';
@@ -319,6 +320,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     this.#questions.delete(notice.id ?? -1);
     const rejection = rejectionOf(notice, question?.cause);
     question?.controller.abort(rejection.error);
+    tellRejected(this.#socketPath, rejection);
     this.#emit(() => this.emit('rejected', rejection));
   }
 
@@ -333,6 +335,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       if (this.#backlog.length >= LONGEST_BACKLOG) this.#backlog.shift();
       this.#backlog.push(session);
     }
+    tellStarted(session);
     this.#emit(() => this.emit('session', session));
   }
 

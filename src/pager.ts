@@ -3,6 +3,7 @@ import { cpus } from 'node:os';
 
 import type { NativeNotice, NativePager, NativeServed, NativeServeOptions } from '#native';
 
+import { tellStarted } from './diagnostics.js';
 import { fromNative, UffdError } from './errors.js';
 import { abandonAtExit, forgetAtExit } from './exit.js';
 import { holdOpen } from './hold-open.js';
@@ -295,6 +296,7 @@ export class Pager extends EventEmitter<PagerEvents> {
         session.fedBy(starting.source);
         starting.resolve(session);
       }
+      tellStarted(session);
       this.#emit(() => this.emit('session', session));
     } else if (notice.kind === 'ended') {
       const id = notice.id ?? -1;

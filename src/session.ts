@@ -1,5 +1,6 @@
 import type { NativeDirty, NativeNotice, NativeSession, NativeStats } from '#native';
 
+import { tellEnded } from './diagnostics.js';
 import { fromNative, UffdError } from './errors.js';
 import { holdOpen } from './hold-open.js';
 import { type Rest, RESTS } from './policy.js';
@@ -229,7 +230,9 @@ export class Session {
     this.#last = statsOf(this.#native.forget(this.id) ?? undefined);
     const reason = notice.reason as SessionEndReason;
     const at = new Date(notice.at);
-    this.#end?.(notice.error ? { reason, error: this.#explained(notice.error), at } : { reason, at });
+    const end = notice.error ? { reason, error: this.#explained(notice.error), at } : { reason, at };
+    this.#end?.(end);
+    tellEnded(this, end);
   }
 
   /** @hidden */

@@ -1,0 +1,25 @@
+// Channels of node:diagnostics_channel: what a program's monitoring hears of every pager and server, without being handed them.
+
+import { channel } from 'node:diagnostics_channel';
+
+import type { RejectedConnection } from './firecracker.js';
+import type { Session, SessionEnd } from './session.js';
+
+const started = channel('userfaultfd:session:start');
+const ended = channel('userfaultfd:session:end');
+const rejected = channel('userfaultfd:peer:rejected');
+
+/** @hidden */
+export function tellStarted(session: Session): void {
+  if (started.hasSubscribers) started.publish({ session });
+}
+
+/** @hidden */
+export function tellEnded(session: Session, end: SessionEnd): void {
+  if (ended.hasSubscribers) ended.publish({ session, end, stats: session.stats() });
+}
+
+/** @hidden */
+export function tellRejected(socketPath: string, rejection: RejectedConnection): void {
+  if (rejected.hasSubscribers) rejected.publish({ socketPath, rejection });
+}

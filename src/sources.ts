@@ -141,13 +141,7 @@ export function zeroSource(size: number): PageSource {
  */
 export function layeredSource(base: PageSource, diffs: readonly (string | URL)[]): PageSource {
   refuseOther('base', base);
-  if (!Array.isArray(diffs)) {
-    throw argumentError(
-      TypeError,
-      'ERR_INVALID_ARG_TYPE',
-      `Expected \`diffs\` to be an array, ${got(diffs)}`,
-    );
-  }
+  refuseNoArray('diffs', diffs);
   const names = diffs.map((diff: string | URL, index) => readPath(`diffs[${index}]`, diff));
   const open = async (): Promise<OpenSource> => {
     const layered = await openedBy(native().openLayeredSource(await base.handle(), names));
@@ -162,13 +156,7 @@ export function layeredSource(base: PageSource, diffs: readonly (string | URL)[]
  */
 export function overlaySource(base: PageSource, overlays: readonly Overlay[]): PageSource {
   refuseOther('base', base);
-  if (!Array.isArray(overlays)) {
-    throw argumentError(
-      TypeError,
-      'ERR_INVALID_ARG_TYPE',
-      `Expected \`overlays\` to be an array, ${got(overlays)}`,
-    );
-  }
+  refuseNoArray('overlays', overlays);
   const read = overlays.map((overlay: Overlay, index) => readOverlay(`overlays[${index}]`, overlay));
   const places = read.flatMap(({ offset, data }) => [offset, data.byteLength]);
   const bytes = new Uint8Array(Buffer.concat(read.map(({ data }) => data)));
@@ -188,6 +176,15 @@ function readOverlay(name: string, overlay: Overlay): { offset: number; data: Ui
 
 function readPath(name: string, path: unknown): string {
   return validatePath(name, path instanceof URL ? fileURLToPath(path) : path);
+}
+
+function refuseNoArray(name: string, value: unknown): void {
+  if (Array.isArray(value)) return;
+  throw argumentError(
+    TypeError,
+    'ERR_INVALID_ARG_TYPE',
+    `Expected \`${name}\` to be an array, ${got(value)}`,
+  );
 }
 
 function refuseOther(name: string, source: unknown): void {

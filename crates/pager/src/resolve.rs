@@ -227,7 +227,7 @@ impl Resolver<'_> {
         let count = pages.len() as u64;
         let waited_for = self.dealt_with(&pages);
         match filling {
-            Filling::Bytes(_) => {
+            Filling::Bytes(_) | Filling::Cached => {
                 self.stats.faults_installed.add(waited_for);
                 self.stats.pages_installed.add(count);
                 self.stats.bytes_installed.add(self.map.bytes(pages.len()));
@@ -235,11 +235,6 @@ impl Resolver<'_> {
             Filling::SourceZeros => {
                 self.stats.faults_installed.add(waited_for);
                 self.stats.pages_zero.add(count);
-            }
-            Filling::Cached => {
-                self.stats.faults_installed.add(waited_for);
-                self.stats.pages_installed.add(count);
-                self.stats.bytes_installed.add(self.map.bytes(pages.len()));
             }
             Filling::Zeros => {
                 self.stats.faults_zeroed.add(waited_for);

@@ -14,6 +14,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 #[cfg(test)]
 use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
+use super::chunk_cache::{Chunk, ChunkCache};
 use super::{PageSource, ReadNow, panicked, waiting};
 use crate::error::PagerError;
 
@@ -40,27 +41,13 @@ impl Default for CacheOptions {
 pub struct CachedSource {
     inner: Arc<dyn PageSource>,
     chunk: u64,
-    most_chunks: usize,
     state: Mutex<State>,
 }
 
-type Chunk = Arc<Vec<u8>>;
-
 #[derive(Default)]
 struct State {
-    slots: Vec<Slot>,
-    /// In which slot a chunk is.
-    kept: HashMap<u64, usize>,
+    kept: ChunkCache,
     fetching: HashMap<u64, Arc<Fetch>>,
-    /// The slot that is looked at first when room is needed.
-    hand: usize,
-}
-
-struct Slot {
-    number: u64,
-    bytes: Chunk,
-    /// Read since the hand last passed.
-    read: bool,
 }
 
 /// A fetch that is under way, for those who wait for it.
@@ -85,13 +72,14 @@ impl CachedSource {
             return refused("cacheBytes", cache_bytes, "give at least the bytes of one chunk");
         }
         let most_chunks = usize::try_from(cache_bytes / chunk).unwrap_or(usize::MAX);
-        Ok(Self { inner, chunk, most_chunks, state: Mutex::default() })
+        let state = State { kept: ChunkCache::new(most_chunks), ..State::default() };
+        Ok(Self { inner, chunk, state: Mutex::new(state) })
     }
 
     /// A chunk from wherever it can be had. Waits.
     fn get(&self, number: u64) -> Result<Chunk, PagerError> {
         let mut state = lock(&self.state);
-        if let Some(bytes) = state.get(number) {
+        if let Some(bytes) = state.kept.get(number).cloned() {
             return Ok(bytes);
         }
         if let Some(fetch) = state.fetching.get(&number) {
@@ -110,7 +98,7 @@ impl CachedSource {
         let mut state = lock(&self.state);
         state.fetching.remove(&number);
         let replaced = match &outcome {
-            Ok(bytes) => state.keep(number, bytes, self.most_chunks),
+            Ok(bytes) => state.kept.insert(number, || Arc::clone(bytes)),
             Err(_) => None,
         };
         drop(state);
@@ -163,7 +151,7 @@ impl PageSource for CachedSource {
     fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<ReadNow, PagerError> {
         // A worker that holds the lock may have lost its CPU: it is not waited for.
         self.copy(offset, buffer, |number| {
-            Ok(self.state.try_lock().ok().and_then(|mut state| state.get(number)))
+            Ok(self.state.try_lock().ok().and_then(|mut state| state.kept.get(number).cloned()))
         })
     }
 
@@ -177,37 +165,6 @@ impl PageSource for CachedSource {
 
     fn zeros(&self, offset: u64, len: u64) -> bool {
         self.inner.zeros(offset, len)
-    }
-}
-
-impl State {
-    fn get(&mut self, number: u64) -> Option<Chunk> {
-        let slot = self.slots.get_mut(*self.kept.get(&number)?)?;
-        slot.read = true;
-        Some(Arc::clone(&slot.bytes))
-    }
-
-    /// Keeps a chunk; what it takes the place of.
-    fn keep(&mut self, number: u64, bytes: &Chunk, most: usize) -> Option<Chunk> {
-        let slot = Slot { number, bytes: Arc::clone(bytes), read: false };
-        if self.slots.len() < most {
-            self.kept.insert(number, self.slots.len());
-            self.slots.push(slot);
-            return None;
-        }
-        loop {
-            let at = self.hand;
-            self.hand = if at + 1 < self.slots.len() { at + 1 } else { 0 };
-            let old = self.slots.get_mut(at)?;
-            if std::mem::take(&mut old.read) {
-                // A second chance; the hand comes to one that had its in at most one round.
-                continue;
-            }
-            let old = std::mem::replace(old, slot);
-            self.kept.remove(&old.number);
-            self.kept.insert(number, at);
-            return Some(old.bytes);
-        }
     }
 }
 
@@ -237,7 +194,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("State")
-            .field("kept", &self.kept.len())
+            .field("kept", &self.kept.slots.len())
             .field("fetching", &self.fetching.len())
             .finish()
     }
@@ -351,7 +308,8 @@ mod tests {
 
                 assert!(results.iter().all(Result::is_ok));
                 let state = lock(&source.state);
-                assert_eq!((state.slots.len(), state.kept.len(), state.fetching.len()), (1, 1, 0));
+                let kept = &state.kept;
+                assert_eq!((kept.slots.len(), kept.by_chunk.len(), state.fetching.len()), (1, 1, 0));
             },
             SCHEDULES,
         );

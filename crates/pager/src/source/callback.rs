@@ -4,7 +4,7 @@
 //! Reads of sessions are cut into chunks and put together again here; whoever answers knows only chunks.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::chunk_cache::ChunkCache;
 use super::fetch::Fetch;
@@ -99,7 +99,7 @@ impl CallbackSource {
             });
             let done = self.settle(&mut state, chunk, &bytes);
             if let Ok(bytes) = bytes {
-                state.cache.insert(chunk, bytes);
+                state.cache.insert(chunk, || Arc::new(bytes.to_vec()));
             }
             (done, self.next_requests(&mut state))
         };

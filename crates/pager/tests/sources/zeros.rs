@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pager::{FileSource, MemorySource, PageSource, PagerError, ReadNow, Region, Rest, ZeroSource};
 use uffd::{Mapping, MappingKind, Residency};
 
+use crate::support::huge::{HUGE, HugePages};
 use crate::support::{Bytes, PAGE, Served, elsewhere, finish, image, read, serve};
 
 /// An image whose pages are data or zero as the letters say.
@@ -171,47 +172,9 @@ fn a_sparse_file_that_was_cut_short_is_a_failure_and_not_zeros() {
     super::failing::assert_poisoned(&served, 0);
 }
 
-/// Huge pages of 2 MiB for the one test that needs them.
-struct Pool {
-    before: Option<String>,
-}
-
-impl Pool {
-    const DIRECTORY: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
-
-    fn figure(name: &str) -> usize {
-        let text = std::fs::read_to_string(format!("{}/{name}", Self::DIRECTORY)).unwrap_or_default();
-        text.trim().parse().unwrap_or(0)
-    }
-
-    fn with(count: usize) -> Option<Self> {
-        let before = Self::figure("nr_hugepages");
-        // Those that somebody has reserved are free, but not to be had.
-        let free = Self::figure("free_hugepages").saturating_sub(Self::figure("resv_hugepages"));
-        if free >= count {
-            return Some(Self { before: None });
-        }
-        let wanted = (before + count - free).to_string();
-        if let Err(error) = std::fs::write(format!("{}/nr_hugepages", Self::DIRECTORY), wanted) {
-            println!("skipped: no {count} free huge pages of 2 MiB, and no more can be had: {error}");
-            return None;
-        }
-        Some(Self { before: Some(before.to_string()) })
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        if let Some(before) = &self.before {
-            std::fs::write(format!("{}/nr_hugepages", Self::DIRECTORY), before).unwrap();
-        }
-    }
-}
-
 #[test]
 fn huge_pages_that_are_zero_in_the_source_are_counted_as_such() {
-    const HUGE: usize = 2 << 20;
-    let Some(_pool) = Pool::with(2) else { return };
+    let Some(_pool) = HugePages::reserve(2) else { return };
     let mapping = match Mapping::new(2 * HUGE, MappingKind::Huge(HUGE)) {
         Ok(mapping) => mapping,
         Err(error) => return println!("skipped: {error}"),

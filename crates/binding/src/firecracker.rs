@@ -14,7 +14,7 @@ use pager::{Images, Listener, Observer, Pager, PagerError, Rest, ServerOptions};
 
 use crate::images::{self, NativeImage};
 use crate::jobs;
-use crate::notices::{NativeNotice, Notices};
+use crate::notices::{NativeNotice, Notices, wake_by};
 use crate::shared_pager;
 use crate::values::NativeStats;
 
@@ -83,13 +83,7 @@ pub fn start_firecracker_server(
     options: NativeServerOptions,
     notify: Function<'_, (), ()>,
 ) -> Result<NativeServer> {
-    napi::bindgen_prelude::retain_current_module_for_unload_safety();
-    let wake = notify
-        .build_threadsafe_function()
-        .weak::<true>()
-        .callee_handled::<false>()
-        .max_queue_size::<1>()
-        .build_callback(|_| Ok(()))?;
+    let wake = wake_by(&notify)?;
     let shared = Arc::new(Shared {
         notices: Arc::new(Notices::new(wake)),
         running: Mutex::new(None),

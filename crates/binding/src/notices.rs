@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use napi::Status;
+use napi::bindgen_prelude::{Function, retain_current_module_for_unload_safety};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
 use pager::{Notice, Observer, PagerError, SessionInfo};
@@ -16,6 +17,18 @@ const MOST_REJECTIONS: usize = 256;
 
 /// Weak: it does not keep the process alive. One call in the queue is enough, since a call takes everything.
 pub(crate) type Wake = ThreadsafeFunction<(), (), (), Status, false, true, 1>;
+
+/// What other threads wake JavaScript by: `notify` is called on this thread. The addon stays loaded from now on, because
+/// they may still be in it when the environment has gone.
+pub(crate) fn wake_by(notify: &Function<'_, (), ()>) -> napi::Result<Wake> {
+    retain_current_module_for_unload_safety();
+    notify
+        .build_threadsafe_function()
+        .weak::<true>()
+        .callee_handled::<false>()
+        .max_queue_size::<1>()
+        .build_callback(|_| Ok(()))
+}
 
 /// Something that happened, for TypeScript to make events and promises of.
 #[napi(object, object_from_js = false)]

@@ -17,7 +17,7 @@ use crate::buffers::Mapped;
 use crate::environment::{MAPPINGS, SOURCES, UFFDS};
 use crate::failures;
 use crate::firecracker::{TEARDOWN, rest_of};
-use crate::notices::{NativeNotice, Notices};
+use crate::notices::{NativeNotice, Notices, wake_by};
 use crate::shared_pager;
 use crate::tracking;
 use crate::values::{NativeError, NativeStats};
@@ -134,13 +134,7 @@ pub struct NativePager {
 /// A pager: the shared one, or one of its own pinned to `cpu`. Without one there are no threads or descriptors left.
 #[napi(catch_unwind)]
 pub fn create_pager(env: &Env, cpu: Option<u32>, notify: Function<'_, (), ()>) -> Result<NativePager> {
-    napi::bindgen_prelude::retain_current_module_for_unload_safety();
-    let wake = notify
-        .build_threadsafe_function()
-        .weak::<true>()
-        .callee_handled::<false>()
-        .max_queue_size::<1>()
-        .build_callback(|_| Ok(()))?;
+    let wake = wake_by(&notify)?;
     let notices = Arc::new(Notices::new(wake));
     let pager = match shared_pager::acquire(cpu.map(|cpu| cpu as usize)) {
         Ok(pager) => Some(pager),

@@ -15,7 +15,7 @@ use pager::{
 
 use crate::environment::{self, SOURCES};
 use crate::jobs::{self, Product};
-use crate::notices::Wake;
+use crate::notices::{Wake, wake_by};
 use crate::values::NativeError;
 use crate::views::View;
 
@@ -50,7 +50,7 @@ type Opened = std::result::Result<Arc<dyn PageSource>, PagerError>;
 /// Opens a source on another thread: it may wait for a disk.
 fn open_elsewhere(env: &Env, open: impl FnOnce() -> Opened + Send + 'static) -> Result<Object<'_>> {
     let env_id = environment::of(env)?;
-    jobs::run(env, &jobs::ACCESSES, move || {
+    jobs::run(env, &jobs::OPENINGS, move || {
         let source = open().map_err(|error| NativeError::from(&error))?;
         let handle = SOURCES.insert(Arc::new(Source::new(source)), env_id);
         Ok(Product { handle: Some(handle), ..Product::default() })
@@ -168,13 +168,7 @@ pub fn callback_source(
     options: NativeCallbackOptions,
     notify: Function<'_, (), ()>,
 ) -> Result<NativeSource> {
-    napi::bindgen_prelude::retain_current_module_for_unload_safety();
-    let wake = notify
-        .build_threadsafe_function()
-        .weak::<true>()
-        .callee_handled::<false>()
-        .max_queue_size::<1>()
-        .build_callback(|_| Ok(()))?;
+    let wake = wake_by(&notify)?;
     let requests = Arc::new(Requests { queue: Mutex::default(), wake });
     // SAFETY: takes nothing and cannot fail.
     let thread = unsafe { libc::gettid() };

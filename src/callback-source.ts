@@ -1,10 +1,11 @@
 import pRetry, { AbortError } from 'p-retry';
 
 import { fromNative } from './errors.js';
+import { LONGEST_TIMEOUT } from './limits.js';
 import { native } from './native.js';
 import { type OpenSource, PageSource } from './sources.js';
 import { KiB, MiB } from './units.js';
-import { argumentError, got, validateInteger, validateOptions, validatePowerOfTwo } from './validate.js';
+import { got, validateInteger, validateOptions, validatePowerOfTwo, wrongType } from './validate.js';
 
 /**
  * Brings bytes of an image: exactly `length` of them from `offset` on, in any view. `signal` aborts when they are not wanted
@@ -37,7 +38,6 @@ export interface CallbackSourceOptions {
 export type CallbackSettings = Required<CallbackSourceOptions>;
 
 const KNOWN = ['size', 'chunk', 'concurrency', 'cacheBytes', 'retries', 'timeout'] as const;
-const LONGEST = 2 ** 31 - 1;
 /** Before the first retry; doubled for each. */
 const FIRST_PAUSE = 50;
 
@@ -58,7 +58,7 @@ export function readCallbackOptions(options: CallbackSourceOptions): CallbackSet
     concurrency: validateInteger('options.concurrency', concurrency, 1, 1024),
     cacheBytes: validateInteger('options.cacheBytes', cacheBytes, 0, Number.MAX_SAFE_INTEGER),
     retries: validateInteger('options.retries', retries, 0, 100),
-    timeout: validateInteger('options.timeout', timeout, 1, LONGEST),
+    timeout: validateInteger('options.timeout', timeout, 1, LONGEST_TIMEOUT),
   };
 }
 
@@ -80,11 +80,7 @@ export function readCallbackOptions(options: CallbackSourceOptions): CallbackSet
  */
 export function callbackSource(fetch: FetchPages, options: CallbackSourceOptions): PageSource {
   if (typeof fetch !== 'function') {
-    throw argumentError(
-      TypeError,
-      'ERR_INVALID_ARG_TYPE',
-      `Expected \`fetch\` to be a function, ${got(fetch)}`,
-    );
+    throw wrongType('fetch', 'a function', fetch);
   }
   const settings = readCallbackOptions(options);
   return new PageSource(async () => openCallback(fetch, settings), true);

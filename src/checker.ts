@@ -3,7 +3,7 @@ import type { NativeChecker } from '#native';
 import { fromNative, UffdError } from './errors.js';
 import { native } from './native.js';
 import { Userfaultfd } from './userfaultfd.js';
-import { argumentError, got } from './validate.js';
+import { wrongType } from './validate.js';
 
 /**
  * Asks userfaultfds whether their process lives by filling one page that was registered with each, as crosvm does.
@@ -54,9 +54,5 @@ export class DeadUffdChecker {
 
 function handleOf(uffd: unknown): number {
   if (uffd instanceof Userfaultfd) return uffd.handle();
-  throw argumentError(
-    TypeError,
-    'ERR_INVALID_ARG_TYPE',
-    `Expected \`uffd\` to be a Userfaultfd, ${got(uffd)}`,
-  );
+  throw wrongType('uffd', 'a Userfaultfd', uffd);
 }

@@ -1,13 +1,12 @@
 import { fromNative } from './errors.js';
+import { LONGEST_TIMEOUT } from './limits.js';
 import { native } from './native.js';
 import type { Peer } from './session.js';
-import { argumentError, got, validateInteger, validateOptions, validateView } from './validate.js';
+import { validateFd, validateInteger, validateOptions, validateView, wrongType } from './validate.js';
 
 /** What the kernel lets ride with one message (`SCM_MAX_FD`). */
 const MOST_FDS = 253;
-const LARGEST_FD = 2 ** 31 - 1;
 const MOST_BYTES = 2 ** 30;
-const LONGEST = 2 ** 31 - 1;
 
 /** What {@link receiveFds} received. */
 export interface ReceivedFds {
@@ -32,12 +31,12 @@ export async function sendFds(
   payload: ArrayBufferView,
   options: { timeout?: number } = {},
 ): Promise<void> {
-  validateInteger('socket', socket, 0, LARGEST_FD);
+  validateFd('socket', socket);
   if (!Array.isArray(fds)) {
-    throw argumentError(TypeError, 'ERR_INVALID_ARG_TYPE', `Expected \`fds\` to be an array, ${got(fds)}`);
+    throw wrongType('fds', 'an array', fds);
   }
   validateInteger('fds.length', fds.length, 1, MOST_FDS);
-  const numbers = fds.map((fd: unknown, index) => validateInteger(`fds[${index}]`, fd, 0, LARGEST_FD));
+  const numbers = fds.map((fd: unknown, index) => validateFd(`fds[${index}]`, fd));
   const bytes = validateView('payload', payload);
   validateInteger('payload.byteLength', bytes.byteLength, 1, MOST_BYTES);
   const { error } = await native().sendDescriptors(socket, numbers, bytes, timeoutOf(options, ['timeout']));
@@ -57,7 +56,7 @@ export async function receiveFds(
   socket: number,
   options: { length?: number; maxFds?: number; timeout?: number } = {},
 ): Promise<ReceivedFds> {
-  validateInteger('socket', socket, 0, LARGEST_FD);
+  validateFd('socket', socket);
   const timeout = timeoutOf(options, ['length', 'maxFds', 'timeout']);
   const { length = 1, maxFds = 1 } = options;
   validateInteger('options.length', length, 1, MOST_BYTES);
@@ -74,7 +73,7 @@ export async function receiveFds(
  * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM`: it is no connected Unix socket.
  */
 export function peerOf(socket: number): Peer {
-  validateInteger('socket', socket, 0, LARGEST_FD);
+  validateFd('socket', socket);
   const { error, peer } = native().credentialsOfPeer(socket);
   if (error || !peer) throw fromNative(error ?? NO_ANSWER);
   return peer;
@@ -89,7 +88,7 @@ export function peerOf(socket: number): Peer {
  * @throws {@linkcode UffdError} `ERR_UFFD_CLOSED` (the process is gone), `ERR_UFFD_SYSTEM` (no connected Unix socket)
  */
 export function pidfdOf(socket: number): number {
-  validateInteger('socket', socket, 0, LARGEST_FD);
+  validateFd('socket', socket);
   const { error, pidfd } = native().pidfdOfPeer(socket);
   if (error || pidfd === undefined) throw fromNative(error ?? NO_ANSWER);
   return pidfd;
@@ -99,5 +98,5 @@ const NO_ANSWER = { code: 'ERR_UFFD_SYSTEM', message: 'the kernel gave no answer
 
 function timeoutOf(options: { timeout?: number }, known: readonly string[]): number {
   validateOptions('options', options, known);
-  return validateInteger('options.timeout', options.timeout ?? 5000, 0, LONGEST);
+  return validateInteger('options.timeout', options.timeout ?? 5000, 0, LONGEST_TIMEOUT);
 }

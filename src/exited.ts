@@ -2,16 +2,12 @@ import type { NativeProcess } from '#native';
 
 import { fromNative } from './errors.js';
 import { native } from './native.js';
-import { argumentError, got, validateInteger, validateOptions } from './validate.js';
+import { validateFd, validateInteger, validateOptions, wrongType } from './validate.js';
 
 /** @hidden */
 export function validateSignal(signal: unknown): AbortSignal | undefined {
   if (signal === undefined || signal instanceof AbortSignal) return signal;
-  throw argumentError(
-    TypeError,
-    'ERR_INVALID_ARG_TYPE',
-    `Expected \`options.signal\` to be an AbortSignal, ${got(signal)}`,
-  );
+  throw wrongType('options.signal', 'an AbortSignal', signal);
 }
 
 /**
@@ -43,11 +39,10 @@ export async function onExit(
 /** `undefined` where it is gone already. */
 function pin(process: number | { readonly pidfd: number }): NativeProcess | undefined {
   const { NativeProcess: Native } = native();
-  const largest = 2 ** 31 - 1;
   const pinned =
     typeof process === 'object' && process !== null
-      ? Native.ofPidfd(validateInteger('process.pidfd', process.pidfd, 0, largest))
-      : Native.open(validateInteger('process', process, 1, largest));
+      ? Native.ofPidfd(validateFd('process.pidfd', process.pidfd))
+      : Native.open(validateInteger('process', process, 1, 2 ** 31 - 1));
   if (pinned.error?.code === 'ERR_UFFD_CLOSED') return undefined;
   if (pinned.error || !pinned.process) throw fromNative(pinned.error ?? NO_ANSWER);
   return pinned.process;

@@ -3,7 +3,7 @@ import type { NativeFactory } from '#native';
 import { UffdError } from './errors.js';
 import { native } from './native.js';
 import { type CreateOptions, Userfaultfd } from './userfaultfd.js';
-import { validateInteger } from './validate.js';
+import { validateFd } from './validate.js';
 
 /** How userfaultfds are made: through /dev/userfaultfd (Linux 6.1), or by userfaultfd(2). */
 export type Backend = 'device' | 'syscall';
@@ -37,7 +37,7 @@ export class UserfaultfdFactory {
    * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM` with EBADF: it is no open descriptor.
    */
   static fromDevice(fd: number): UserfaultfdFactory {
-    validateInteger('fd', fd, 0, 2 ** 31 - 1);
+    validateFd('fd', fd);
     try {
       return new UserfaultfdFactory(native().NativeFactory.fromDevice(fd));
     } catch (cause) {

@@ -6,7 +6,14 @@ import { type ChooseImage, type MemoryImage, readDefaults, readMemory } from './
 import { LONGEST_TIMEOUT } from './limits.js';
 import type { FailurePolicy } from './policy.js';
 import type { PageSource } from './sources.js';
-import { argumentError, got, validateInteger, validateOptions, validatePath } from './validate.js';
+import {
+  argumentError,
+  got,
+  validateFd,
+  validateInteger,
+  validateOptions,
+  validatePath,
+} from './validate.js';
 
 /** Options of `serveFirecracker`. */
 export interface FirecrackerServerOptions {
@@ -59,7 +66,6 @@ const OPTIONS = [
   'maxSessions',
   'cpu',
 ];
-const LARGEST_FD = 2 ** 31 - 1;
 
 /** @hidden What the addon needs to know, and what it is not told. */
 export interface Start {
@@ -104,5 +110,5 @@ function readListener({ socketPath, fd }: FirecrackerServerOptions): { socketPat
       `Expected one of \`options.socketPath\` and \`options.fd\`, ${got({ socketPath, fd })}`,
     );
   }
-  return { fd: validateInteger('options.fd', fd, 0, LARGEST_FD) };
+  return { fd: validateFd('options.fd', fd) };
 }

@@ -4,6 +4,7 @@ import { inspect } from 'node:util';
 import type { NativeNotice, NativeServer, NativeSession } from '#native';
 
 import { tellRejected, tellStarted } from './diagnostics.js';
+import { emitting } from './emitting.js';
 import { fromNative, UffdError } from './errors.js';
 import { abandonAtExit, forgetAtExit } from './exit.js';
 import { type FirecrackerServerOptions, readOptions, type Start } from './firecracker-options.js';
@@ -294,7 +295,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
         this.#release();
         this.#refuseWaiting();
         this.#closed?.();
-        this.#emit(() => this.emit('close'));
+        emitting(() => this.emit('close'));
     }
   }
 
@@ -321,7 +322,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     const rejection = rejectionOf(notice, question?.cause);
     question?.controller.abort(rejection.error);
     tellRejected(this.#socketPath, rejection);
-    this.#emit(() => this.emit('rejected', rejection));
+    emitting(() => this.emit('rejected', rejection));
   }
 
   #started(session: Session): void {
@@ -336,18 +337,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       this.#backlog.push(session);
     }
     tellStarted(session);
-    this.#emit(() => this.emit('session', session));
-  }
-
-  /** A listener that throws must not swallow the notices behind it. */
-  #emit(emit: () => void): void {
-    try {
-      emit();
-    } catch (error) {
-      queueMicrotask(() => {
-        throw error;
-      });
-    }
+    emitting(() => this.emit('session', session));
   }
 
   #release(): void {

@@ -1,8 +1,8 @@
-const LONGEST = 2 ** 31 - 1;
+import { LONGEST_TIMEOUT } from './limits.js';
 
 /** @hidden Keeps the program alive until a promise is settled: what the native side tells does not by itself. */
 export async function holdOpen<T>(promise: Promise<T>): Promise<T> {
-  const hold = setInterval(() => {}, LONGEST);
+  const hold = setInterval(() => {}, LONGEST_TIMEOUT);
   try {
     return await promise;
   } finally {

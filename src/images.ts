@@ -1,12 +1,10 @@
-import { fileURLToPath } from 'node:url';
-
 import type { NativeImage, NativeSession } from '#native';
 
 import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
 import type { Peer, SessionRegion } from './session.js';
 import { PageSource } from './sources.js';
 import { KiB, MiB } from './units.js';
-import { validateOneOf, validateOptions, validatePath, validatePowerOfTwo } from './validate.js';
+import { validateOneOf, validateOptions, validatePathOrUrl, validatePowerOfTwo } from './validate.js';
 
 /**
  * What a memory image can be given as: the path of a file, a `file:` URL, or a source. A file must not change while it is
@@ -47,7 +45,7 @@ export type ImageDefaults = Omit<NativeImage, 'memory' | 'source'>;
 /** @hidden The one place where what users give as memory becomes what the addon opens. */
 export function readMemory(name: string, memory: unknown): string | PageSource {
   if (memory instanceof PageSource) return memory;
-  return validatePath(name, memory instanceof URL ? fileURLToPath(memory) : memory);
+  return validatePathOrUrl(name, memory);
 }
 
 /** @hidden What the addon opens. A source is opened here, by its first user. */

@@ -16,6 +16,7 @@ import { refuseWhileServed, wouldDeadlock } from './serving.js';
 import type { Session } from './session.js';
 import {
   validateBoolean,
+  validateFd,
   validateInteger,
   validateOneOf,
   validateOptions,
@@ -147,9 +148,7 @@ export class MemoryMapping {
     return new MemoryMapping({
       ...DEFAULTS,
       kind: 'file',
-      ...(typeof file === 'number'
-        ? { fd: validateInteger('file', file, 0, 2 ** 31 - 1) }
-        : { path: validatePath('file', file) }),
+      ...(typeof file === 'number' ? { fd: validateFd('file', file) } : { path: validatePath('file', file) }),
       offset: validateInteger('options.offset', offset, 0, Number.MAX_SAFE_INTEGER),
       access: modes.indexOf(validateOneOf('options.access', access, modes)),
       ...(length === undefined ? {} : { length: validateLength(length) }),

@@ -4,6 +4,7 @@ import { cpus } from 'node:os';
 import type { NativeNotice, NativePager, NativeServed, NativeServeOptions } from '#native';
 
 import { tellStarted } from './diagnostics.js';
+import { emitting } from './emitting.js';
 import { fromNative, UffdError } from './errors.js';
 import { abandonAtExit, forgetAtExit } from './exit.js';
 import { holdOpen } from './hold-open.js';
@@ -19,11 +20,13 @@ import { Userfaultfd } from './userfaultfd.js';
 import {
   argumentError,
   got,
+  validateFd,
   validateInteger,
   validateNames,
   validateOneOf,
   validateOptions,
   validatePowerOfTwo,
+  wrongType,
 } from './validate.js';
 
 /** Options of {@link Pager.create}. */
@@ -89,7 +92,6 @@ interface Starting {
 const SERVE = ['source', 'onFailure', 'window', 'sourceTimeout', 'modes'] as const;
 const SESSION_MODES = ['missing', 'write-protect'] as const satisfies readonly SessionMode[];
 const ADOPT = [...SERVE, 'regions', 'pageSize', 'pidfd'] as const;
-const LARGEST_FD = 2 ** 31 - 1;
 
 /**
  * Answers page faults: of this process's own mappings, and of userfaultfds that came from other processes. One native thread
@@ -185,7 +187,7 @@ export class Pager extends EventEmitter<PagerEvents> {
       readRegion(`options.regions[${index}]`, region),
     );
     validatePowerOfTwo('options.pageSize', pageSize, 4 * KiB, 1024 * MiB);
-    if (pidfd !== undefined) validateInteger('options.pidfd', pidfd, 0, LARGEST_FD);
+    if (pidfd !== undefined) validateFd('options.pidfd', pidfd);
     this.#refuseClosed();
     const opened = await source.handle();
     this.#refuseClosed();
@@ -233,7 +235,7 @@ export class Pager extends EventEmitter<PagerEvents> {
     clearInterval(this.#keepAlive);
     forgetAtExit(this.#native);
     this.#native.release();
-    this.#emit(() => this.emit('close'));
+    emitting(() => this.emit('close'));
   }
 
   /** {@link Pager.close} with its defaults. */
@@ -297,7 +299,7 @@ export class Pager extends EventEmitter<PagerEvents> {
         starting.resolve(session);
       }
       tellStarted(session);
-      this.#emit(() => this.emit('session', session));
+      emitting(() => this.emit('session', session));
     } else if (notice.kind === 'ended') {
       const id = notice.id ?? -1;
       const session = this.#sessions.get(id);
@@ -305,17 +307,6 @@ export class Pager extends EventEmitter<PagerEvents> {
       this.#foreign.delete(id);
       this.#holdOpen();
       session?.ended(notice);
-    }
-  }
-
-  /** A listener that throws must not swallow the notices behind it. */
-  #emit(emit: () => void): void {
-    try {
-      emit();
-    } catch (error) {
-      queueMicrotask(() => {
-        throw error;
-      });
     }
   }
 }
@@ -362,12 +353,4 @@ function readRegion(name: string, region: SessionRegion): SessionRegion {
     length: validateInteger(`${name}.length`, length, 1, Number.MAX_SAFE_INTEGER),
     sourceOffset: validateInteger(`${name}.sourceOffset`, sourceOffset, 0, Number.MAX_SAFE_INTEGER),
   };
-}
-
-function wrongType(name: string, what: string, value: unknown): Error {
-  return argumentError(
-    TypeError,
-    'ERR_INVALID_ARG_TYPE',
-    `Expected \`${name}\` to be ${what}, ${got(value)}`,
-  );
 }

@@ -1,5 +1,5 @@
 import { MemoryMapping, type MappingRange } from './mapping.js';
-import { argumentError, got, validateInteger, validateOptions } from './validate.js';
+import { argumentError, got, validateInteger, validateOptions, wrongType } from './validate.js';
 
 /** Addresses of a process, where there is no mapping to name them by: memory of another process, or of a forked child. */
 export interface AddressRange {
@@ -46,11 +46,7 @@ function explainedStart(name: string, range: MemoryRange): number {
   if (range !== null && typeof range === 'object' && 'mapping' in range) {
     const { mapping, offset, length } = range;
     if (!(mapping instanceof MemoryMapping)) {
-      throw argumentError(
-        TypeError,
-        'ERR_INVALID_ARG_TYPE',
-        `Expected \`${name}.mapping\` to be a MemoryMapping, ${got(mapping)}`,
-      );
+      throw wrongType(`${name}.mapping`, 'a MemoryMapping', mapping);
     }
     wholePages(`${name}.offset`, offset, mapping.pageSize, 0);
     wholePages(`${name}.length`, length, mapping.pageSize, mapping.pageSize);
@@ -91,11 +87,7 @@ function addresses(name: string, range: unknown): AddressRange {
   validateOptions(name, range, ['address', 'length']);
   const { address, length } = range as AddressRange;
   if (typeof address !== 'bigint') {
-    throw argumentError(
-      TypeError,
-      'ERR_INVALID_ARG_TYPE',
-      `Expected \`${name}.address\` to be a bigint, ${got(address)}`,
-    );
+    throw wrongType(`${name}.address`, 'a bigint', address);
   }
   if (address < 0n) {
     throw argumentError(

@@ -5,7 +5,7 @@ import { MODES, type RegisterMode } from './names.js';
 import { native } from './native.js';
 import type { MemoryRange } from './range.js';
 import { modeBits, Userfaultfd } from './userfaultfd.js';
-import { argumentError, got, validateNames, validateOptions } from './validate.js';
+import { argumentError, got, validateNames, validateOptions, wrongType } from './validate.js';
 
 /** A userfaultfd and ranges of the memory of its process. */
 export interface RegionsTarget {
@@ -44,11 +44,7 @@ export function unregisterRegions(targets: readonly RegionsTarget[]): Userfaultf
 
 function check(targets: readonly RegionsTarget[]): NativeTarget[] {
   if (!Array.isArray(targets)) {
-    throw argumentError(
-      TypeError,
-      'ERR_INVALID_ARG_TYPE',
-      `Expected \`targets\` to be an array, ${got(targets)}`,
-    );
+    throw wrongType('targets', 'an array', targets);
   }
   return targets.map((target: unknown, index) => {
     const name = `targets[${index}]`;

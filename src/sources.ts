@@ -1,18 +1,15 @@
-import { fileURLToPath } from 'node:url';
-
 import type { NativeJob, NativeSource } from '#native';
 
 import { fromNative, UffdError } from './errors.js';
 import { native } from './native.js';
 import { MiB } from './units.js';
 import {
-  argumentError,
-  got,
   validateBoolean,
   validateInteger,
   validateOptions,
-  validatePath,
+  validatePathOrUrl,
   validateView,
+  wrongType,
 } from './validate.js';
 
 /** How a source is opened: what the native side knows it by. @hidden */
@@ -113,7 +110,7 @@ export interface Overlay {
  * their failure policy. Opened by the first session, on another thread.
  */
 export function fileSource(path: string | URL, options: FileSourceOptions = {}): PageSource {
-  const name = readPath('path', path);
+  const name = validatePathOrUrl('path', path);
   validateOptions('options', options, ['direct']);
   const direct = validateBoolean('options.direct', options.direct, false);
   return new PageSource(async () => openedBy(native().openFileSource(name, direct)), false);
@@ -142,7 +139,7 @@ export function zeroSource(size: number): PageSource {
 export function layeredSource(base: PageSource, diffs: readonly (string | URL)[]): PageSource {
   refuseOther('base', base);
   refuseNoArray('diffs', diffs);
-  const names = diffs.map((diff: string | URL, index) => readPath(`diffs[${index}]`, diff));
+  const names = diffs.map((diff: string | URL, index) => validatePathOrUrl(`diffs[${index}]`, diff));
   const open = async (): Promise<OpenSource> => {
     const layered = await openedBy(native().openLayeredSource(await base.handle(), names));
     return { ...layered, failure: () => base.failure() };
@@ -174,26 +171,14 @@ function readOverlay(name: string, overlay: Overlay): { offset: number; data: Ui
   return { offset: validateInteger(`${name}.offset`, overlay.offset, 0, Number.MAX_SAFE_INTEGER), data };
 }
 
-function readPath(name: string, path: unknown): string {
-  return validatePath(name, path instanceof URL ? fileURLToPath(path) : path);
-}
-
 function refuseNoArray(name: string, value: unknown): void {
   if (Array.isArray(value)) return;
-  throw argumentError(
-    TypeError,
-    'ERR_INVALID_ARG_TYPE',
-    `Expected \`${name}\` to be an array, ${got(value)}`,
-  );
+  throw wrongType(name, 'an array', value);
 }
 
 function refuseOther(name: string, source: unknown): void {
   if (source instanceof PageSource) return;
-  throw argumentError(
-    TypeError,
-    'ERR_INVALID_ARG_TYPE',
-    `Expected \`${name}\` to be a PageSource, ${got(source)}`,
-  );
+  throw wrongType(name, 'a PageSource', source);
 }
 
 function opened({ error, handle }: NativeSource): OpenSource {

@@ -14,12 +14,13 @@ import { errorOf } from './outcome.js';
 import { type MemoryRange, startOf } from './range.js';
 import {
   argumentError,
-  got,
   validateBoolean,
+  validateFd,
   validateInteger,
   validateNames,
   validateOneOf,
   validateOptions,
+  wrongType,
 } from './validate.js';
 
 /** What is wanted of a new userfaultfd. */
@@ -128,7 +129,7 @@ export class Userfaultfd extends PageOperations {
    *   `ERR_UFFD_CLOSED` (its process is gone), `ERR_UFFD_SYSTEM`
    */
   static adopt(fd: number): Userfaultfd {
-    validateInteger('fd', fd, 0, 2 ** 31 - 1);
+    validateFd('fd', fd);
     return new Userfaultfd(native().adoptUserfaultfd(fd));
   }
 
@@ -206,11 +207,7 @@ export class Userfaultfd extends PageOperations {
    */
   readEvents(batch: EventBatch): number {
     if (!(batch instanceof EventBatch)) {
-      throw argumentError(
-        TypeError,
-        'ERR_INVALID_ARG_TYPE',
-        `Expected \`batch\` to be an EventBatch, ${got(batch)}`,
-      );
+      throw wrongType('batch', 'an EventBatch', batch);
     }
     const count = batch.fill(this.handle(), handle => Userfaultfd.fromHandle(handle));
     if (count < 0) throw errorOf('read', -count, 0);

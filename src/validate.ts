@@ -1,3 +1,4 @@
+import { fileURLToPath } from 'node:url';
 import { inspect } from 'node:util';
 
 /** Node's own argument errors, so that callers match on codes they know. */
@@ -14,14 +15,19 @@ export function got(value: unknown): string {
   return `got ${inspect(value, { depth: 0, maxStringLength: 60 })}`;
 }
 
+/** The error for an argument of another type; `what` with its article. */
+export function wrongType(name: string, what: string, value: unknown): Error {
+  return argumentError(
+    TypeError,
+    'ERR_INVALID_ARG_TYPE',
+    `Expected \`${name}\` to be ${what}, ${got(value)}`,
+  );
+}
+
 /** Refuses anything but an object whose keys are all known: a misspelt option would silently do nothing. */
 export function validateOptions(name: string, value: unknown, known: readonly string[]): void {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    throw argumentError(
-      TypeError,
-      'ERR_INVALID_ARG_TYPE',
-      `Expected \`${name}\` to be an object, ${got(value)}`,
-    );
+    throw wrongType(name, 'an object', value);
   }
   for (const key of Object.keys(value)) {
     if (!known.includes(key)) {
@@ -38,11 +44,7 @@ export function validateOptions(name: string, value: unknown, known: readonly st
 /** A string with at least one character and no NUL. */
 export function validatePath(name: string, value: unknown): string {
   if (typeof value !== 'string') {
-    throw argumentError(
-      TypeError,
-      'ERR_INVALID_ARG_TYPE',
-      `Expected \`${name}\` to be a path (a string), ${got(value)}`,
-    );
+    throw wrongType(name, 'a path (a string)', value);
   }
   if (value === '' || value.includes('\0')) {
     throw argumentError(
@@ -54,14 +56,20 @@ export function validatePath(name: string, value: unknown): string {
   return value;
 }
 
+/** A path, or a `file:` URL of one. */
+export function validatePathOrUrl(name: string, value: unknown): string {
+  return validatePath(name, value instanceof URL ? fileURLToPath(value) : value);
+}
+
+/** The number of a descriptor. */
+export function validateFd(name: string, value: unknown): number {
+  return validateInteger(name, value, 0, 2 ** 31 - 1);
+}
+
 /** An integer between two bounds, both included. */
 export function validateInteger(name: string, value: unknown, least: number, most: number): number {
   if (typeof value !== 'number') {
-    throw argumentError(
-      TypeError,
-      'ERR_INVALID_ARG_TYPE',
-      `Expected \`${name}\` to be a number, ${got(value)}`,
-    );
+    throw wrongType(name, 'a number', value);
   }
   if (!Number.isInteger(value) || value < least || value > most) {
     throw argumentError(
@@ -103,11 +111,7 @@ export function validatePowerOfTwo(name: string, value: unknown, least: number, 
 export function validateBoolean(name: string, value: unknown, fallback: boolean): boolean {
   if (value === undefined) return fallback;
   if (typeof value !== 'boolean') {
-    throw argumentError(
-      TypeError,
-      'ERR_INVALID_ARG_TYPE',
-      `Expected \`${name}\` to be true or false, ${got(value)}`,
-    );
+    throw wrongType(name, 'true or false', value);
   }
   return value;
 }
@@ -116,11 +120,7 @@ export function validateBoolean(name: string, value: unknown, fallback: boolean)
 export function validateNames<T extends string>(name: string, value: unknown, choices: readonly T[]): T[] {
   if (value === undefined) return [];
   if (!Array.isArray(value)) {
-    throw argumentError(
-      TypeError,
-      'ERR_INVALID_ARG_TYPE',
-      `Expected \`${name}\` to be an array of names, ${got(value)}`,
-    );
+    throw wrongType(name, 'an array of names', value);
   }
   return value.map((one: unknown, index) => validateOneOf(`${name}[${index}]`, one, choices));
 }
@@ -129,11 +129,7 @@ export function validateNames<T extends string>(name: string, value: unknown, ch
 export function validateView(name: string, value: unknown): Uint8Array {
   if (value instanceof Uint8Array) return value;
   if (ArrayBuffer.isView(value)) return new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
-  throw argumentError(
-    TypeError,
-    'ERR_INVALID_ARG_TYPE',
-    `Expected \`${name}\` to be an ArrayBufferView, ${got(value)}`,
-  );
+  throw wrongType(name, 'an ArrayBufferView', value);
 }
 
 /** A part of something that has `total` bytes, in whole units; `length` is the other argument's name. */

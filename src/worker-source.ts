@@ -3,8 +3,9 @@ import { Worker } from 'node:worker_threads';
 
 import { type CallbackSourceOptions, readCallbackOptions } from './callback-source.js';
 import { UffdError } from './errors.js';
+import { LONGEST_TIMEOUT } from './limits.js';
 import { type OpenSource, PageSource } from './sources.js';
-import { argumentError, got, validateInteger, validateOptions } from './validate.js';
+import { validateInteger, validateOptions, wrongType } from './validate.js';
 
 /** How a source on a thread of its own is asked. */
 export interface WorkerSourceOptions extends CallbackSourceOptions {
@@ -17,8 +18,6 @@ export interface WorkerSourceOptions extends CallbackSourceOptions {
 /** What the thread says first. @hidden */
 export type WorkerSourceMessage = { handle: number } | { error: unknown };
 
-const LONGEST = 2 ** 31 - 1;
-
 /**
  * {@link callbackSource} on a thread of its own: a module that exports the callback as `fetchPages`. Memory that is served from it
  * may be touched on every other thread: the bytes come although that one waits. The thread starts with the first session,
@@ -29,7 +28,7 @@ const LONGEST = 2 ** 31 - 1;
  */
 export function workerSource(url: URL, options: WorkerSourceOptions): PageSource {
   if (!(url instanceof URL)) {
-    throw argumentError(TypeError, 'ERR_INVALID_ARG_TYPE', `Expected \`url\` to be a URL, ${got(url)}`);
+    throw wrongType('url', 'a URL', url);
   }
   validateOptions('options', options, [
     'size',
@@ -42,7 +41,7 @@ export function workerSource(url: URL, options: WorkerSourceOptions): PageSource
     'startTimeout',
   ]);
   const { workerData, startTimeout = 10_000, ...callback } = options;
-  validateInteger('options.startTimeout', startTimeout, 1, LONGEST);
+  validateInteger('options.startTimeout', startTimeout, 1, LONGEST_TIMEOUT);
   const settings = readCallbackOptions(callback);
   return new PageSource(async () => start(url, { settings, workerData }, startTimeout), false);
 }

@@ -36,6 +36,7 @@ export {
   type ServeOptions,
   type SessionMode,
 } from './src/pager.js';
+export { type LatencyBucket, LatencyHistogram, type SessionLatencies } from './src/latency.js';
 export type { AcceptOptions } from './src/limits.js';
 export { FirecrackerVm, restoreFirecracker, type RestoreTimings } from './src/restore.js';
 export type { RestoreOptions } from './src/restore-options.js';
@@ -51,7 +52,6 @@ export {
   type SessionEnd,
   type SessionEndReason,
   type SessionRegion,
-  type SessionStats,
   type TakeDirtyOptions,
 } from './src/session.js';
 export {
@@ -64,6 +64,7 @@ export {
   PageSource,
   zeroSource,
 } from './src/sources.js';
+export type { SessionStats } from './src/stats.js';
 export { GiB, KiB, MiB } from './src/units.js';
 export { type CreateOptions, Userfaultfd, type UserfaultfdCloseOptions } from './src/userfaultfd.js';
 export { workerSource, type WorkerSourceOptions } from './src/worker-source.js';

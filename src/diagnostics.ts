@@ -4,9 +4,11 @@ import { channel } from 'node:diagnostics_channel';
 
 import type { RejectedConnection } from './firecracker.js';
 import type { Session, SessionEnd } from './session.js';
+import type { SessionStats } from './stats.js';
 
 const started = channel('userfaultfd:session:start');
 const ended = channel('userfaultfd:session:end');
+const counted = channel('userfaultfd:session:stats');
 const rejected = channel('userfaultfd:peer:rejected');
 
 /** @hidden */
@@ -17,6 +19,11 @@ export function tellStarted(session: Session): void {
 /** @hidden */
 export function tellEnded(session: Session, end: SessionEnd): void {
   if (ended.hasSubscribers) ended.publish({ session, end, stats: session.stats() });
+}
+
+/** @hidden */
+export function tellStats(session: Session, stats: SessionStats): void {
+  if (counted.hasSubscribers) counted.publish({ session, stats });
 }
 
 /** @hidden */

@@ -6,6 +6,7 @@ import { type ChooseImage, type MemoryImage, readDefaults, readMemory } from './
 import { LONGEST_TIMEOUT } from './limits.js';
 import type { FailurePolicy } from './policy.js';
 import type { PageSource } from './sources.js';
+import { readStatsInterval } from './stats-reports.js';
 import {
   argumentError,
   got,
@@ -53,6 +54,8 @@ export interface FirecrackerServerOptions {
    * threads are pinned as well. Default: not pinned, one thread shared by all servers of this process.
    */
   cpu?: number;
+  /** Milliseconds between `'stats'` events, at least 10. Default: there are none. */
+  statsInterval?: number;
 }
 
 const OPTIONS = [
@@ -65,6 +68,7 @@ const OPTIONS = [
   'handshakeTimeout',
   'maxSessions',
   'cpu',
+  'statsInterval',
 ];
 
 /** @hidden What the addon needs to know, and what it is not told. */
@@ -72,6 +76,7 @@ export interface Start {
   native: NativeServerOptions;
   image: string | PageSource | undefined;
   choose: ChooseImage | undefined;
+  statsInterval?: number | undefined;
 }
 
 /** @hidden */
@@ -98,7 +103,8 @@ export function readOptions(options: FirecrackerServerOptions): Start {
     read.peerUid = validateInteger('options.peer.uid', peer.uid, 0, 2 ** 32 - 2);
   }
   if (cpu !== undefined) read.cpu = validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
-  return { native: read, image, choose: typeof memory === 'function' ? memory : undefined };
+  const choose = typeof memory === 'function' ? memory : undefined;
+  return { native: read, image, choose, statsInterval: readStatsInterval(options.statsInterval) };
 }
 
 function readListener({ socketPath, fd }: FirecrackerServerOptions): { socketPath: string } | { fd: number } {

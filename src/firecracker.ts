@@ -12,6 +12,8 @@ import { type ChooseImage, type ImageDefaults, openMemory, readChoice, requestOf
 import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
 import { native } from './native.js';
 import { type CloseOptions, type Peer, restOf, Session } from './session.js';
+import { StatsReports } from './stats-reports.js';
+import type { SessionStats } from './stats.js';
 
 /**
  * A connection that was turned away. If it had handed over memory, that was put through the failure policy before: poisoned,
@@ -32,6 +34,8 @@ export interface RejectedConnection {
 export interface FirecrackerServerEvents {
   /** A process handed over its memory and is being served. */
   session: [session: Session];
+  /** Counters of a session: every `statsInterval`, and when it has ended. */
+  stats: [session: Session, stats: SessionStats];
   /** A connection was turned away; the server goes on. */
   rejected: [rejection: RejectedConnection];
   /** The server is closed: no socket, no descriptor, no thread of it is left. */
@@ -78,6 +82,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   readonly #backlog: Session[] = [];
   readonly #waiting = new Set<{ resolve: (session: Session) => void; reject: (reason: unknown) => void }>();
   readonly #keepAlive: NodeJS.Timeout;
+  readonly #reports: StatsReports;
   #start: { resolve: () => void; reject: (error: UffdError) => void } | undefined;
   #closing: Promise<void> | undefined;
   #closed: (() => void) | undefined;
@@ -103,7 +108,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   }
 
   private constructor(
-    { native: options, choose }: Start,
+    { native: options, choose, statsInterval }: Start,
     start: { resolve: () => void; reject: (error: UffdError) => void },
   ) {
     super();
@@ -122,6 +127,11 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       throw error;
     }
     abandonAtExit(this.#native);
+    this.#reports = new StatsReports(
+      statsInterval,
+      () => this.#sessions.values(),
+      (...told) => this.emit('stats', ...told),
+    );
   }
 
   /** Where it listens, or listened; empty for an inherited socket without a path. */
@@ -285,7 +295,9 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       case 'ended': {
         const session = this.#sessions.get(notice.id ?? -1);
         this.#sessions.delete(notice.id ?? -1);
-        session?.ended(notice);
+        if (!session) return;
+        session.ended(notice);
+        this.#reports.ended(session);
         return;
       }
       case 'rejected':
@@ -343,6 +355,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   #release(): void {
     this.#isClosed = true;
     clearInterval(this.#keepAlive);
+    this.#reports.stop();
     forgetAtExit(this.#native);
     this.#native.release();
   }

@@ -15,6 +15,8 @@ import { native } from './native.js';
 import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
 import { type CloseOptions, restOf, Session, type SessionRegion } from './session.js';
 import { PageSource } from './sources.js';
+import { readStatsInterval, StatsReports } from './stats-reports.js';
+import type { SessionStats } from './stats.js';
 import { KiB, MiB } from './units.js';
 import { Userfaultfd } from './userfaultfd.js';
 import {
@@ -36,6 +38,8 @@ export interface PagerOptions {
    * pinned as well. Default: not pinned, one thread shared by all pagers and servers of this process.
    */
   cpu?: number;
+  /** Milliseconds between `'stats'` events, at least 10. Default: there are none. */
+  statsInterval?: number;
 }
 
 /** Options of {@link Pager.serve}. */
@@ -77,6 +81,8 @@ export interface AdoptOptions extends ServeOptions {
 export interface PagerEvents {
   /** A session has started. */
   session: [session: Session];
+  /** Counters of a session: every `statsInterval`, and when it has ended. */
+  stats: [session: Session, stats: SessionStats];
   /** The pager is closed: nothing of it is left. */
   close: [];
 }
@@ -116,8 +122,9 @@ export class Pager extends EventEmitter<PagerEvents> {
   #mayKeepAlive = true;
   #closing: Promise<void> | undefined;
   #isClosed = false;
+  readonly #reports: StatsReports;
 
-  private constructor(cpu: number | undefined) {
+  private constructor(cpu: number | undefined, statsInterval: number | undefined) {
     super();
     this.#native = native().createPager(cpu, () => this.#drain());
     const [failed] = this.#native.takeNotices();
@@ -126,6 +133,11 @@ export class Pager extends EventEmitter<PagerEvents> {
       throw fromNative(failed.error);
     }
     abandonAtExit(this.#native);
+    this.#reports = new StatsReports(
+      statsInterval,
+      () => this.#sessions.values(),
+      (...told) => this.emit('stats', ...told),
+    );
   }
 
   /**
@@ -134,10 +146,10 @@ export class Pager extends EventEmitter<PagerEvents> {
    * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM`: no descriptors or threads left, or no such `cpu`.
    */
   static create(options: PagerOptions = {}): Pager {
-    validateOptions('options', options, ['cpu']);
+    validateOptions('options', options, ['cpu', 'statsInterval']);
     const { cpu } = options;
     if (cpu !== undefined) validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
-    return new Pager(cpu);
+    return new Pager(cpu, readStatsInterval(options.statsInterval));
   }
 
   /** The sessions that are alive. */
@@ -233,6 +245,7 @@ export class Pager extends EventEmitter<PagerEvents> {
     }
     this.#isClosed = true;
     clearInterval(this.#keepAlive);
+    this.#reports.stop();
     forgetAtExit(this.#native);
     this.#native.release();
     emitting(() => this.emit('close'));
@@ -306,7 +319,9 @@ export class Pager extends EventEmitter<PagerEvents> {
       this.#sessions.delete(id);
       this.#foreign.delete(id);
       this.#holdOpen();
-      session?.ended(notice);
+      if (!session) return;
+      session.ended(notice);
+      this.#reports.ended(session);
     }
   }
 }

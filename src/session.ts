@@ -5,6 +5,7 @@ import { fromNative, UffdError } from './errors.js';
 import { holdOpen } from './hold-open.js';
 import { type Rest, RESTS } from './policy.js';
 import type { PageSource } from './sources.js';
+import { type SessionStats, statsOf } from './stats.js';
 import { validateInteger, validateOneOf, validateOptions } from './validate.js';
 
 /** The process that is served, as the kernel told when it connected. */
@@ -22,50 +23,6 @@ export interface SessionRegion {
   readonly length: number;
   /** Where its first byte is in the memory image. */
   readonly sourceOffset: number;
-}
-
-/**
- * Counters of a session since it started. Each is exact; together they may be a few events apart. Every fault ends as one of
- * `faultsInstalled`, `faultsZeroed`, `faultsPoisoned`, `faultsUnprotected`, `alreadyPresent`, `joined` and `unanswered`: when
- * the session is over, `faults` is their sum.
- */
-export interface SessionStats {
-  /** Page-fault messages read. One fault may send several: duplicates are normal. */
-  readonly faults: number;
-  /** Faults answered by installing their page from the source. */
-  readonly faultsInstalled: number;
-  /** Faults answered by zeros, because the page's owner had discarded it. */
-  readonly faultsZeroed: number;
-  /** Faults answered by poison. */
-  readonly faultsPoisoned: number;
-  /** Faults answered by taking the write protection off their page. */
-  readonly faultsUnprotected: number;
-  /** Faults on a page that another fault waits for already: they end with that one. */
-  readonly joined: number;
-  /** Faults outside the session's memory or after its end, and those it was waiting for when it ended. */
-  readonly unanswered: number;
-  /** Pages copied in from the source. */
-  readonly pagesInstalled: number;
-  /** Pages installed as zeros, because their owner had discarded them. */
-  readonly pagesZeroed: number;
-  /** Pages installed as zeros, because the memory image has zeros there: nothing was copied. */
-  readonly pagesZero: number;
-  /** Pages poisoned, because they could not or would not be served. */
-  readonly pagesPoisoned: number;
-  /** Pages discarded by their owner. */
-  readonly pagesRemoved: number;
-  /** Bytes installed from the source. */
-  readonly bytesInstalled: number;
-  /** Stretches of pages installed by one answer. */
-  readonly windows: number;
-  /** Faults whose page another answer had brought already. */
-  readonly alreadyPresent: number;
-  /** Answers the kernel put off because the address space was changing; each was tried again. */
-  readonly deferred: number;
-  /** Reads of the source that could have waited for a disk, and were done by a worker thread. */
-  readonly workerReads: number;
-  /** Milliseconds spent answering faults, reading of the source included. */
-  readonly busyMs: number;
 }
 
 /**
@@ -247,29 +204,3 @@ export class Session {
     return new UffdError('ERR_UFFD_SOURCE', error.message, { ...error, cause });
   }
 }
-
-function statsOf(stats: NativeStats | undefined): SessionStats {
-  const { busyNs, ...counters } = stats ?? NO_STATS;
-  return Object.freeze({ ...counters, busyMs: busyNs / 1e6 });
-}
-
-const NO_STATS: NativeStats = {
-  faults: 0,
-  faultsInstalled: 0,
-  faultsZeroed: 0,
-  faultsPoisoned: 0,
-  faultsUnprotected: 0,
-  joined: 0,
-  unanswered: 0,
-  pagesInstalled: 0,
-  pagesZeroed: 0,
-  pagesZero: 0,
-  pagesPoisoned: 0,
-  pagesRemoved: 0,
-  bytesInstalled: 0,
-  windows: 0,
-  alreadyPresent: 0,
-  deferred: 0,
-  workerReads: 0,
-  busyNs: 0,
-};

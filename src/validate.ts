@@ -66,6 +66,21 @@ export function validateFd(name: string, value: unknown): number {
   return validateInteger(name, value, 0, 2 ** 31 - 1);
 }
 
+/** A number between two bounds, both included. */
+export function validateNumber(name: string, value: unknown, least: number, most: number): number {
+  if (typeof value !== 'number') {
+    throw wrongType(name, 'a number', value);
+  }
+  if (!(value >= least && value <= most)) {
+    throw argumentError(
+      RangeError,
+      'ERR_OUT_OF_RANGE',
+      `Expected \`${name}\` to be a number from ${least} to ${most}, ${got(value)}`,
+    );
+  }
+  return value;
+}
+
 /** An integer between two bounds, both included. */
 export function validateInteger(name: string, value: unknown, least: number, most: number): number {
   if (typeof value !== 'number') {

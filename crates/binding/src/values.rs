@@ -1,8 +1,8 @@
 //! What crosses the boundary, as plain data.
 
-use napi::bindgen_prelude::BigInt;
+use napi::bindgen_prelude::{BigInt, Float64Array};
 use napi_derive::napi;
-use pager::{PagerError, Peer, Region, SessionInfo, StatsSnapshot};
+use pager::{Histogram, LATENCY_BUCKETS, Latencies, PagerError, Peer, Region, SessionInfo, Stats};
 
 /// A failure. TypeScript throws it.
 #[napi(object, object_from_js = false)]
@@ -83,16 +83,20 @@ pub struct NativeStats {
     pub pages_zero: f64,
     pub pages_poisoned: f64,
     pub pages_removed: f64,
+    pub pages_prefetched: f64,
     pub bytes_installed: f64,
     pub windows: f64,
     pub already_present: f64,
     pub deferred: f64,
     pub worker_reads: f64,
     pub busy_ns: f64,
+    /// Queue, source, install, prefetch_source, prefetch_install: of each how often by bucket, then nanoseconds altogether.
+    pub latencies: Float64Array,
 }
 
-impl From<StatsSnapshot> for NativeStats {
-    fn from(stats: StatsSnapshot) -> Self {
+impl From<&Stats> for NativeStats {
+    fn from(live: &Stats) -> Self {
+        let stats = live.snapshot();
         Self {
             faults: stats.faults as f64,
             faults_installed: stats.faults_installed as f64,
@@ -106,12 +110,29 @@ impl From<StatsSnapshot> for NativeStats {
             pages_zero: stats.pages_zero as f64,
             pages_poisoned: stats.pages_poisoned as f64,
             pages_removed: stats.pages_removed as f64,
+            pages_prefetched: stats.pages_prefetched as f64,
             bytes_installed: stats.bytes_installed as f64,
             windows: stats.windows as f64,
             already_present: stats.already_present as f64,
             deferred: stats.deferred as f64,
             worker_reads: stats.worker_reads as f64,
             busy_ns: stats.busy_ns as f64,
+            latencies: words_of(&live.latencies()),
         }
     }
+}
+
+fn words_of(latencies: &Latencies) -> Float64Array {
+    let Latencies { queue, source, install, prefetch_source, prefetch_install } = latencies;
+    let words = [queue, source, install, prefetch_source, prefetch_install]
+        .into_iter()
+        .flat_map(|histogram| histogram.counts.iter().chain([&histogram.sum_ns]).map(|&word| word as f64));
+    Float64Array::new(words.collect())
+}
+
+/// Nanoseconds that everything in a bucket of `latencies` stays below, bucket after bucket; infinite for the last.
+#[napi(catch_unwind)]
+pub fn latency_bounds() -> Vec<f64> {
+    let bound = |bucket| Histogram::bound(bucket).map_or(f64::INFINITY, |bound| bound as f64);
+    (0..LATENCY_BUCKETS).map(bound).collect()
 }

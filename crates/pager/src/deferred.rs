@@ -44,12 +44,14 @@ pub(crate) struct Wanted {
     pub(crate) kind: Kind,
     /// Whether somebody wants to write.
     pub(crate) write: bool,
+    /// When it was read; absent after its first turn.
+    pub(crate) read: Option<Instant>,
 }
 
 impl Wanted {
     /// A page somebody waits for, whatever for.
     pub(crate) const fn missing(address: u64) -> Self {
-        Self { address, kind: Kind::Missing, write: false }
+        Self { address, kind: Kind::Missing, write: false, read: None }
     }
 }
 
@@ -91,7 +93,7 @@ impl Deferred {
         self.due = None;
         self.attempts = self.attempts.saturating_add(1);
         let faults = std::mem::take(&mut self.faults);
-        Some(faults.into_iter().map(|((address, kind), write)| Wanted { address, kind, write }))
+        Some(faults.into_iter().map(|((address, kind), write)| Wanted { address, kind, write, read: None }))
     }
 
     /// Something was installed: the address space is quiet again.
@@ -138,7 +140,7 @@ mod tests {
     fn a_protected_and_a_missing_page_at_one_address_are_two_faults() {
         let now = Instant::now();
         let mut deferred = Deferred::default();
-        let protected = Wanted { address: 0x7000, kind: Kind::WriteProtect, write: true };
+        let protected = Wanted { kind: Kind::WriteProtect, write: true, ..Wanted::missing(0x7000) };
 
         deferred.park(protected, now);
         deferred.park(Wanted::missing(0x7000), now);

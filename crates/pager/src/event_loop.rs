@@ -266,7 +266,7 @@ impl EventLoop {
         turns.extend(self.restless.iter().copied());
         // Who has one fault waiting goes before who has many: a storm waits for the others, not they for it.
         turns.sort_by_key(|id| self.sessions.get(id).map_or(0, |entry| entry.session.faults_waiting()));
-        for id in turns.drain(..) {
+        for (nth, id) in turns.drain(..).enumerate() {
             let Some(entry) = self.sessions.get_mut(&id) else {
                 self.restless.remove(&id);
                 continue;
@@ -279,8 +279,9 @@ impl EventLoop {
                 alone,
                 forked: &mut self.forked,
             };
-            entry.session.retry(now, &mut cx);
-            let unanswered = entry.session.answer_queued(&mut cx);
+            let retried = entry.session.retry(now, &mut cx);
+            let turn = if nth == 0 && !retried { now } else { Instant::now() };
+            let unanswered = entry.session.answer_queued(turn, &mut cx);
             // After the answers, which start reads.
             let overdue = entry.session.check_reads(now, &mut cx);
             busy |= unanswered;

@@ -74,7 +74,12 @@ impl Session {
                     self.self_fault = Some((page, fault.address));
                 }
                 let address = fault.address & !(self.map.page_size() - 1);
-                self.queue.push_back(Wanted { address, kind: Kind::from(fault.kind), write: fault.write });
+                self.queue.push_back(Wanted {
+                    address,
+                    kind: Kind::from(fault.kind),
+                    write: fault.write,
+                    read: Some(self.watch.last()),
+                });
                 Ok(())
             }
             Event::Remove { start, end } => {

@@ -37,7 +37,11 @@ impl Session {
             return self.fill(run, Filling::SourceZeros, &[page]);
         }
         match source::read_now(&*self.source, offset, buffer) {
-            Ok(ReadNow::Done) => self.fill(run, Filling::Bytes(buffer), &[page]),
+            Ok(ReadNow::Done) => {
+                let took = self.watch.lap();
+                self.source_answered(took, true);
+                self.fill(run, Filling::Bytes(buffer), &[page])
+            }
             Ok(ReadNow::WouldBlock) => {
                 if let Some((own, address)) = self.self_fault.take()
                     && own == page
@@ -76,8 +80,9 @@ impl Session {
             return Err(Stop::Failed(EndReason::Exhausted, error));
         }
         self.info.stats.worker_reads.add(1);
-        let deadline = Instant::now() + self.source_timeout;
-        self.in_flight.push(InFlight { pages: run, waiting: waiting.into_iter().collect(), deadline });
+        let since = Instant::now();
+        let deadline = since + self.source_timeout;
+        self.in_flight.push(InFlight { pages: run, waiting: waiting.into_iter().collect(), since, deadline });
         Ok(())
     }
 
@@ -87,8 +92,10 @@ impl Session {
         let Some(index) = self.in_flight.iter().position(|reading| reading.pages == job.pages) else {
             return;
         };
-        let InFlight { pages, waiting, .. } = self.in_flight.swap_remove(index);
+        let InFlight { pages, waiting, since, .. } = self.in_flight.swap_remove(index);
         self.answered.clear();
+        self.watch.start();
+        self.source_answered(self.watch.last().saturating_duration_since(since), !waiting.is_empty());
         if let Err(error) = result {
             self.fail(EndReason::SourceFailed, error);
         } else if !self.phase.poisons() {

@@ -226,6 +226,11 @@ impl Resolver<'_> {
         self.filled = true;
         let count = pages.len() as u64;
         let waited_for = self.dealt_with(&pages);
+        if self.waiting.is_empty()
+            && matches!(filling, Filling::Bytes(_) | Filling::Cached | Filling::SourceZeros)
+        {
+            self.stats.pages_prefetched.add(count);
+        }
         match filling {
             Filling::Bytes(_) | Filling::Cached => {
                 self.stats.faults_installed.add(waited_for);

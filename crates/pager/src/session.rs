@@ -17,6 +17,7 @@ use crate::deferred::{Deferred, Wanted};
 use crate::error::PagerError;
 use crate::following::Elsewhere;
 use crate::last_words;
+use crate::latency::Stopwatch;
 use crate::modes::Minor;
 use crate::page_state::PageStates;
 use crate::policy::{EndReason, FailurePolicy, SessionEnd};
@@ -103,6 +104,7 @@ pub(crate) struct Session {
     /// A page, and the address in it, that the thread waits for without which its bytes may never come.
     pub(crate) self_fault: Option<(usize, u64)>,
     pub(crate) connection: Option<OwnedFd>,
+    pub(crate) watch: Stopwatch,
 }
 
 /// A read that a worker is doing.
@@ -110,6 +112,8 @@ pub(crate) struct InFlight {
     pub(crate) pages: Range<usize>,
     /// Pages of it that somebody waits for.
     pub(crate) waiting: Vec<usize>,
+    /// When it was asked for.
+    pub(crate) since: Instant,
     /// When it has taken too long.
     pub(crate) deadline: Instant,
 }
@@ -188,6 +192,7 @@ impl Session {
             own,
             self_fault: None,
             connection,
+            watch: Stopwatch::new(),
         }
     }
 
@@ -238,7 +243,7 @@ impl Session {
         self.window.most()
     }
 
-    /// Fills pages, of which some are waited for, and remembers that this turn did.
+    /// Fills pages, of which some are waited for, and remembers that this turn did. Measured from what was measured last.
     pub(crate) fn fill(
         &mut self,
         pages: Range<usize>,
@@ -267,7 +272,12 @@ impl Session {
             protect: self.tracking.as_ref().map(|tracking| tracking.zeros.as_slice()),
         };
         let done = resolver.fill(pages.clone(), filling);
-        let end = resolver.reached;
+        let (end, filled) = (resolver.reached, resolver.filled);
+        if filled && !matches!(filling, Filling::Poison) {
+            let latencies = &self.info.stats.latencies;
+            let install = if waiting.is_empty() { &latencies.prefetch_install } else { &latencies.install };
+            install.record(self.watch.lap());
+        }
         if end > pages.start {
             self.deferred.progressed();
             self.wake_other_places(pages.start..end);
@@ -291,6 +301,13 @@ impl Session {
     /// Whether pages are written to the memory's file.
     pub(crate) fn brings_to_file(&self) -> bool {
         self.minor.is_some()
+    }
+
+    /// A read of the source took so long.
+    pub(crate) fn source_answered(&self, took: Duration, waited_for: bool) {
+        let latencies = &self.info.stats.latencies;
+        let source = if waited_for { &latencies.source } else { &latencies.prefetch_source };
+        source.record(took);
     }
 
     /// What becomes of the fault on `page` after an attempt to answer it.

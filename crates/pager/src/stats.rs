@@ -4,13 +4,16 @@
 //! `faults_zeroed`, `faults_poisoned`, `faults_unprotected`, `already_present`, `joined` and `unanswered`, plus the faults
 //! that are still waited for while the session lives. The other counters are of pages and answers, and have no such sum: one answer brings many pages.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::latency::{Counter, Latencies, LiveLatencies};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// The live counters of a session.
         #[derive(Debug, Default)]
-        pub struct Stats { $($(#[$doc])* pub(crate) $name: Counter,)* }
+        pub struct Stats {
+            $($(#[$doc])* pub(crate) $name: Counter,)*
+            pub(crate) latencies: LiveLatencies,
+        }
 
         /// The counters at one moment.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,6 +57,8 @@ counters! {
     pages_removed,
     /// Bytes read from the source and installed.
     bytes_installed,
+    /// Of the pages installed, with bytes or as zeros of the source, those that were brought without a fault.
+    pages_prefetched,
     /// Stretches of pages installed by one answer.
     windows,
     /// Faults whose page another answer had already brought.
@@ -66,16 +71,10 @@ counters! {
     busy_ns,
 }
 
-/// One counter. Only the event loop adds to it, so a plain add would do; the atomic is for the readers.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+impl Stats {
+    /// Reads every histogram.
+    #[must_use]
+    pub fn latencies(&self) -> Latencies {
+        self.latencies.snapshot()
     }
 }

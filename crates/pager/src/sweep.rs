@@ -207,12 +207,17 @@ impl Session {
             self.fail(EndReason::PagerLost, PagerError::Internal("a run outside the map".to_owned()));
             return Next::Now;
         };
+        self.watch.start();
         if !self.brings_to_file() && source::known_zeros(&*self.source, offset, len as u64) {
             let outcome = self.fill(run.clone(), Filling::SourceZeros, &[]);
             return self.swept(run.end, outcome);
         }
         let outcome = match source::read_now(&*self.source, offset, buffer) {
-            Ok(ReadNow::Done) => self.fill(run.clone(), Filling::Bytes(buffer), &[]),
+            Ok(ReadNow::Done) => {
+                let took = self.watch.lap();
+                self.source_answered(took, false);
+                self.fill(run.clone(), Filling::Bytes(buffer), &[])
+            }
             Ok(ReadNow::WouldBlock) => match self.read_on_worker(run.clone(), None, offset, cx.workers) {
                 // As many reads are under way as may be: the next completion comes back here.
                 Err(Stop::Changing(_)) => return Next::Idle,

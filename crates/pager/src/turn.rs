@@ -38,6 +38,7 @@ impl Session {
                     break;
                 }
             }
+            self.watch.start();
             for event in cx.events.drain() {
                 if let Err(error) = self.note(event, cx.forked) {
                     failure = failure.or(Some((reason_of(&error), error)));
@@ -49,29 +50,34 @@ impl Session {
         }
     }
 
-    /// Answers queued faults, at least one, until the slice is over. Whether some are left.
-    pub(crate) fn answer_queued(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Answers queued faults, at least one, until the slice that begins now (`started`) is over. Whether some are left.
+    pub(crate) fn answer_queued(&mut self, started: Instant, cx: &mut Context<'_>) -> bool {
         if self.queue.is_empty() {
             return false;
         }
         let slice = if cx.alone { LONG_SLICE } else { SLICE };
-        let started = Instant::now();
+        let mut turn = started;
         // Events may have been read since: a page that was installed then can be missing again.
         self.answered.clear();
         self.elsewhere.batch += 1;
         while let Some(wanted) = self.queue.pop_front() {
+            if let Some(read) = wanted.read {
+                self.info.stats.latencies.queue.record(turn.saturating_duration_since(read));
+            }
+            self.watch.set(turn);
             self.answer(wanted, cx);
-            if started.elapsed() >= slice {
+            turn = self.watch.end();
+            if turn.saturating_duration_since(started) >= slice {
                 break;
             }
         }
-        self.info.stats.busy_ns.add(started.elapsed().as_nanos() as u64);
+        self.info.stats.busy_ns.add(turn.saturating_duration_since(started).as_nanos() as u64);
         !self.queue.is_empty()
     }
 
-    /// Queues the parked faults again, if it is time.
-    pub(crate) fn retry(&mut self, now: Instant, cx: &mut Context<'_>) {
-        let Some(pages) = self.deferred.take_due(now) else { return };
+    /// Queues the parked faults again, if it is time. Whether it was.
+    pub(crate) fn retry(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
+        let Some(pages) = self.deferred.take_due(now) else { return false };
         if cx.alone {
             // The thread that changes the address space has to run before anything can be installed. Others would have
             // to wait until everything that can run has run; for them the pauses do.
@@ -79,5 +85,6 @@ impl Session {
         }
         self.queue.extend(pages);
         self.read(cx);
+        true
     }
 }

@@ -2,7 +2,7 @@ import type { NativeImage, NativeSession } from '#native';
 
 import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
 import type { Peer, SessionRegion } from './session.js';
-import { PageSource } from './sources.js';
+import { fileSource, overlaid, type Overlay, PageSource } from './sources.js';
 import { KiB, MiB } from './units.js';
 import { validateOneOf, validateOptions, validatePathOrUrl, validatePowerOfTwo } from './validate.js';
 
@@ -32,6 +32,8 @@ export interface ImageChoice {
   onFailure?: FailurePolicy;
   /** Default: the server's. */
   window?: number;
+  /** Bytes of its own over the image, which others share ({@link overlaySource}). Default: none. */
+  overlays?: readonly Overlay[];
 }
 
 /** Says which image a process gets. */
@@ -54,6 +56,15 @@ export async function openMemory(memory: string | PageSource): Promise<{ memory:
 }
 
 /** @hidden */
+export function withOverlays(
+  memory: string | PageSource,
+  overlays: readonly Overlay[] | undefined,
+): string | PageSource {
+  if (overlays === undefined) return memory;
+  return overlaid(memory instanceof PageSource ? memory : fileSource(memory), overlays);
+}
+
+/** @hidden */
 export function readDefaults(name: string, onFailure: unknown, window: unknown): ImageDefaults {
   const read: ImageDefaults = {
     kill: validateOneOf(`${name}.onFailure`, onFailure, FAILURE_POLICIES) === 'kill',
@@ -69,14 +80,15 @@ export async function readChoice(choice: unknown, defaults: ImageDefaults): Prom
   if (typeof choice !== 'object' || choice === null || isImage) {
     return { ...defaults, ...(await openMemory(readMemory(name, choice))) };
   }
-  validateOptions(name, choice, ['memory', 'onFailure', 'window']);
+  validateOptions(name, choice, ['memory', 'onFailure', 'window', 'overlays']);
   const {
     memory,
     onFailure = defaults.kill ? 'kill' : 'poison',
     window = defaults.window,
+    overlays,
   } = choice as ImageChoice;
   const settings = readDefaults(name, onFailure, window);
-  return { ...settings, ...(await openMemory(readMemory(`${name}.memory`, memory))) };
+  return { ...settings, ...(await openMemory(withOverlays(readMemory(`${name}.memory`, memory), overlays))) };
 }
 
 /** @hidden */

@@ -14,7 +14,7 @@ import type { RegisterMode } from './names.js';
 import { native } from './native.js';
 import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
 import { type CloseOptions, restOf, Session, type SessionRegion } from './session.js';
-import { PageSource } from './sources.js';
+import { overlaid, type Overlay, PageSource } from './sources.js';
 import { readStatsInterval, StatsReports } from './stats-reports.js';
 import type { SessionStats } from './stats.js';
 import { KiB, MiB } from './units.js';
@@ -62,6 +62,8 @@ export interface ServeOptions {
    * held to be there. Adopted memory has to be registered for them. Default: `['missing']`.
    */
   modes?: readonly SessionMode[];
+  /** Bytes of this session's own over the source ({@link overlaySource}). Default: none. */
+  overlays?: readonly Overlay[];
 }
 
 /** Which faults a session answers. */
@@ -95,7 +97,7 @@ interface Starting {
   source: PageSource;
 }
 
-const SERVE = ['source', 'onFailure', 'window', 'sourceTimeout', 'modes'] as const;
+const SERVE = ['source', 'onFailure', 'window', 'sourceTimeout', 'modes', 'overlays'] as const;
 const SESSION_MODES = ['missing', 'write-protect'] as const satisfies readonly SessionMode[];
 const ADOPT = [...SERVE, 'regions', 'pageSize', 'pidfd'] as const;
 
@@ -173,7 +175,7 @@ export class Pager extends EventEmitter<PagerEvents> {
   async serve(mapping: MemoryMapping, options: ServeOptions): Promise<Session> {
     if (!(mapping instanceof MemoryMapping)) throw wrongType('mapping', 'a MemoryMapping', mapping);
     const settings = readServeOptions(options, SERVE);
-    const { source } = options;
+    const source = overlaid(options.source, options.overlays);
     const handle = mapping.nativeHandle();
     mapping.refuseDeadlock(source.needsThisThread);
     this.#refuseClosed();
@@ -193,7 +195,8 @@ export class Pager extends EventEmitter<PagerEvents> {
   async adopt(uffd: Userfaultfd, options: AdoptOptions): Promise<Session> {
     if (!(uffd instanceof Userfaultfd)) throw wrongType('uffd', 'a Userfaultfd', uffd);
     const settings = readServeOptions(options, ADOPT);
-    const { source, regions, pageSize = 4 * KiB, pidfd } = options;
+    const source = overlaid(options.source, options.overlays);
+    const { regions, pageSize = 4 * KiB, pidfd } = options;
     if (!Array.isArray(regions)) throw wrongType('options.regions', 'an array of regions', regions);
     const checked = regions.map((region: SessionRegion, index) =>
       readRegion(`options.regions[${index}]`, region),

@@ -2,7 +2,9 @@ import { isAbsolute, join, relative, resolve } from 'node:path';
 
 import { validateSignal } from './exited.js';
 import { type FirecrackerServerOptions, readOptions, type Start } from './firecracker-options.js';
+import { readMemory, withOverlays } from './images.js';
 import { LONGEST_TIMEOUT } from './limits.js';
+import type { Overlay } from './sources.js';
 import {
   argumentError,
   got,
@@ -31,6 +33,11 @@ export interface RestoreOptions extends Pick<
    * told what they are called inside.
    */
   jailRoot?: string;
+  /**
+   * Bytes of this clone's own over the memory, such as its identity and its network settings ({@link overlaySource}). A function of
+   * `memory` tells them itself. Default: none.
+   */
+  overlays?: readonly Overlay[];
   /** Whether the VM runs when this is done, or stays paused until {@link FirecrackerVm.resume}. Default: `true`. */
   resume?: boolean;
   /** Milliseconds for all of it. Default: 30 000. */
@@ -68,6 +75,7 @@ const OPTIONS = [
   'onFailure',
   'window',
   'peer',
+  'overlays',
 ];
 /** Bytes of `sun_path`, less the terminating NUL. */
 const LONGEST_SOCKET_PATH = 107;
@@ -77,7 +85,8 @@ export const PATIENCE = 30_000;
 /** @hidden */
 export function readRestore(options: RestoreOptions): Restore {
   validateOptions('options', options, OPTIONS);
-  const { memory, onFailure, window, peer, timeout = PATIENCE } = options;
+  const { onFailure, window, peer, timeout = PATIENCE } = options;
+  const memory = readClone(options);
   const jailRoot =
     options.jailRoot === undefined ? undefined : resolve(validatePath('options.jailRoot', options.jailRoot));
   const asSeen = (name: string, path: string): string =>
@@ -109,6 +118,19 @@ export function readRestore(options: RestoreOptions): Restore {
     choose,
   });
   return { ...read, socketPath, start };
+}
+
+/** The memory with what is this clone's own. */
+function readClone({ memory, overlays }: RestoreOptions): RestoreOptions['memory'] {
+  if (overlays === undefined) return memory;
+  if (typeof memory === 'function') {
+    throw argumentError(
+      TypeError,
+      'ERR_INVALID_ARG_VALUE',
+      'Expected no `options.overlays` beside a function as `options.memory`: its answer has them',
+    );
+  }
+  return withOverlays(readMemory('options.memory', memory), overlays);
 }
 
 function socketPathOf(name: string, value: unknown): string {

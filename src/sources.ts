@@ -164,6 +164,11 @@ export function overlaySource(base: PageSource, overlays: readonly Overlay[]): P
   return new PageSource(open, base.needsThisThread);
 }
 
+/** @hidden A session's own bytes over a source, where it has any. */
+export function overlaid(source: PageSource, overlays: readonly Overlay[] | undefined): PageSource {
+  return overlays === undefined ? source : overlaySource(source, overlays);
+}
+
 function readOverlay(name: string, overlay: Overlay): { offset: number; data: Uint8Array } {
   validateOptions(name, overlay, ['offset', 'data']);
   const data = validateView(`${name}.data`, overlay.data);

@@ -3,6 +3,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { truncateSync } from 'node:fs';
+import { createConnection } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
@@ -336,6 +337,27 @@ test('a process beyond maxSessions reads SIGBUS, and does not wait for ever', as
 
   t.is((await next).error.code, 'ERR_UFFD_EXHAUSTED');
   t.is((await waiting).result, 'efault');
+  t.is((await first.peer.ask('probe', 0)).result, 'ok');
+});
+
+test('a process for which there is not even room to be turned away waits its turn, and reads SIGBUS then', async t => {
+  if (!canRun(t)) return;
+  const { server, connect, start, socketPath } = await serving(t, { maxSessions: 1, handshakeTimeout: 500 });
+  const first = await connect();
+  // As many as are heard at one time, who say nothing until their time is over.
+  const silent = Array.from({ length: 64 }, () => createConnection(socketPath));
+  t.teardown(() => silent.forEach(socket => socket.destroy()));
+  await Promise.all(silent.map(async socket => once(socket, 'connect')));
+  const rejected = new Promise<UffdError>(resolve => {
+    server.on('rejected', ({ peer: from, error }) => {
+      if (from?.pid === peer.pid) resolve(error);
+    });
+  });
+  const peer = start('--region', `${IMAGE_SIZE}`);
+  await peer.ready();
+
+  t.is((await peer.ask('probe', PAGE)).result, 'efault');
+  t.is((await rejected).code, 'ERR_UFFD_EXHAUSTED');
   t.is((await first.peer.ask('probe', 0)).result, 'ok');
 });
 

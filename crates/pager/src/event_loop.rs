@@ -15,7 +15,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use connections::ACCEPTS_PER_TURN;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
@@ -193,7 +192,7 @@ impl EventLoop {
             Token::Timer => {
                 let _ = self.timer.wait();
             }
-            Token::Listener(id) => self.accept(id, ACCEPTS_PER_TURN),
+            Token::Listener(id) => self.accept(id),
             Token::Handshake(id) => self.shake_hands(id),
             Token::Uffd(id) => self.with_session(id, |session, cx| {
                 if flags.contains(EpollFlags::EPOLLERR) {

@@ -20,8 +20,8 @@ use crate::supervise::{Peer, Supervised};
 /// Descriptors taken from one message. Only the first is used; more than a few are no handshake.
 const MOST_FDS: usize = 16;
 
-/// Connections beyond `max_sessions` whose handshake is taken all the same, so that their memory meets the failure
-/// policy. Those beyond are closed unheard.
+/// Connections beyond `max_sessions` whose handshake is taken at one time, so that their memory meets the failure
+/// policy. Those beyond wait to be accepted.
 const MOST_REFUSED: usize = 64;
 
 /// What a process is served from, and how.
@@ -90,6 +90,11 @@ impl Server {
         Self { id, listener: Some(listener), options, observer, alive: 0, refused: 0, paused_until: None }
     }
 
+    /// As many are being turned away as may be at one time: others are not even accepted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.refused >= MOST_REFUSED
+    }
+
     /// Checks who connected, and begins to listen to it.
     pub(crate) fn greet(&self, socket: OwnedFd, now: Instant) -> Result<Pending, PagerError> {
         let credentials = fd_passing::peer_credentials(socket.as_fd())
@@ -101,14 +106,10 @@ impl Server {
         let refusal = if self.alive - self.refused < self.options.max_sessions {
             None
         } else {
-            let full = PagerError::Exhausted(format!(
+            Some(PagerError::Exhausted(format!(
                 "all {} sessions of this server are taken (`maxSessions`)",
                 self.options.max_sessions
-            ));
-            if self.refused >= MOST_REFUSED {
-                return Err(full);
-            }
-            Some(full)
+            )))
         };
         Ok(Pending {
             server: self.id,

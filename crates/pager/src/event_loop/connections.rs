@@ -15,10 +15,10 @@ use crate::session::{Parts, Session};
 use crate::supervise::Peer;
 
 /// Connections taken per turn, so that a storm of them does not hold up faults.
-pub(super) const ACCEPTS_PER_TURN: usize = 16;
+const ACCEPTS_PER_TURN: usize = 16;
 /// Connections that can wait to be accepted (SOMAXCONN).
 const MOST_WAITING: usize = 4096;
-/// Without a free descriptor the connection stays in the queue and would be reported for ever.
+/// A connection that is not accepted, for want of a descriptor or of room, stays in the queue and would be reported for ever.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl EventLoop {
@@ -67,7 +67,11 @@ impl EventLoop {
 
     /// Who has connected before is served to its end; who has not will find nobody.
     pub(super) fn drain_server(&mut self, id: u64) {
-        self.accept(id, MOST_WAITING);
+        for _ in 0..MOST_WAITING {
+            if !self.accept_one(id) {
+                break;
+            }
+        }
         if let Some(server) = self.servers.get_mut(&id) {
             server.listener = None;
         }
@@ -111,26 +115,47 @@ impl EventLoop {
         self.stop_listening(id, &error);
     }
 
-    pub(super) fn accept(&mut self, id: u64, most: usize) {
-        for _ in 0..most {
+    /// Takes connections that have come, some at a time.
+    pub(super) fn accept(&mut self, id: u64) {
+        for _ in 0..ACCEPTS_PER_TURN {
             let Some(server) = self.servers.get_mut(&id) else { return };
-            let Some(listener) = &server.listener else { return };
-            match listener.accept() {
-                Ok(None) => return,
-                Ok(Some(socket)) => match server.greet(socket, Instant::now()) {
-                    Ok(pending) => self.add_handshake(pending),
-                    Err(error) => server.observer.notice(Notice::Rejected { asked: None, peer: None, error }),
-                },
-                Err(errno) => {
-                    // The connection waits on; so does this loop, instead of being told about it without end.
-                    let _ = self.epoll.delete(listener.as_fd());
-                    server.paused_until = Some(Instant::now() + ACCEPT_PAUSE);
-                    let error = PagerError::Exhausted(format!("a connection could not be accepted: {errno}"));
-                    server.observer.notice(Notice::Rejected { asked: None, peer: None, error });
-                    return;
-                }
+            if server.is_full() {
+                // Closed unheard, their processes would wait for ever. The queue they wait in has a limit of its own.
+                self.pause_accepting(id);
+                return;
+            }
+            if !self.accept_one(id) {
+                return;
             }
         }
+    }
+
+    /// Takes a connection. Whether there was one.
+    fn accept_one(&mut self, id: u64) -> bool {
+        let Some(server) = self.servers.get_mut(&id) else { return false };
+        let Some(listener) = &server.listener else { return false };
+        match listener.accept() {
+            Ok(None) => return false,
+            Ok(Some(socket)) => match server.greet(socket, Instant::now()) {
+                Ok(pending) => self.add_handshake(pending),
+                Err(error) => server.observer.notice(Notice::Rejected { asked: None, peer: None, error }),
+            },
+            Err(errno) => {
+                let error = PagerError::Exhausted(format!("a connection could not be accepted: {errno}"));
+                server.observer.notice(Notice::Rejected { asked: None, peer: None, error });
+                self.pause_accepting(id);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Connections wait on; so does this loop, instead of being told about them without end.
+    fn pause_accepting(&mut self, id: u64) {
+        let Some(server) = self.servers.get_mut(&id) else { return };
+        let Some(listener) = &server.listener else { return };
+        unwatch(&self.epoll, listener.as_fd());
+        server.paused_until = Some(Instant::now() + ACCEPT_PAUSE);
     }
 
     fn add_handshake(&mut self, pending: Pending) {

@@ -7,6 +7,7 @@
 mod asking;
 mod connections;
 mod forked;
+mod spin;
 mod token;
 
 use std::collections::{HashMap, HashSet};
@@ -19,6 +20,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use spin::{Look, Spin};
 use token::Token;
 use uffd::EventBuffer;
 
@@ -106,6 +108,7 @@ pub(crate) struct EventLoop {
     few_events: EventBuffer,
     staging: Staging,
     base_page_size: u64,
+    spin: Spin,
     stopping: bool,
 }
 
@@ -148,6 +151,7 @@ impl EventLoop {
             few_events: EventBuffer::new(FEW_MESSAGES),
             staging: Staging::new(),
             base_page_size: uffd::page_size() as u64,
+            spin: Spin::new(),
             stopping: false,
         })
     }
@@ -170,7 +174,7 @@ impl EventLoop {
         let mut ready = [EpollEvent::empty(); EVENTS_PER_TURN];
         while !(self.stopping && self.servers.is_empty() && self.sessions.is_empty()) {
             let timeout = self.settle();
-            let count = match self.epoll.wait(&mut ready, timeout) {
+            let count = match self.wait(&mut ready, timeout) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 // The descriptors are this loop's own: any other errno would be a mistake of this file.
@@ -183,6 +187,38 @@ impl EventLoop {
                 self.dispatch(Token::decode(event.data()), event.events());
             }
         }
+    }
+
+    /// What is ready, at the latest after `timeout`.
+    fn wait(&mut self, ready: &mut [EpollEvent], timeout: EpollTimeout) -> Result<usize, Errno> {
+        if timeout != EpollTimeout::ZERO && !self.sessions.is_empty() && self.spin.is_due() {
+            let count = self.look(ready)?;
+            if count > 0 {
+                return Ok(count);
+            }
+        }
+        self.epoll.wait(ready, timeout)
+    }
+
+    /// What becomes ready while it is looked for a moment.
+    fn look(&mut self, ready: &mut [EpollEvent]) -> Result<usize, Errno> {
+        let count = self.epoll.wait(ready, EpollTimeout::ZERO)?;
+        if count > 0 {
+            self.spin.looked(Look::AtOnce);
+            return Ok(count);
+        }
+        let until = Instant::now() + spin::BUDGET;
+        let count = loop {
+            std::hint::spin_loop();
+            let count = self.epoll.wait(ready, EpollTimeout::ZERO)?;
+            if count > 0 || Instant::now() >= until {
+                break count;
+            }
+        };
+        let is_fault = |event: &EpollEvent| matches!(Token::decode(event.data()), Token::Uffd(_));
+        let hit = ready.iter().take(count).any(is_fault);
+        self.spin.looked(if hit { Look::Hit } else { Look::Miss });
+        Ok(count)
     }
 
     fn dispatch(&mut self, token: Token, flags: EpollFlags) {

@@ -94,7 +94,7 @@ export interface AdoptOptions extends ServeOptions {
 
 /** Events of a {@link Pager}. */
 export interface PagerEvents {
-  /** A session has started. */
+  /** A session has started: one that was asked for, or that of a process that a served one has forked. */
   session: [session: Session];
   /** Counters of a session: every `statsInterval`, and when it has ended. */
   stats: [session: Session, stats: SessionStats];
@@ -201,6 +201,9 @@ export class Pager extends EventEmitter<PagerEvents> {
   /**
    * Serves memory that is registered with a userfaultfd: of another process that sent it, or of a forked child. Its events
    * are the pager's to read from now on, and the object is closed.
+   *
+   * If it has `event-fork` in use, each child that its process forks gets a session of its own, which begins with its
+   * parent's pages as they are ({@link Session.parent}; the event `'session'`), from the same source, with the same options.
    *
    * @throws {@linkcode UffdError} as {@link Pager.serve}; `ERR_UFFD_REGION` and `ERR_UFFD_PROTOCOL` (a region that cannot
    *   be, or that the source or the memfd does not cover; a memfd that is none, or cannot be written to), `ERR_UFFD_CLONE`
@@ -325,6 +328,11 @@ export class Pager extends EventEmitter<PagerEvents> {
         starting.mapping?.servedBy(session, starting.source.needsThisThread);
         session.fedBy(starting.source);
         starting.resolve(session);
+      } else {
+        // A child of a process that is served; of this process's own memory no forks are followed.
+        this.#sessions.get(session.parent ?? -1)?.hasForked(session);
+        this.#foreign.add(session.id);
+        this.#holdOpen();
       }
       tellStarted(session);
       emitting(() => this.emit('session', session));

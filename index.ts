@@ -1,3 +1,4 @@
+export type { AdoptRegion } from './src/adopting.js';
 export { callbackSource, type CallbackSourceOptions, type FetchPages } from './src/callback-source.js';
 export { capabilities, type Capabilities, type HugePagePool } from './src/capabilities.js';
 export { DeadUffdChecker } from './src/checker.js';

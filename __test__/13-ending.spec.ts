@@ -170,7 +170,7 @@ for (const [how, policy, status] of [
     const socketPath = join(folder(t), 's');
     const { path, bytes } = image(t);
     const program = spawn(process.execPath, [ABANDON, socketPath, path, how, policy], {
-      stdio: ['ignore', 'pipe', 'ignore'],
+      stdio: ['pipe', 'pipe', 'ignore'],
     });
     t.teardown(() => program.kill('SIGKILL'));
     const ended = once(program, 'exit');
@@ -179,6 +179,7 @@ for (const [how, policy, status] of [
     t.teardown(() => peer.kill());
     await peer.ready();
     t.is((await peer.ask('read', 0, 8)).hex, bytes.subarray(0, 8).toString('hex'));
+    program.stdin.write('end');
 
     t.deepEqual(await ended, [status, null]);
 

@@ -1,7 +1,10 @@
 // Memory: what it can be made of, reading and writing it, giving it back, and what was written.
 
+import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
+import { constants } from 'node:os';
 import { join } from 'node:path';
+import process from 'node:process';
 
 import test from 'ava';
 import { capabilities, GiB, MemoryMapping, MiB } from 'userfaultfd';
@@ -34,6 +37,33 @@ test('what a private mapping of a memfd gives back is the memfd’s again', asyn
 
   t.deepEqual(mapping.residency(), ['cached', 'absent']);
   t.deepEqual([...(await mapping.read(0, 1))], [0]);
+});
+
+test('behind the end of a file that was cut short, reading and writing are errors', t => {
+  const path = join(folder(t), 'file');
+  writeFileSync(path, pageOf(1, 4));
+  // In a process of its own: a signal would end it.
+  const program = `
+    import { truncateSync } from 'node:fs';
+    import { MemoryMapping } from 'userfaultfd';
+    const mapping = MemoryMapping.file(process.argv[1], { access: 'shared' });
+    truncateSync(process.argv[1], ${PAGE} + 1);
+    const errno = error => error.errno;
+    const found = [
+      (await mapping.read(0, ${PAGE} + 2)).subarray(-2),
+      await mapping.read(2 * ${PAGE} - 1, 2).catch(errno),
+      await mapping.write(3 * ${PAGE}, Buffer.from('bytes')).catch(errno),
+    ];
+    process.stdout.write(JSON.stringify(found));
+  `;
+  const output = execFileSync(process.execPath, ['--input-type=module', '-e', program, path], {
+    encoding: 'utf8',
+    timeout: 30_000,
+    cwd: join(import.meta.dirname, '..', '..'),
+  });
+
+  const { EFAULT } = constants.errno;
+  t.deepEqual(JSON.parse(output), [{ type: 'Buffer', data: [1, 0] }, EFAULT, EFAULT]);
 });
 
 test('a file is mapped for reading, for writing to a copy, and for writing', async t => {

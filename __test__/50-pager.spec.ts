@@ -320,6 +320,8 @@ test('a userfaultfd that came from elsewhere is served, and follows what its own
 
   const other = Userfaultfd.create();
   await t.throwsAsync(pager.adopt(other, { regions: tooFar, source }), { code: 'ERR_UFFD_REGION' });
+  // It is still the caller's.
+  other.close();
 });
 
 test('a pager drains, closes, and leaves nothing behind', async t => {

@@ -185,7 +185,7 @@ test('what cannot be tracked is refused by name', async t => {
   await t.throwsAsync(session.takeDirty({ maxRanges: 0 }), { message: /`options.maxRanges`/ });
   await t.throwsAsync(session.takeDirty({ most: 1 } as Loose), { message: /`most`/ });
   await t.throwsAsync(pager.serve(mapping, { source, modes: [] }), { message: /`options.modes`/ });
-  await t.throwsAsync(pager.serve(mapping, { source, modes: ['minor'] as Loose }), {
+  await t.throwsAsync(pager.serve(mapping, { source, modes: ['major'] as Loose }), {
     message: /`options.modes\[0\]`/,
   });
   await session.close({ rest: 'zero' });

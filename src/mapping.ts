@@ -214,6 +214,8 @@ export class MemoryMapping {
    *
    * @param offset Bytes from the start.
    * @param length Bytes.
+   * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM` with EFAULT at a page that is poisoned, or behind the end of a file that
+   *   was cut short.
    */
   async read(offset: number, length: number): Promise<Buffer> {
     this.#check('offset', offset, length, 1);
@@ -223,7 +225,8 @@ export class MemoryMapping {
   /**
    * Writes bytes, on another thread. They are copied before this returns.
    *
-   * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM` with EACCES where the mapping is for reading only.
+   * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM` with EACCES where the mapping is for reading only, with EFAULT as
+   *   {@link MemoryMapping.read}.
    */
   async write(offset: number, bytes: ArrayBufferView): Promise<void> {
     const view = validateView('bytes', bytes);

@@ -3,6 +3,7 @@ import { cpus } from 'node:os';
 
 import type { NativeNotice, NativePager, NativeServed, NativeServeOptions } from '#native';
 
+import { type AdoptRegion, readRegions, refuseMemfd } from './adopting.js';
 import { tellStarted } from './diagnostics.js';
 import { emitting } from './emitting.js';
 import { fromNative, UffdError } from './errors.js';
@@ -10,10 +11,10 @@ import { abandonAtExit, forgetAtExit } from './exit.js';
 import { holdOpen } from './hold-open.js';
 import { MemoryMapping } from './mapping.js';
 import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
-import type { RegisterMode } from './names.js';
+import { MODES, type RegisterMode } from './names.js';
 import { native } from './native.js';
 import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
-import { type CloseOptions, restOf, Session, type SessionRegion } from './session.js';
+import { type CloseOptions, restOf, Session } from './session.js';
 import { overlaid, type Overlay, PageSource } from './sources.js';
 import { readStatsInterval, StatsReports } from './stats-reports.js';
 import type { SessionStats } from './stats.js';
@@ -21,7 +22,6 @@ import { KiB, MiB } from './units.js';
 import { Userfaultfd } from './userfaultfd.js';
 import {
   argumentError,
-  got,
   validateFd,
   validateInteger,
   validateNames,
@@ -57,9 +57,17 @@ export interface ServeOptions {
   /** Milliseconds the source may take for a read; then the session ends as `'stalled'`. Default: 30,000. */
   sourceTimeout?: number;
   /**
-   * Which faults are answered: `'missing'` (the page gets the source's bytes), `'write-protect'` (the page may be written
-   * to, and is told by {@link Session.takeDirty}), or both. Without `'missing'` the source is never asked: all the memory is
-   * held to be there. Adopted memory has to be registered for them. Default: `['missing']`.
+   * Which faults are answered; any of them together. Adopted memory has to be registered for them. Default: `['missing']`.
+   *
+   * - `'missing'`: of pages that are not there. They get the source's bytes.
+   * - `'minor'`: of pages that a memfd has and the mapping has not (`UFFDIO_CONTINUE`; Linux 5.14, `minor-shmem`). The
+   *   source's bytes are written to the memfd, with the window around them, and everybody who maps it gets the same pages.
+   *   Until the session has brought a page, nobody else may write to it, by the memfd or by a mapping that is not
+   *   registered: that would be overwritten. Afterwards everybody may. Without `'missing'` the memfd must have all its
+   *   pages (whatever is in them): the kernel would fill holes with zeros, without a fault.
+   * - `'write-protect'`: of writes. The page may be written to, and is told by {@link Session.takeDirty}.
+   *
+   * With `'write-protect'` alone the source is never asked: all the memory is held to be there.
    */
   modes?: readonly SessionMode[];
   /** Bytes of this session's own over the source ({@link overlaySource}). Default: none. */
@@ -67,12 +75,17 @@ export interface ServeOptions {
 }
 
 /** Which faults a session answers. */
-export type SessionMode = Exclude<RegisterMode, 'minor'>;
+export type SessionMode = RegisterMode;
 
 /** Options of {@link Pager.adopt}. */
 export interface AdoptOptions extends ServeOptions {
   /** What is registered with the userfaultfd, and where its bytes are in the source. */
-  regions: readonly SessionRegion[];
+  regions: readonly AdoptRegion[];
+  /**
+   * With the mode `'minor'`, and only then: the memfd (or file of tmpfs) that the memory is a shared mapping of, open for
+   * writing. Stays the caller's.
+   */
+  memfd?: number;
   /** Bytes of a page there: 4096, or the size of its huge pages. Default: 4096. */
   pageSize?: number;
   /** A pidfd of the process whose memory it is ({@link pidfdOf}), so that its end is seen at once. Stays the caller's. */
@@ -81,7 +94,7 @@ export interface AdoptOptions extends ServeOptions {
 
 /** Events of a {@link Pager}. */
 export interface PagerEvents {
-  /** A session has started. */
+  /** A session has started: one that was asked for, or that of a process that a served one has forked. */
   session: [session: Session];
   /** Counters of a session: every `statsInterval`, and when it has ended. */
   stats: [session: Session, stats: SessionStats];
@@ -98,8 +111,7 @@ interface Starting {
 }
 
 const SERVE = ['source', 'onFailure', 'window', 'sourceTimeout', 'modes', 'overlays'] as const;
-const SESSION_MODES = ['missing', 'write-protect'] as const satisfies readonly SessionMode[];
-const ADOPT = [...SERVE, 'regions', 'pageSize', 'pidfd'] as const;
+const ADOPT = [...SERVE, 'regions', 'memfd', 'pageSize', 'pidfd'] as const;
 
 /**
  * Answers page faults: of this process's own mappings, and of userfaultfds that came from other processes. One native thread
@@ -170,7 +182,8 @@ export class Pager extends EventEmitter<PagerEvents> {
    *
    * @throws {@linkcode UffdError} `ERR_UFFD_SOURCE` (it cannot be opened), `ERR_UFFD_PROTOCOL` (it is shorter than the
    *   mapping), `ERR_UFFD_WOULD_DEADLOCK` (the mapping has a buffer, and only this thread could bring the bytes),
-   *   `ERR_UFFD_NOT_PERMITTED`, `ERR_UFFD_UNSUPPORTED`, `ERR_UFFD_SYSTEM`
+   *   `ERR_UFFD_NOT_PERMITTED`, `ERR_UFFD_UNSUPPORTED` (also for the mode `'minor'` of memory that is no shared memfd of
+   *   ordinary pages), `ERR_UFFD_SYSTEM`
    */
   async serve(mapping: MemoryMapping, options: ServeOptions): Promise<Session> {
     if (!(mapping instanceof MemoryMapping)) throw wrongType('mapping', 'a MemoryMapping', mapping);
@@ -189,25 +202,27 @@ export class Pager extends EventEmitter<PagerEvents> {
    * Serves memory that is registered with a userfaultfd: of another process that sent it, or of a forked child. Its events
    * are the pager's to read from now on, and the object is closed.
    *
+   * If it has `event-fork` in use, each child that its process forks gets a session of its own, which begins with its
+   * parent's pages as they are ({@link Session.parent}; the event `'session'`), from the same source, with the same options.
+   *
    * @throws {@linkcode UffdError} as {@link Pager.serve}; `ERR_UFFD_REGION` and `ERR_UFFD_PROTOCOL` (a region that cannot
-   *   be, or that the source does not cover), `ERR_UFFD_CLONE` (it has a clone)
+   *   be, or that the source or the memfd does not cover; a memfd that is none, or cannot be written to), `ERR_UFFD_CLONE`
+   *   (it has a clone)
    */
   async adopt(uffd: Userfaultfd, options: AdoptOptions): Promise<Session> {
     if (!(uffd instanceof Userfaultfd)) throw wrongType('uffd', 'a Userfaultfd', uffd);
     const settings = readServeOptions(options, ADOPT);
     const source = overlaid(options.source, options.overlays);
-    const { regions, pageSize = 4 * KiB, pidfd } = options;
-    if (!Array.isArray(regions)) throw wrongType('options.regions', 'an array of regions', regions);
-    const checked = regions.map((region: SessionRegion, index) =>
-      readRegion(`options.regions[${index}]`, region),
-    );
+    const { regions, memfd, pageSize = 4 * KiB, pidfd } = options;
+    const checked = readRegions(regions);
     validatePowerOfTwo('options.pageSize', pageSize, 4 * KiB, 1024 * MiB);
     if (pidfd !== undefined) validateFd('options.pidfd', pidfd);
+    refuseMemfd(settings.minor, memfd, checked);
     this.#refuseClosed();
     const opened = await source.handle();
     this.#refuseClosed();
     const given = { ...settings, source: opened };
-    const served = this.#native.adopt(uffd.handle(), checked, pageSize, pidfd, given);
+    const served = this.#native.adopt(uffd.handle(), checked, pageSize, pidfd, memfd, given);
     if (!served.error) uffd.taken();
     const session = this.#started(served, source, undefined);
     this.#foreign.add(served.id);
@@ -313,6 +328,11 @@ export class Pager extends EventEmitter<PagerEvents> {
         starting.mapping?.servedBy(session, starting.source.needsThisThread);
         session.fedBy(starting.source);
         starting.resolve(session);
+      } else {
+        // A child of a process that is served; of this process's own memory no forks are followed.
+        this.#sessions.get(session.parent ?? -1)?.hasForked(session);
+        this.#foreign.add(session.id);
+        this.#holdOpen();
       }
       tellStarted(session);
       emitting(() => this.emit('session', session));
@@ -336,7 +356,7 @@ function readServeOptions(
   validateOptions('options', options, known);
   const { source, onFailure = 'poison', window, sourceTimeout = 30_000, modes = ['missing'] } = options;
   if (!(source instanceof PageSource)) throw wrongType('options.source', 'a PageSource', source);
-  const named = validateNames('options.modes', modes, SESSION_MODES);
+  const named = validateNames('options.modes', modes, MODES);
   if (named.length === 0) {
     throw argumentError(
       TypeError,
@@ -346,29 +366,12 @@ function readServeOptions(
   }
   return {
     missing: named.includes('missing'),
+    minor: named.includes('minor'),
     writeProtect: named.includes('write-protect'),
     kill: validateOneOf('options.onFailure', onFailure, FAILURE_POLICIES) === 'kill',
     sourceTimeout: validateInteger('options.sourceTimeout', sourceTimeout, 1, LONGEST_TIMEOUT),
     ...(window === undefined
       ? {}
       : { window: validatePowerOfTwo('options.window', window, 4 * KiB, 2 * MiB) }),
-  };
-}
-
-function readRegion(name: string, region: SessionRegion): SessionRegion {
-  validateOptions(name, region, ['address', 'length', 'sourceOffset']);
-  const { address, length, sourceOffset } = region;
-  if (typeof address !== 'bigint') throw wrongType(`${name}.address`, 'a bigint', address);
-  if (address < 0n || address >= 1n << 63n) {
-    throw argumentError(
-      RangeError,
-      'ERR_OUT_OF_RANGE',
-      `Expected \`${name}.address\` to be an address of user space, ${got(address)}`,
-    );
-  }
-  return {
-    address,
-    length: validateInteger(`${name}.length`, length, 1, Number.MAX_SAFE_INTEGER),
-    sourceOffset: validateInteger(`${name}.sourceOffset`, sourceOffset, 0, Number.MAX_SAFE_INTEGER),
   };
 }

@@ -10,6 +10,7 @@ import { validateInteger, validateOneOf, validateOptions } from './validate.js';
 
 /** The process that is served, as the kernel told when it connected. */
 export interface Peer {
+  /** 0 for a forked child, which the kernel names by its memory only. */
   readonly pid: number;
   readonly uid: number;
   readonly gid: number;
@@ -111,6 +112,8 @@ export class Session {
 
   /** Unique in this process. */
   readonly id: number;
+  /** The session of the process that this one was forked from (`event-fork`); `undefined` where it was not. */
+  readonly parent: number | undefined;
   /** Who is served. */
   readonly peer: Peer;
   /** The memory served, in address order. */
@@ -124,6 +127,7 @@ export class Session {
   constructor(owner: SessionOwner, session: NativeSession) {
     this.#native = owner;
     this.id = session.id;
+    this.parent = session.parent;
     this.peer = Object.freeze(session.peer);
     this.regions = Object.freeze(session.regions.map(region => Object.freeze(region)));
     this.pageSize = session.pageSize;
@@ -195,6 +199,11 @@ export class Session {
   /** @hidden */
   fedBy(source: PageSource): void {
     this.#source = source;
+  }
+
+  /** @hidden */
+  hasForked(child: Session): void {
+    child.#source = this.#source;
   }
 
   /** An error of a source in JavaScript has what was thrown there as its cause. */

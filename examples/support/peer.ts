@@ -41,6 +41,9 @@ export interface Answers {
   resident: { pages: number; rss_kib: number };
   compare: { pages: number; different: number; first_bad: number | null };
   probe: { result: 'ok' | 'efault'; hex?: string };
+  fork: { pid: number };
+  /** How its child has ended. */
+  join: { status?: number; signal?: number };
 }
 
 /** How the peer ended. */
@@ -87,6 +90,12 @@ export class Peer {
   /** Sends one command and waits for its answer. */
   async ask<C extends keyof Answers>(command: C, ...words: (string | number)[]): Promise<Answers[C]> {
     this.send(command, ...words);
+    return (await this.#line()) as Answers[C];
+  }
+
+  /** Has its forked child carry out a command. */
+  async askChild<C extends keyof Answers>(command: C, ...words: (string | number)[]): Promise<Answers[C]> {
+    this.send('child', command, ...words);
     return (await this.#line()) as Answers[C];
   }
 

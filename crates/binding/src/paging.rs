@@ -7,8 +7,8 @@ use napi::bindgen_prelude::{BigInt, Function, Object};
 use napi::{CleanupEnvHook, Env, Result};
 use napi_derive::napi;
 use pager::{
-    FailurePolicy, Fetch, Observer, PageSource, Pager, PagerError, ReadNow, Region, Rest, SessionModes,
-    SessionOptions,
+    FailurePolicy, Fetch, MinorMemory, Observer, PageSource, Pager, PagerError, Prepared, ReadNow, Region,
+    Rest, SessionModes, SessionOptions,
 };
 use uffd::liveness::PidFd;
 use uffd::{CreateOptions, Factory, Features, Modes, Userfaultfd};
@@ -32,6 +32,7 @@ pub struct NativeServeOptions {
     pub source_timeout: u32,
     /// Which faults are answered.
     pub missing: bool,
+    pub minor: bool,
     pub write_protect: bool,
 }
 
@@ -41,10 +42,31 @@ impl NativeServeOptions {
         let mut modes = Modes::empty();
         let mut require = Features::empty();
         modes.set(Modes::MISSING, self.missing);
+        modes.set(Modes::MINOR, self.minor);
         modes.set(Modes::WRITE_PROTECT, self.write_protect);
+        require.set(Features::MINOR_SHMEM, self.minor);
         require.set(Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM, self.write_protect);
         require.set(Features::WP_UNPOPULATED, self.write_protect && !self.missing);
         (modes, require)
+    }
+
+    fn session(
+        &self,
+        regions: Vec<Region>,
+        page_size: u64,
+        source: Arc<dyn PageSource>,
+        minor: Option<MinorMemory>,
+    ) -> SessionOptions {
+        SessionOptions {
+            regions,
+            page_size,
+            source,
+            policy: if self.kill { FailurePolicy::Kill } else { FailurePolicy::Poison },
+            window: self.window.map(u64::from),
+            source_timeout: Duration::from_millis(u64::from(self.source_timeout)),
+            process: None,
+            modes: SessionModes { missing: self.missing, minor, write_protect: self.write_protect },
+        }
     }
 }
 
@@ -53,6 +75,8 @@ pub struct NativeServedRegion {
     pub address: BigInt,
     pub length: f64,
     pub source_offset: f64,
+    /// Where its first byte is in the memfd, of memory that is brought by writing to one.
+    pub memfd_offset: Option<f64>,
 }
 
 /// The number of a session, or why there is none.
@@ -170,6 +194,12 @@ impl NativePager {
             | Features::THREAD_ID
             | Features::EXACT_ADDRESS;
         let (modes, require) = options.registration();
+        // Refused before anything is registered.
+        let minor = options
+            .minor
+            .then(|| MinorMemory::of(&mapping))
+            .transpose()
+            .map_err(|error| NativeError::from(&error))?;
         let uffd = Factory::open().create(&CreateOptions { require, prefer, ..CreateOptions::default() })?;
         let (address, len) = (mapping.address(), mapping.len() as u64);
         // SAFETY: memory of a mapping of the package's own, of which no reference exists.
@@ -177,7 +207,9 @@ impl NativePager {
         let region = Region { address, len, source_offset: 0 };
         let page_size = mapping.page_size() as u64;
         let source = Arc::new(Kept { source: Arc::clone(&source.pages), _mapping: mapping });
-        self.start(uffd, vec![region], page_size, source, options, None)
+        let session = options.session(vec![region], page_size, source, minor);
+        let prepared = session.prepare(&uffd).map_err(|error| NativeError::from(&error))?;
+        self.start(|| Ok(uffd), prepared)
     }
 
     /// Serves what is registered with a userfaultfd, which is the pager's from then on.
@@ -188,9 +220,10 @@ impl NativePager {
         regions: Vec<NativeServedRegion>,
         page_size: f64,
         pidfd: Option<i32>,
+        memfd: Option<i32>,
         options: NativeServeOptions,
     ) -> NativeServed {
-        served(self.try_adopt(uffd, regions, page_size, pidfd, &options))
+        served(self.try_adopt(uffd, regions, page_size, pidfd, memfd, &options))
     }
 
     fn try_adopt(
@@ -199,53 +232,42 @@ impl NativePager {
         regions: Vec<NativeServedRegion>,
         page_size: f64,
         pidfd: Option<i32>,
+        memfd: Option<i32>,
         options: &NativeServeOptions,
     ) -> Outcome {
         let source = SOURCES.get(options.source).ok_or_else(|| failures::closed("source"))?;
         let process = pidfd.map(process_of).transpose()?;
-        let uffd = match UFFDS.take(handle) {
-            None => return Err(failures::closed("userfaultfd")),
-            Some(Err(_)) => return Err(failures::in_use()),
-            Some(Ok(guarded)) => guarded.into_userfaultfd().map_err(|_| failures::in_use())?,
-        };
+        let offsets = regions.iter().map(|region| region.memfd_offset.unwrap_or_default() as u64).collect();
+        let minor = memfd.map(copy).transpose()?.map(|memfd| MinorMemory { memfd, offsets });
         let region = |region: NativeServedRegion| Region {
             address: region.address.get_u64().1,
             len: region.length as u64,
             source_offset: region.source_offset as u64,
         };
         let regions = regions.into_iter().map(region).collect();
-        self.start(uffd, regions, page_size as u64, Arc::clone(&source.pages), options, process)
+        let session = options.session(regions, page_size as u64, Arc::clone(&source.pages), minor);
+        let session = SessionOptions { process, ..session };
+        let uffd = UFFDS.get(handle).ok_or_else(|| failures::closed("userfaultfd"))?;
+        let prepared = session.prepare(&uffd).map_err(|error| NativeError::from(&error))?;
+        drop(uffd);
+        // Taken last: whatever was wrong, it is still the caller's.
+        let take = || match UFFDS.take(handle) {
+            None => Err(failures::closed("userfaultfd")),
+            Some(Err(_)) => Err(failures::in_use()),
+            Some(Ok(guarded)) => guarded.into_userfaultfd().map_err(|_| failures::in_use()),
+        };
+        self.start(take, prepared)
     }
 
     fn start(
         &self,
-        uffd: Userfaultfd,
-        regions: Vec<Region>,
-        page_size: u64,
-        source: Arc<dyn PageSource>,
-        options: &NativeServeOptions,
-        process: Option<PidFd>,
+        uffd: impl FnOnce() -> std::result::Result<Userfaultfd, NativeError>,
+        prepared: Prepared,
     ) -> Outcome {
         let Some(pager) = self.shared.pager() else { return Err(failures::closed("pager")) };
-        let options = SessionOptions {
-            regions,
-            page_size,
-            source,
-            policy: if options.kill { FailurePolicy::Kill } else { FailurePolicy::Poison },
-            window: options.window.map(u64::from),
-            source_timeout: Duration::from_millis(u64::from(options.source_timeout)),
-            process,
-            modes: SessionModes {
-                missing: options.missing,
-                minor: None,
-                write_protect: options.write_protect,
-            },
-        };
+        let uffd = uffd()?;
         let observer: Arc<dyn Observer> = Arc::<Notices>::clone(&self.shared.notices);
-        self.shared
-            .notices
-            .begin(|| pager.adopt(uffd, options, observer))
-            .map_err(|error| NativeError::from(&error))
+        self.shared.notices.begin(|| Ok(pager.adopt_prepared(uffd, prepared, observer)))
     }
 
     /// Everything that has happened since the last call.

@@ -47,6 +47,8 @@ pub struct NativeRegion {
 #[napi(object, object_from_js = false)]
 pub struct NativeSession {
     pub id: f64,
+    /// The session of the process that it was forked from.
+    pub parent: Option<f64>,
     pub peer: NativePeer,
     pub page_size: f64,
     pub regions: Vec<NativeRegion>,
@@ -59,13 +61,20 @@ impl NativeSession {
             length: region.len as f64,
             source_offset: region.source_offset as f64,
         });
-        Self { id: id as f64, peer: peer.into(), page_size: page_size as f64, regions: regions.collect() }
+        Self {
+            id: id as f64,
+            parent: None,
+            peer: peer.into(),
+            page_size: page_size as f64,
+            regions: regions.collect(),
+        }
     }
 }
 
 impl From<&SessionInfo> for NativeSession {
     fn from(info: &SessionInfo) -> Self {
-        Self::new(info.id, info.peer, &info.regions, info.page_size)
+        let parent = info.parent.map(|id| id as f64);
+        Self { parent, ..Self::new(info.id, info.peer, &info.regions, info.page_size) }
     }
 }
 

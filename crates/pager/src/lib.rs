@@ -43,7 +43,7 @@ pub use latency::{Histogram, LATENCY_BUCKETS, Latencies};
 pub use modes::{MinorMemory, SessionModes};
 pub use notice::{Notice, Observer};
 pub use page_state::PageStates;
-pub use pager::{Pager, PagerOptions, SessionOptions};
+pub use pager::{Pager, PagerOptions, Prepared, SessionOptions};
 pub use policy::{EndReason, FailurePolicy, Rest, SessionEnd};
 pub use server::{Image, Images, ServerOptions};
 pub use session::SessionInfo;

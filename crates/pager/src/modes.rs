@@ -1,13 +1,14 @@
 //! Which faults a session answers, and what it needs for that.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
-use uffd::{Features, UffdError, Userfaultfd};
+use nix::unistd::{Whence, lseek};
+use uffd::{Features, Mapping, UffdError, Userfaultfd};
 
 use crate::address_map::{AddressMap, Region};
 use crate::error::PagerError;
@@ -43,14 +44,42 @@ impl Default for SessionModes {
 ///
 /// Until the pager has brought a page, nobody else may write to it, by the memfd or by a mapping that is not registered:
 /// what they write would be overwritten. A page that the pager has not brought, and that is in the memfd, is brought
-/// anew: so memory that is all there but not right yet can be registered for minor faults alone. Of a process that forks
-/// with FORK events, only the parent is served on: what its child misses is poisoned.
+/// anew: so memory that is all there but not right yet can be registered for minor faults alone. It really has to be all
+/// there, because the kernel fills holes with zeros and tells nobody. Of a process that forks with FORK events, only the
+/// parent is served on: what its child misses is poisoned.
 #[derive(Debug)]
 pub struct MinorMemory {
     /// The memfd, open for writing. Not of huge pages, which cannot be written to that way.
     pub memfd: OwnedFd,
     /// Where the first byte of each region is in it, in bytes, in the order of the regions.
     pub offsets: Vec<u64>,
+}
+
+impl MinorMemory {
+    /// The memfd of a mapping of this process that is served as a whole.
+    ///
+    /// # Errors
+    ///
+    /// [`PagerError::Unsupported`] where it has none, is private, or is made of huge pages; [`PagerError::System`] when no
+    /// descriptor is free.
+    pub fn of(mapping: &Mapping) -> Result<Self, PagerError> {
+        let refused = |what: &str| {
+            let needed = "they need a shared mapping of a memfd of ordinary pages";
+            Err(PagerError::Unsupported(format!("minor faults of {what}: {needed}")))
+        };
+        let Some(memfd) = mapping.memfd() else { return refused("memory without a memfd") };
+        if !mapping.is_shared() {
+            return refused("a private mapping");
+        }
+        if mapping.page_size() != uffd::page_size() {
+            return refused("huge pages");
+        }
+        let memfd = memfd.try_clone_to_owned().map_err(|error| PagerError::System {
+            syscall: "fcntl",
+            errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EMFILE)),
+        })?;
+        Ok(Self { memfd, offsets: vec![0] })
+    }
 }
 
 /// A memfd that was found good.
@@ -89,8 +118,13 @@ impl SessionModes {
 }
 
 impl Minor {
-    /// Checks a memfd against the regions of a map.
-    pub(crate) fn new(memory: MinorMemory, regions: &[Region], map: &AddressMap) -> Result<Self, PagerError> {
+    /// Checks a memfd against the regions of a map. `holes`: whether it may have some, because they are faults as well.
+    pub(crate) fn new(
+        memory: MinorMemory,
+        regions: &[Region],
+        map: &AddressMap,
+        holes: bool,
+    ) -> Result<Self, PagerError> {
         let MinorMemory { memfd, offsets } = memory;
         let refused = |reason: String| PagerError::Adopt(format!("memfd for minor faults: {reason}"));
         if map.page_size() != uffd::page_size() as u64 {
@@ -106,14 +140,23 @@ impl Minor {
         if OFlag::from_bits_retain(flags) & OFlag::O_ACCMODE == OFlag::O_RDONLY {
             return Err(refused("it is open for reading only".to_owned()));
         }
-        // Other files have no seals.
-        let seals =
-            fcntl(&memfd, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_retain);
+        // Whatever else it is, nobody wants it to be written to.
+        let seals = fcntl(&memfd, FcntlArg::F_GET_SEALS)
+            .map(SealFlag::from_bits_retain)
+            .map_err(|_| refused("it is none, nor a file of tmpfs".to_owned()))?;
         if seals.intersects(SealFlag::F_SEAL_WRITE | SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE)) {
             return Err(refused("it is sealed against writing".to_owned()));
         }
         let memfd = File::from(memfd);
-        let size = memfd.metadata().map_err(|error| refused(format!("fstat: {error}")))?.len();
+        let state = memfd.metadata().map_err(|error| refused(format!("fstat: {error}")))?;
+        let size = state.len();
+        let (wanted, there) = (united(regions, &offsets), state.blocks().saturating_mul(512));
+        if !holes && there < wanted {
+            return Err(refused(format!(
+                "it has holes ({there:#x} bytes of {wanted:#x} are there), which the kernel would fill with zeros: answer \
+                 missing faults as well, or fill it first"
+            )));
+        }
         let mut starts = Vec::with_capacity(regions.len());
         for (index, (region, offset)) in regions.iter().zip(offsets).enumerate() {
             let beyond = offset.checked_add(region.len).is_none_or(|end| end > size);
@@ -129,27 +172,58 @@ impl Minor {
         Ok(Self { memfd, starts })
     }
 
+    /// Where `page` is in the memfd, and how many pages from it on lie together there.
+    fn place_of(&self, map: &AddressMap, page: usize) -> Option<(u64, usize)> {
+        let after = self.starts.partition_point(|&(first, _)| first <= page);
+        let &(first, offset) = self.starts.get(after.checked_sub(1)?)?;
+        let pages = self.starts.get(after).map_or(usize::MAX, |&(next, _)| next - page);
+        Some((offset + map.bytes(page - first), pages.min(1 << 20)))
+    }
+
     /// `pwrite(2)` of the bytes of pages from `page` on.
     pub(crate) fn write(&self, map: &AddressMap, page: usize, bytes: &[u8]) -> Result<(), PagerError> {
         let (mut page, mut bytes) = (page, bytes);
         while !bytes.is_empty() {
-            let after = self.starts.partition_point(|&(first, _)| first <= page);
-            let start = after.checked_sub(1).and_then(|index| self.starts.get(index));
-            let Some(&(first, offset)) = start else {
+            let Some((offset, pages)) = self.place_of(map, page) else {
                 return Err(PagerError::Internal("a page outside the memfd".to_owned()));
             };
-            let pages = self.starts.get(after).map_or(usize::MAX, |&(next, _)| next - page);
-            let count = usize::try_from(map.bytes(pages.min(1 << 20))).unwrap_or(usize::MAX).min(bytes.len());
+            let count = usize::try_from(map.bytes(pages)).unwrap_or(usize::MAX).min(bytes.len());
             let (piece, rest) = bytes.split_at(count);
-            self.memfd.write_all_at(piece, offset + map.bytes(page - first)).map_err(|error| {
+            self.memfd.write_all_at(piece, offset).map_err(|error| {
                 let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
                 PagerError::System { syscall: "pwrite", errno }
             })?;
-            page += pages.min(1 << 20);
+            page += pages;
             bytes = rest;
         }
         Ok(())
     }
+
+    /// Whether `page` is in the memfd, as far as that can be told.
+    pub(crate) fn has(&self, map: &AddressMap, page: usize) -> bool {
+        // Seeking moves the position, which the caller's descriptor shares: by one of its own.
+        let path = format!("/proc/self/fd/{}", self.memfd.as_raw_fd());
+        let Ok(own) = File::open(path) else { return false };
+        let Some((offset, _)) = self.place_of(map, page) else { return false };
+        let Ok(offset) = libc::off_t::try_from(offset) else { return false };
+        lseek(&own, offset, Whence::SeekData) == Ok(offset)
+    }
+}
+
+/// How many bytes of a file the regions cover.
+fn united(regions: &[Region], offsets: &[u64]) -> u64 {
+    let mut parts: Vec<_> = regions
+        .iter()
+        .zip(offsets)
+        .map(|(region, &offset)| offset..offset.saturating_add(region.len))
+        .collect();
+    parts.sort_unstable_by_key(|part| part.start);
+    let mut reached = 0;
+    parts.iter().fold(0, |sum, part| {
+        let start = part.start.max(reached);
+        reached = reached.max(part.end);
+        sum + part.end.saturating_sub(start)
+    })
 }
 
 /// Protects memory before its session begins: from then on every write is seen.

@@ -63,6 +63,39 @@ pub struct SessionOptions {
     pub modes: SessionModes,
 }
 
+/// Memory that can be served: see [`SessionOptions::prepare`].
+pub struct Prepared {
+    options: SessionOptions,
+    map: AddressMap,
+    minor: Option<Minor>,
+    tracking: Option<Tracking>,
+    /// The source is never asked.
+    all_there: bool,
+}
+
+impl SessionOptions {
+    /// What can fail of [`Pager::adopt`], with a userfaultfd that stays the caller's: who waits for its memory goes on
+    /// waiting, and the caller can do something else about it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Pager::adopt`].
+    pub fn prepare(mut self, uffd: &Userfaultfd) -> Result<Prepared, PagerError> {
+        let map = AddressMap::new(&self.regions, self.page_size, self.source.size())?;
+        self.modes.check(uffd)?;
+        let all_there = !self.modes.fill();
+        let minor = |memory| Minor::new(memory, &self.regions, &map, self.modes.missing);
+        let minor = self.modes.minor.take().map(minor).transpose()?;
+        let tracking = if self.modes.write_protect {
+            protect(uffd, &self.regions)?;
+            Some(Tracking::new(map.pages(), map.page_size()))
+        } else {
+            None
+        };
+        Ok(Prepared { options: self, map, minor, tracking, all_there })
+    }
+}
+
 /// How long a source may take, unless told otherwise.
 pub(crate) const SOURCE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -176,18 +209,14 @@ impl Pager {
         options: SessionOptions,
         observer: Arc<dyn Observer>,
     ) -> Result<u64, PagerError> {
+        let prepared = options.prepare(&uffd)?;
+        Ok(self.adopt_prepared(uffd, prepared, observer))
+    }
+
+    /// [`Pager::adopt`] of what [`SessionOptions::prepare`] has found good, with the userfaultfd it was asked about.
+    pub fn adopt_prepared(&self, uffd: Userfaultfd, prepared: Prepared, observer: Arc<dyn Observer>) -> u64 {
+        let Prepared { options, map, minor, tracking, all_there } = prepared;
         let id = next_id();
-        let map = AddressMap::new(&options.regions, options.page_size, options.source.size())?;
-        let modes = options.modes;
-        modes.check(&uffd)?;
-        let all_there = !modes.fill();
-        let minor = modes.minor.map(|memory| Minor::new(memory, &options.regions, &map)).transpose()?;
-        let tracking = if modes.write_protect {
-            protect(&uffd, &options.regions)?;
-            Some(Tracking::new(map.pages(), map.page_size()))
-        } else {
-            None
-        };
         let own = options.process.is_none() && uffd.origin().is_some();
         let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
         let pid = options.process.as_ref().map_or(std::process::id() as i32, PidFd::pid);
@@ -209,7 +238,7 @@ impl Pager {
             connection: None,
         };
         self.mailbox.send(Message::Adopt(Box::new((parts, observer))));
-        Ok(id)
+        id
     }
 
     /// Answers [`Notice::Asking`]: the image that the process is served from from now on, or why it gets none and is turned

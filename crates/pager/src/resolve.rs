@@ -18,6 +18,7 @@ use uffd::{ContinueOptions, CopyOptions, UffdError, Userfaultfd};
 
 use crate::address_map::AddressMap;
 use crate::error::PagerError;
+use crate::modes::Minor;
 use crate::page_state::PageStates;
 use crate::policy::EndReason;
 use crate::stats::Stats;
@@ -69,6 +70,8 @@ pub(crate) struct Resolver<'a> {
     pub(crate) waiting: &'a [usize],
     /// Behind the last page that was dealt with.
     pub(crate) reached: usize,
+    /// The memfd that the pages were just written to, where they were.
+    pub(crate) brought: Option<&'a Minor>,
     /// Install pages write-protected; then a page of zeros to copy from, because zeros that are not copied cannot be
     /// protected before somebody writes to them.
     pub(crate) protect: Option<&'a [u8]>,
@@ -136,7 +139,7 @@ impl Resolver<'_> {
                 Err(UffdError::Changing) => return Err(Stop::Changing(page)),
                 Err(UffdError::UffdClosed) => return Err(Stop::Gone),
                 Err(UffdError::System { errno: Errno::EFAULT, .. }) if matches!(filling, Filling::Cached) => {
-                    self.leave_to_kernel(page);
+                    self.not_cached(page)?;
                     page += 1;
                 }
                 Err(UffdError::NotRegistered) if end - page > 1 => {
@@ -213,7 +216,7 @@ impl Resolver<'_> {
                 Err(UffdError::UffdClosed) => return Err(Stop::Gone),
                 Err(UffdError::NotRegistered) => self.leave_to_kernel(page),
                 Err(UffdError::System { errno: Errno::EFAULT, .. }) if matches!(filling, Filling::Cached) => {
-                    self.leave_to_kernel(page);
+                    self.not_cached(page)?;
                 }
                 Err(_) if matches!(filling, Filling::Poison) => return Err(Stop::CannotPoison),
                 Err(error) => return Err(self.failed(page..page + 1, error)),
@@ -280,6 +283,16 @@ impl Resolver<'_> {
         let waited_for = self.dealt_with(&(page..page + 1));
         self.stats.already_present.add(waited_for);
         self.wake(page);
+        Ok(())
+    }
+
+    /// What was brought is not there: taken out of its file again, or never what is mapped here.
+    fn not_cached(&mut self, page: usize) -> Result<(), Stop> {
+        if self.brought.is_some_and(|memfd| memfd.has(self.map, page)) {
+            let reason = "memfd for minor faults: the process has mapped something else";
+            return Err(Stop::Failed(EndReason::Protocol, PagerError::Adopt(reason.to_owned())));
+        }
+        self.leave_to_kernel(page);
         Ok(())
     }
 

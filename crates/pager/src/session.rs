@@ -250,14 +250,12 @@ impl Session {
         filling: Filling<'_>,
         waiting: &[usize],
     ) -> Result<(), Stop> {
-        let mut filling = filling;
+        let (mut filling, mut brought) = (filling, None);
         if let (Some(minor), Filling::Bytes(bytes)) = (&self.minor, filling) {
             // There may be more bytes than pages: those behind them are not to be touched.
             let len = (self.map.bytes(pages.len()) as usize).min(bytes.len());
             minor.write(&self.map, pages.start, bytes.get(..len).unwrap_or_default()).map_err(unwritable)?;
-            // Whoever maps it from now on has the right bytes; they are never written a second time.
-            self.states.set_present(pages.clone());
-            filling = Filling::Cached;
+            (filling, brought) = (Filling::Cached, Some(minor));
         }
         let mut resolver = Resolver {
             uffd: &self.uffd,
@@ -269,10 +267,15 @@ impl Session {
             filled: false,
             waiting,
             reached: pages.start,
+            brought,
             protect: self.tracking.as_ref().map(|tracking| tracking.zeros.as_slice()),
         };
         let done = resolver.fill(pages.clone(), filling);
         let (end, filled) = (resolver.reached, resolver.filled);
+        if brought.is_some() && !matches!(done, Err(Stop::Failed(..))) {
+            // Whoever maps it from now on has the right bytes; they are never written a second time.
+            self.states.set_present(pages.clone());
+        }
         if filled && !matches!(filling, Filling::Poison) {
             let latencies = &self.info.stats.latencies;
             let install = if waiting.is_empty() { &latencies.prefetch_install } else { &latencies.install };

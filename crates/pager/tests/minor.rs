@@ -296,6 +296,21 @@ fn what_cannot_be_had_is_poisoned_also_where_the_file_has_something() {
 }
 
 #[test]
+fn a_file_that_is_not_the_one_mapped_ends_the_session_and_nothing_reads_zero() {
+    let (_, other) = memory(8);
+    let Some(shared) = serving(8, BOTH, Arc::new(Bytes(image(8))), |_| minor(&other)) else { return };
+
+    assert_eq!(shared.peek(1), Err(libc::EFAULT));
+
+    let end = ended(&shared.served.notices, shared.served.id);
+    assert_eq!(end.reason, EndReason::Protocol);
+    assert!(end.error.unwrap().to_string().contains("mapped something else"));
+    for page in 0..8 {
+        assert_eq!(shared.peek(page), Err(libc::EFAULT));
+    }
+}
+
+#[test]
 fn a_file_that_cannot_be_written_to_is_refused_by_name() {
     let pager = Pager::start(&PagerOptions::default()).unwrap();
     let refused = |made: &dyn Fn(&File) -> MinorMemory, page_size: usize| -> Option<String> {
@@ -325,6 +340,20 @@ fn a_file_that_cannot_be_written_to_is_refused_by_name() {
         MinorMemory { memfd: OwnedFd::from(File::open(path).unwrap()), offsets: vec![0] }
     };
 
+    let (mapping, file) = memory(4);
+    file.write_all_at(&[1; 3 * PAGE], 0).unwrap();
+    let modes = SessionModes { missing: false, ..minor(&file) };
+    let with_holes = options(&mapping, Arc::new(Bytes(vec![1; 4 * PAGE])), modes);
+    let Some(uffd) = new_uffd(Features::empty()) else { return };
+    let error = pager.adopt(uffd, with_holes, told().0).unwrap_err().to_string();
+    assert!(error.contains("holes (0x3000 bytes of 0x4000 are there)"), "{error}");
+    let of_disk = |_: &File| {
+        let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        file.set_len(512 * PAGE as u64).unwrap();
+        MinorMemory { memfd: file.into(), offsets: vec![0] }
+    };
+    let error = refused(&of_disk, PAGE).unwrap();
+    assert!(error.contains("it is none, nor a file of tmpfs"), "{error}");
     let Some(error) = refused(&with(vec![]), PAGE) else { return };
     assert!(error.contains("0 offsets for 1 regions"), "{error}");
     for offset in [1, PAGE as u64, u64::MAX - 4095] {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::failure::Failure;
 use crate::memory::{BASE_PAGE, RegionSpec};
 use crate::text;
-use crate::uffd::{Creation, FEATURE_EVENT_REMOVE};
+use crate::uffd::{Creation, FEATURE_EVENT_REMOVE, Modes};
 
 const HUGE_PAGE: usize = 2 << 20;
 /// The most that Linux can be built for.
@@ -32,8 +32,10 @@ pub(crate) struct Options {
     pub(crate) reverse: bool,
     /// How to make the userfaultfd.
     pub(crate) creation: Creation,
-    /// Register the memory.
-    pub(crate) register: bool,
+    /// Map a memfd, shared, in which the regions lie one behind the other.
+    pub(crate) memfd: bool,
+    /// Register the memory for these faults; for none, not at all.
+    pub(crate) modes: Modes,
     /// Where to connect; `None` with `--no-connect`.
     pub(crate) socket: Option<PathBuf>,
     /// What to send there.
@@ -93,6 +95,8 @@ pub(crate) enum Descriptor {
     Pipe,
     /// The userfaultfd and /dev/null.
     Two,
+    /// The userfaultfd and the memfd.
+    Memfd,
 }
 
 /// Reads the words behind the program's name.
@@ -125,7 +129,9 @@ pub(crate) fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Request
             "--syscall" => options.creation.syscall = true,
             "--user-mode-only" => options.creation.user_mode_only = true,
             "--features" => options.creation.features = features(&name, &value()?)?,
-            "--no-register" => options.register = false,
+            "--memfd" => options.memfd = true,
+            "--modes" => options.modes = modes(&name, &value()?)?,
+            "--no-register" => options.modes = Modes::NONE,
             "--socket" => options.socket = Some(path()?.into()),
             "--no-connect" => connect = false,
             "--fields" => handshake.fields = fields(&name, &value()?)?,
@@ -156,7 +162,8 @@ impl Options {
             page_size: BASE_PAGE,
             reverse: false,
             creation: Creation { syscall: false, user_mode_only: false, features: FEATURE_EVENT_REMOVE },
-            register: true,
+            memfd: false,
+            modes: Modes::MISSING,
             socket: None,
             handshake: Handshake {
                 fields: Fields::V1_12,
@@ -186,6 +193,12 @@ fn check(options: &Options, connect: bool) -> Result<(), Failure> {
     if pieces == 0 {
         return Err(Failure::new("--pieces: expected at least 1, got 0"));
     }
+    if options.memfd && options.page_size != BASE_PAGE {
+        return Err(Failure::new("--memfd: has ordinary pages, not those of --page-size"));
+    }
+    if options.handshake.descriptor == Descriptor::Memfd && !options.memfd {
+        return Err(Failure::new("--fd memfd: there is none without --memfd"));
+    }
     if let Some(cpu) = options.cpu.filter(|cpu| *cpu >= MOST_CPUS) {
         return Err(Failure::new(format!("--cpu: expected less than {MOST_CPUS}, got {cpu}")));
     }
@@ -209,6 +222,17 @@ fn features(name: &str, value: &str) -> Result<u64, Failure> {
         .map_err(|_| Failure::new(format!("{name}: expected a hexadecimal number, got {value:?}")))
 }
 
+fn modes(name: &str, value: &str) -> Result<Modes, Failure> {
+    value.split(',').try_fold(Modes::NONE, |modes, mode| match mode {
+        "missing" => Ok(modes.and(Modes::MISSING)),
+        "minor" => Ok(modes.and(Modes::MINOR)),
+        "write-protect" => Ok(modes.and(Modes::WRITE_PROTECT)),
+        _ => Err(Failure::new(format!(
+            "{name}: expected missing, minor, write-protect or some of them with commas between, got {value:?}"
+        ))),
+    })
+}
+
 fn fields(name: &str, value: &str) -> Result<Fields, Failure> {
     match value {
         "v1.1" => Ok(Fields::V1_1),
@@ -227,8 +251,9 @@ fn descriptor(name: &str, value: &str) -> Result<Descriptor, Failure> {
         "no-api" => Ok(Descriptor::NoApi),
         "pipe" => Ok(Descriptor::Pipe),
         "two" => Ok(Descriptor::Two),
+        "memfd" => Ok(Descriptor::Memfd),
         _ => Err(Failure::new(format!(
-            "{name}: expected uffd, none, null, blocking, no-api, pipe or two, got {value:?}"
+            "{name}: expected uffd, none, null, blocking, no-api, pipe, two or memfd, got {value:?}"
         ))),
     }
 }
@@ -306,6 +331,9 @@ mod tests {
             ("--no-connect --region 4K --pieces 2 --fd-piece 2", "--fd-piece"),
             ("--no-connect --region 4K --fields v1.2", "--fields"),
             ("--no-connect --region 4K --fd socket", "--fd"),
+            ("--no-connect --region 4K --fd memfd", "--fd memfd"),
+            ("--no-connect --region 2M --memfd --page-size 2M", "--memfd"),
+            ("--no-connect --region 4K --modes missing,major", "--modes"),
             ("--no-connect --region 4K --features xyz", "--features"),
             ("--no-connect --region 4K --close --close", "--close"),
             ("--no-connect --region 4K --cpu", "--cpu"),

@@ -21,6 +21,15 @@ pub(crate) struct Chunk {
 
 const WORD: usize = size_of::<u64>();
 
+/// How pages are given back.
+#[derive(Clone, Copy)]
+pub(crate) enum Discard {
+    /// Of private memory.
+    DontNeed,
+    /// Out of the memfd they lie in, too.
+    Remove,
+}
+
 impl Chunk {
     /// # Safety
     /// `address..address + len` has to keep the invariant of the type.
@@ -73,19 +82,23 @@ impl Chunk {
         }
     }
 
-    /// `madvise(MADV_DONTNEED)`: the pages go, and with EVENT_REMOVE it returns only after the holder of the
+    /// `madvise` with `MADV_DONTNEED` or `MADV_REMOVE`: the pages go, and with EVENT_REMOVE it returns only after the holder of the
     /// userfaultfd has read of it.
     ///
     /// # Errors
     /// What madvise(2) says; `EINVAL` for a range that is not made of whole pages.
-    pub(crate) fn discard(self) -> Result<(), Failure> {
+    pub(crate) fn discard(self, how: Discard) -> Result<(), Failure> {
+        let (advice, name) = match how {
+            Discard::DontNeed => (libc::MADV_DONTNEED, "MADV_DONTNEED"),
+            Discard::Remove => (libc::MADV_REMOVE, "MADV_REMOVE"),
+        };
         let pointer = ptr::with_exposed_provenance_mut(self.address);
         // SAFETY: the range is memory of `crate::memory`, by the type's invariant; nothing of Rust's own lives
         // in it, and its pages stay mapped.
-        if unsafe { libc::madvise(pointer, self.len, libc::MADV_DONTNEED) } == 0 {
+        if unsafe { libc::madvise(pointer, self.len, advice) } == 0 {
             return Ok(());
         }
-        Err(Failure::errno(format!("madvise({:#x}, {}, MADV_DONTNEED)", self.address, self.len)))
+        Err(Failure::errno(format!("madvise({:#x}, {}, {name})", self.address, self.len)))
     }
 
     /// Lets the kernel load the first 8 bytes, by write(2) into a pipe: a poisoned page then is the answer

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, Write};
 
 use crate::failure::Failure;
+use crate::forking::{self, Child};
 use crate::json::Object;
 use crate::memory::Memory;
 use crate::page_set::PageSet;
@@ -15,11 +16,14 @@ use crate::{content, discard, text, touch};
 pub(crate) struct Peer {
     memory: Memory,
     discarded: PageSet,
+    child: Option<Child>,
 }
 
 /// A command carried out.
 enum Outcome {
     Answer(Object),
+    /// The answer of a child, as it came.
+    Relay(String),
     Exit(u8),
 }
 
@@ -27,7 +31,7 @@ impl Peer {
     /// A peer of which nothing has been discarded yet.
     pub(crate) fn new(memory: Memory) -> Self {
         let discarded = PageSet::new(memory.pages());
-        Self { memory, discarded }
+        Self { memory, discarded, child: None }
     }
 
     /// Obeys `input` until `exit` or its end; the status to exit with.
@@ -47,6 +51,10 @@ impl Peer {
             let (command, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
             let (answer, status) = match self.obey(command, rest.trim_start()) {
                 Ok(Outcome::Answer(object)) => (object, None),
+                Ok(Outcome::Relay(answer)) => {
+                    print_line(output, &answer)?;
+                    continue;
+                }
                 Ok(Outcome::Exit(status)) => (
                     Object::new().string("command", "exit").number("status", u64::from(status)),
                     Some(status),
@@ -64,6 +72,9 @@ impl Peer {
 
     fn obey(&mut self, command: &str, rest: &str) -> Result<Outcome, Failure> {
         let words: Vec<&str> = rest.split_whitespace().collect();
+        if let Some(outcome) = self.obey_forking(command, rest) {
+            return outcome;
+        }
         let memory = &self.memory;
         let answer = match (command, words.as_slice()) {
             ("touch", _) => touch::touch(memory, &Settings::parse(rest)?)?,
@@ -94,7 +105,8 @@ impl Peer {
                 return Ok(Outcome::Exit(status));
             }
             (
-                "hash" | "read" | "write" | "discard" | "zeros" | "compare" | "probe" | "resident" | "exit",
+                "hash" | "read" | "write" | "discard" | "zeros" | "compare" | "probe" | "resident" | "exit"
+                | "fork" | "child" | "join",
                 _,
             ) => {
                 return Err(Failure::new(format!(
@@ -105,6 +117,26 @@ impl Peer {
         };
         Ok(Outcome::Answer(answer))
     }
+
+    /// The commands that concern a child; `None` for others.
+    fn obey_forking(&mut self, command: &str, rest: &str) -> Option<Result<Outcome, Failure>> {
+        let none = || Failure::new("there is no child: `fork` makes one");
+        Some(match (command, rest) {
+            ("fork", "") if self.child.is_some() => {
+                Err(Failure::new("there is a child already: `join` it first"))
+            }
+            ("fork", "") => forking::fork(self).map(|child| {
+                let pid = child.pid();
+                self.child = Some(child);
+                Outcome::Answer(Object::new().string("command", "fork").number("pid", pid))
+            }),
+            ("child", wanted) if !wanted.is_empty() => {
+                self.child.as_mut().ok_or_else(none).and_then(|child| child.ask(wanted)).map(Outcome::Relay)
+            }
+            ("join", "") => self.child.take().ok_or_else(none).and_then(Child::join).map(Outcome::Answer),
+            _ => return None,
+        })
+    }
 }
 
 /// Writes one line and flushes it: the reader waits for it.
@@ -112,7 +144,10 @@ impl Peer {
 /// # Errors
 /// An output that fails, as when its reader is gone.
 pub(crate) fn print(output: &mut impl Write, object: Object) -> Result<(), Failure> {
-    let line = object.finish() + "\n";
+    print_line(output, &(object.finish() + "\n"))
+}
+
+fn print_line(output: &mut impl Write, line: &str) -> Result<(), Failure> {
     output
         .write_all(line.as_bytes())
         .and_then(|()| output.flush())

@@ -26,7 +26,7 @@ pub(crate) fn range(
     let chunks = memory.chunks(offset, len)?;
     let start = Instant::now();
     for chunk in chunks {
-        chunk.discard()?;
+        chunk.discard(memory.discard())?;
         for number in numbers.by_ref().take(chunk.len() / memory.page_size()) {
             discarded.insert(number);
         }
@@ -61,7 +61,7 @@ pub(crate) fn random(
         let first = chosen.min(region.end - run);
         let Some(page) = memory.page(first) else { continue };
         for chunk in memory.chunks(page.offset, run * memory.page_size())? {
-            chunk.discard()?;
+            chunk.discard(memory.discard())?;
         }
         for number in first..first + run {
             discarded.insert(number);

@@ -18,7 +18,7 @@ const SIOCOUTQ: u32 = 0x5411;
 /// How long the receiver of a piece may leave it lying. A pager's own deadlines are shorter.
 const RECEIVE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Descriptors in one message: `--fd two` is the most.
+/// Descriptors in one message: `--fd two` and `--fd memfd` are the most.
 const MOST_DESCRIPTORS: usize = 2;
 
 /// Connects, once, as Firecracker does.
@@ -32,7 +32,7 @@ pub(crate) fn connect(path: &Path) -> Result<UnixStream, Failure> {
 /// Sends `text` and the descriptor as `handshake` says. What comes back has to stay open while the process
 /// lives: the connection, unless it was to be closed, and the other end of a pipe that was sent.
 ///
-/// `second_uffd` makes the descriptor of `--fd no-api`.
+/// `second_uffd` makes the descriptor of `--fd no-api`; `memfd` is that of `--fd memfd`.
 ///
 /// # Errors
 /// A call that failed, a text with fewer bytes than pieces, a receiver that takes no piece for a minute.
@@ -41,6 +41,7 @@ pub(crate) fn perform(
     socket: UnixStream,
     text: &str,
     uffd: &OwnedFd,
+    memfd: Option<&OwnedFd>,
     second_uffd: impl FnOnce() -> Result<OwnedFd, Failure>,
 ) -> Result<Vec<OwnedFd>, Failure> {
     let mut kept = Vec::new();
@@ -48,6 +49,10 @@ pub(crate) fn perform(
         Descriptor::Uffd | Descriptor::Blocking | Descriptor::None => None,
         Descriptor::Null | Descriptor::Two => Some(null()?),
         Descriptor::NoApi => Some(second_uffd()?),
+        Descriptor::Memfd => memfd
+            .map(OwnedFd::try_clone)
+            .transpose()
+            .map_err(|error| Failure::io("dup of the memfd", &error))?,
         Descriptor::Pipe => {
             let (reader, writer) = std::io::pipe().map_err(|error| Failure::io("pipe", &error))?;
             // Closing it would make the sent end readable, which nobody asked for.
@@ -55,7 +60,10 @@ pub(crate) fn perform(
             Some(reader.into())
         }
     };
-    let with_uffd = matches!(handshake.descriptor, Descriptor::Uffd | Descriptor::Blocking | Descriptor::Two);
+    let with_uffd = matches!(
+        handshake.descriptor,
+        Descriptor::Uffd | Descriptor::Blocking | Descriptor::Two | Descriptor::Memfd
+    );
     let descriptors: Vec<RawFd> =
         with_uffd.then_some(uffd).into_iter().chain(&extra).map(AsRawFd::as_raw_fd).collect();
 

@@ -10,6 +10,7 @@ mod commands;
 mod content;
 mod discard;
 mod failure;
+mod forking;
 mod handshake;
 mod help;
 mod hugepages;
@@ -33,6 +34,7 @@ use commands::Peer;
 use failure::Failure;
 use json::{Object, array};
 use memory::Memory;
+use uffd::Modes;
 
 /// Everything that fails at start exits with it.
 const STATUS_FAILED: u8 = 2;
@@ -66,14 +68,14 @@ fn peer(options: &Options, output: &mut impl Write) -> Result<u8, Failure> {
     if let Some(cpu) = options.cpu {
         process::pin(cpu)?;
     }
-    let memory = Memory::map(&options.regions, options.page_size, options.reverse)?;
+    let memory = Memory::map(&options.regions, options.page_size, options.reverse, options.memfd)?;
     let blocking = options.handshake.descriptor == Descriptor::Blocking;
     // Held until the process ends, as Firecracker does: a pager that dies leaves faults waiting, not zeros.
     let uffd = uffd::create(options.creation, blocking)?;
     uffd::enable(&uffd, options.creation.features)?;
-    if options.register {
+    if options.modes != Modes::NONE {
         for region in memory.regions() {
-            uffd::register(&uffd, region)?;
+            uffd::register(&uffd, region, options.modes)?;
         }
     }
     let socket = options.socket.as_deref().map(handshake::connect).transpose()?;
@@ -82,7 +84,7 @@ fn peer(options: &Options, output: &mut impl Write) -> Result<u8, Failure> {
         Some(socket) => {
             let text = payload::text(&options.handshake, &memory);
             let second_uffd = || uffd::create(options.creation, false);
-            handshake::perform(&options.handshake, socket, &text, &uffd, second_uffd)?
+            handshake::perform(&options.handshake, socket, &text, &uffd, memory.memfd(), second_uffd)?
         }
         None => Vec::new(),
     };

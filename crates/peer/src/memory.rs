@@ -5,9 +5,10 @@
 //! runs over an edge hits a hole, not a neighbour.
 
 use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-use crate::chunk::Chunk;
+use crate::chunk::{Chunk, Discard};
 use crate::failure::Failure;
 use crate::hugepages;
 
@@ -52,15 +53,21 @@ pub(crate) struct Memory {
     image: Vec<(usize, Region)>,
     page_size: usize,
     pages: usize,
+    memfd: Option<OwnedFd>,
 }
 
 impl Memory {
-    /// Maps the regions: private, anonymous, without a swap reservation; huge pages for 2 MiB.
-    /// Addresses ascend in the order of `specs`, or descend with `reverse`.
+    /// Maps the regions: private, anonymous, without a swap reservation; huge pages for 2 MiB. With `memfd`: shared, one
+    /// behind the other in one memfd, in the order of `specs`. Addresses ascend in that order, or descend with `reverse`.
     ///
     /// # Errors
     /// mmap(2)'s, an empty pool of huge pages, or a kernel with another page size.
-    pub(crate) fn map(specs: &[RegionSpec], page_size: usize, reverse: bool) -> Result<Self, Failure> {
+    pub(crate) fn map(
+        specs: &[RegionSpec],
+        page_size: usize,
+        reverse: bool,
+        memfd: bool,
+    ) -> Result<Self, Failure> {
         check_base_page()?;
         if page_size > BASE_PAGE {
             hugepages::check_pool()?;
@@ -69,12 +76,14 @@ impl Memory {
         if reverse {
             order.reverse();
         }
+        let memfd = memfd.then(|| create_memfd(specs)).transpose()?;
         let mut cursor = reserve(specs, page_size)?;
         let mut placed = Vec::with_capacity(specs.len());
         for index in order {
             let Some(spec) = specs.get(index) else { continue };
             cursor += page_size;
-            map_region(cursor, spec.size, page_size)?;
+            let before: usize = specs.iter().take(index).map(|spec| spec.size).sum();
+            map_region(cursor, spec.size, page_size, memfd.as_ref().map(|memfd| (memfd, before)))?;
             placed.push((index, Region { base: cursor, size: spec.size, offset: spec.offset }));
             cursor += spec.size;
         }
@@ -89,7 +98,17 @@ impl Memory {
             image.push((pages, region));
             pages += region.size / page_size;
         }
-        Ok(Self { given, image, page_size, pages })
+        Ok(Self { given, image, page_size, pages, memfd })
+    }
+
+    /// The memfd that holds the regions, if one does.
+    pub(crate) fn memfd(&self) -> Option<&OwnedFd> {
+        self.memfd.as_ref()
+    }
+
+    /// How pages of it are given back.
+    pub(crate) fn discard(&self) -> Discard {
+        if self.memfd.is_some() { Discard::Remove } else { Discard::DontNeed }
     }
 
     /// The regions in the order of the command line, which is the order of the handshake.
@@ -229,9 +248,36 @@ fn reserve(specs: &[RegionSpec], page_size: usize) -> Result<usize, Failure> {
     Ok(start.expose_provenance().next_multiple_of(page_size))
 }
 
-/// Maps one region over the part of the reservation at `address`.
-fn map_region(address: usize, size: usize, page_size: usize) -> Result<(), Failure> {
-    let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+/// A memfd without a page in it that is as long as all regions together.
+fn create_memfd(specs: &[RegionSpec]) -> Result<OwnedFd, Failure> {
+    let size: usize = specs.iter().map(|spec| spec.size).sum();
+    // SAFETY: the name is a constant that ends with a zero byte.
+    let fd = unsafe { libc::memfd_create(c"peer".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(Failure::errno("memfd_create"));
+    }
+    // SAFETY: the kernel has just returned this descriptor to the only caller, and nothing else knows it.
+    let memfd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: takes numbers. `reserve` refuses sizes that do not fit the address space.
+    if unsafe { libc::ftruncate(memfd.as_raw_fd(), size as libc::off_t) } != 0 {
+        return Err(Failure::errno(format!("ftruncate({size}) of the memfd")));
+    }
+    Ok(memfd)
+}
+
+/// Maps one region over the part of the reservation at `address`: of a memfd from an offset on, or anonymous.
+fn map_region(
+    address: usize,
+    size: usize,
+    page_size: usize,
+    memfd: Option<(&OwnedFd, usize)>,
+) -> Result<(), Failure> {
+    let mut flags = libc::MAP_FIXED
+        | match memfd {
+            Some(_) => libc::MAP_SHARED,
+            None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+        };
+    let (fd, offset) = memfd.map_or((-1, 0), |(memfd, offset)| (memfd.as_raw_fd(), offset as libc::off_t));
     if page_size > BASE_PAGE {
         flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
     }
@@ -239,7 +285,7 @@ fn map_region(address: usize, size: usize, page_size: usize) -> Result<(), Failu
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: MAP_FIXED replaces `address..address + size`, which `map` placed inside the reservation that
     // `reserve` has just made for it and that nothing else uses.
-    let mapped = unsafe { libc::mmap(wanted, size, protection, flags, -1, 0) };
+    let mapped = unsafe { libc::mmap(wanted, size, protection, flags, fd, offset) };
     if mapped == libc::MAP_FAILED {
         return Err(Failure::errno(format!("mmap({size} bytes in pages of {page_size}, flags {flags:#x})")));
     }

@@ -1,5 +1,5 @@
 //! The userfaultfd as Firecracker makes one: the device first, the system call where the device does not open,
-//! close-on-exec, non-blocking, EVENT_REMOVE, regions registered for missing faults only.
+//! close-on-exec, non-blocking, EVENT_REMOVE, regions registered for missing faults only, unless told otherwise.
 //!
 //! The numbers are those of linux/userfaultfd.h (x86-64, arm64, riscv64), written out once more on purpose:
 //! a peer that took them from the code under test would repeat its mistakes.
@@ -14,13 +14,28 @@ use crate::memory::Region;
 const DEVICE: &str = "/dev/userfaultfd";
 const UFFD_API: u64 = 0xaa;
 const UFFD_USER_MODE_ONLY: libc::c_int = 1;
-const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 const USERFAULTFD_IOC_NEW: u32 = 0xaa00;
 const UFFDIO_API: u32 = 0xc018_aa3f;
 const UFFDIO_REGISTER: u32 = 0xc020_aa00;
 
 /// `UFFD_FEATURE_EVENT_REMOVE`, the one feature Firecracker asks for.
 pub(crate) const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+
+/// Which faults memory is registered for: the bits of UFFDIO_REGISTER.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Modes(u64);
+
+impl Modes {
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const MISSING: Self = Self(1);
+    pub(crate) const WRITE_PROTECT: Self = Self(2);
+    pub(crate) const MINOR: Self = Self(4);
+
+    /// Those and these.
+    pub(crate) fn and(self, more: Self) -> Self {
+        Self(self.0 | more.0)
+    }
+}
 
 #[repr(C)]
 struct Api {
@@ -98,25 +113,21 @@ pub(crate) fn enable(uffd: &OwnedFd, features: u64) -> Result<(), Failure> {
     Err(Failure::errno(format!("ioctl(UFFDIO_API, features {features:#x})")))
 }
 
-/// UFFDIO_REGISTER of the whole region for missing faults.
+/// UFFDIO_REGISTER of the whole region for `modes`.
 ///
 /// # Errors
 /// What the ioctl says.
-pub(crate) fn register(uffd: &OwnedFd, region: &Region) -> Result<(), Failure> {
-    let mut argument = Register {
-        start: region.base as u64,
-        len: region.size as u64,
-        mode: UFFDIO_REGISTER_MODE_MISSING,
-        ioctls: 0,
-    };
+pub(crate) fn register(uffd: &OwnedFd, region: &Region, modes: Modes) -> Result<(), Failure> {
+    let mut argument =
+        Register { start: region.base as u64, len: region.size as u64, mode: modes.0, ioctls: 0 };
     // SAFETY: `argument` is the structure of UFFDIO_REGISTER, whose size the assertion above proves, and lives
     // across the call. The range is a region: no Rust object lives there whose access could fault.
     if unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_REGISTER as libc::Ioctl, &raw mut argument) } == 0 {
         return Ok(());
     }
     Err(Failure::errno(format!(
-        "ioctl(UFFDIO_REGISTER, {} bytes at {:#x}, MISSING)",
-        region.size, region.base
+        "ioctl(UFFDIO_REGISTER, {} bytes at {:#x}, modes {})",
+        region.size, region.base, modes.0
     )))
 }
 

@@ -41,7 +41,8 @@ pub struct Mapping {
 enum Backing {
     Anonymous,
     Memfd(OwnedFd),
-    File(OwnedFd),
+    /// And the byte of it that the mapping starts with.
+    File(OwnedFd, u64),
 }
 
 // SAFETY: the mapping is plain memory that any thread may touch; concurrent access goes through raw pointers, and the
@@ -152,7 +153,7 @@ impl Mapping {
         let flags = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_NORESERVE };
         let place = Place { len, protection, flags, fd: Some(file.as_fd()), offset };
         let address = place.map(Pages::Ordinary)?;
-        Ok(Self { address, len, page_size, shared, writable, backing: Backing::File(file) })
+        Ok(Self { address, len, page_size, shared, writable, backing: Backing::File(file, offset) })
     }
 
     /// Its first address.
@@ -211,7 +212,7 @@ impl Mapping {
     #[must_use]
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         match &self.backing {
-            Backing::File(file) => Some(file.as_fd()),
+            Backing::File(file, _) => Some(file.as_fd()),
             _ => None,
         }
     }
@@ -285,6 +286,25 @@ impl Mapping {
     /// Whether a page here can be missing while the file behind the mapping has it.
     pub(crate) fn has_page_cache(&self) -> bool {
         self.shared || !matches!(self.backing, Backing::Anonymous)
+    }
+
+    /// Whether a userfaultfd can have it: files of a disk are the kernel's alone.
+    pub(crate) fn can_be_registered(&self) -> bool {
+        match &self.backing {
+            Backing::Anonymous | Backing::Memfd(_) => true,
+            // Only those of memory have seals.
+            Backing::File(file, _) => fcntl(file, FcntlArg::F_GET_SEALS).is_ok(),
+        }
+    }
+
+    /// Whether the file behind it ends before this page.
+    pub(crate) fn ends_before(&self, page: usize) -> bool {
+        let (file, start) = match &self.backing {
+            Backing::Anonymous => return false,
+            Backing::Memfd(memfd) => (memfd, 0),
+            Backing::File(file, start) => (file, *start),
+        };
+        fstat(file).is_ok_and(|state| start + page as u64 >= state.st_size as u64)
     }
 
     /// The address of whole pages.

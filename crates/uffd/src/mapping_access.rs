@@ -6,89 +6,108 @@ use crate::mapping::Mapping;
 use crate::mapping_advice::Residency;
 use crate::mapping_options::MappingError;
 
-#[derive(Clone, Copy)]
-enum Direction {
-    Read,
-    Write,
+/// Bytes of ours that go one way or the other.
+enum Transfer<'a> {
+    Read(&'a mut [u8]),
+    Write(&'a [u8]),
 }
 
 impl Mapping {
     /// [`Mapping::read`] by `process_vm_readv(2)` of this process: a poisoned page is an error and not a signal. Waits
     /// where a page is missing and registered. The faults it takes are the kernel's (at page addresses); where a
-    /// userfaultfd sees those of user mode only, or the system call is forbidden, it touches the memory itself.
+    /// userfaultfd sees those of user mode only, or the system call is forbidden, it touches the memory itself, a page at a
+    /// time. There it is a signal nevertheless when the page goes in the very moment that it is touched.
     ///
     /// # Errors
     ///
-    /// As [`Mapping::read`]; EFAULT at a page that is poisoned, or behind the end of a file that was cut short.
+    /// As [`Mapping::read`]; EFAULT at a page that is poisoned, cannot be read from its disk, or lies behind the end of a
+    /// file that was cut short.
     pub fn read_checked(&self, offset: usize, into: &mut [u8]) -> Result<(), MappingError> {
-        let done = self.transfer(offset, into.as_mut_ptr(), into.len(), Direction::Read)?;
-        match into.get_mut(done..) {
-            Some(rest @ [_, ..]) => self.read(offset + done, rest),
-            _ => Ok(()),
-        }
+        self.transfer(offset, Transfer::Read(into))
     }
 
     /// [`Mapping::write`] by `process_vm_writev(2)` of this process; see [`Mapping::read_checked`].
     ///
     /// # Errors
     ///
-    /// As [`Mapping::write`]; EFAULT at a page that is poisoned, or behind the end of a file that was cut short.
+    /// As [`Mapping::write`]; EFAULT as [`Mapping::read_checked`].
     pub fn write_checked(&self, offset: usize, from: &[u8]) -> Result<(), MappingError> {
         if !self.is_writable() {
             return Err(MappingError::ReadOnly);
         }
-        let done = self.transfer(offset, from.as_ptr().cast_mut(), from.len(), Direction::Write)?;
-        match from.get(done..) {
-            Some(rest @ [_, ..]) => self.write(offset + done, rest),
-            _ => Ok(()),
-        }
+        self.transfer(offset, Transfer::Write(from))
     }
 
-    /// Moves as many bytes as the kernel can; what is left has to be touched by this thread itself.
-    fn transfer(
-        &self,
-        offset: usize,
-        ours: *mut u8,
-        len: usize,
-        direction: Direction,
-    ) -> Result<usize, MappingError> {
+    /// Moves what the kernel can, and touches what is left, page by page.
+    fn transfer(&self, offset: usize, mut ours: Transfer<'_>) -> Result<(), MappingError> {
+        let len = ours.len();
         let inside = self.byte_at(offset, len)?;
         let mut done = 0;
         while done < len {
-            let local = libc::iovec { iov_base: ours.wrapping_add(done).cast(), iov_len: len - done };
             let remote = libc::iovec { iov_base: inside.wrapping_add(done).cast(), iov_len: len - done };
-            match moved(&local, &remote, direction) {
-                Ok(0) | Err(Errno::EFAULT) => {
-                    // The kernel may not wait for this page, or nobody can have it.
-                    self.refuse_untouchable(offset + done)?;
-                    return Ok(done);
+            // The kernel may not wait for this page, or nobody can have it; or the call is forbidden, or not there.
+            let refused = match moved(&ours.behind(done), &remote, &ours) {
+                Ok(more @ 1..) => {
+                    done += more;
+                    continue;
                 }
-                Ok(more) => done += more,
-                // Forbidden, or not there.
-                Err(_) => return Ok(done),
+                outcome => matches!(outcome, Ok(_) | Err(Errno::EFAULT)),
+            };
+            let at = offset + done;
+            let page = at / self.page_size() * self.page_size();
+            let nobodys = refused && (!self.can_be_registered() || self.is_poisoned(page)?);
+            if nobodys || self.ends_before(page) {
+                return Err(ours.fault());
+            }
+            let part = done..len.min(page + self.page_size() - offset);
+            done = part.end;
+            match &mut ours {
+                Transfer::Read(into) => self.read(at, into.get_mut(part).unwrap_or_default())?,
+                Transfer::Write(from) => self.write(at, from.get(part).unwrap_or_default())?,
             }
         }
-        Ok(done)
+        Ok(())
     }
 
-    fn refuse_untouchable(&self, offset: usize) -> Result<(), MappingError> {
-        let start = offset / self.page_size() * self.page_size();
-        let states = self.residency(start, self.page_size())?;
-        match states.first() {
-            Some(Residency::Noted) => {
-                Err(MappingError::System { syscall: "process_vm_readv", errno: Errno::EFAULT })
-            }
-            _ => Ok(()),
-        }
+    /// Of a page that the kernel refuses to touch. (It would fetch one that is swapped out.)
+    fn is_poisoned(&self, page: usize) -> Result<bool, MappingError> {
+        let states = self.residency(page, self.page_size())?;
+        Ok(states.first() == Some(&Residency::Noted))
     }
 }
 
-fn moved(local: &libc::iovec, remote: &libc::iovec, direction: Direction) -> Result<usize, Errno> {
+impl Transfer<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Read(into) => into.len(),
+            Self::Write(from) => from.len(),
+        }
+    }
+
+    /// What is left behind the first `done` bytes.
+    fn behind(&mut self, done: usize) -> libc::iovec {
+        let (start, len) = match self {
+            Self::Read(into) => (into.as_mut_ptr(), into.len()),
+            Self::Write(from) => (from.as_ptr().cast_mut(), from.len()),
+        };
+        libc::iovec { iov_base: start.wrapping_add(done).cast(), iov_len: len - done }
+    }
+
+    fn fault(&self) -> MappingError {
+        let syscall = match self {
+            Self::Read(_) => "process_vm_readv",
+            Self::Write(_) => "process_vm_writev",
+        };
+        MappingError::System { syscall, errno: Errno::EFAULT }
+    }
+}
+
+fn moved(local: &libc::iovec, remote: &libc::iovec, ours: &Transfer<'_>) -> Result<usize, Errno> {
     let (local, remote): (*const libc::iovec, *const libc::iovec) = (local, remote);
     let (one, flags) = (1_u64, 0_u64);
-    let number = match direction {
-        Direction::Read => libc::SYS_process_vm_readv,
-        Direction::Write => libc::SYS_process_vm_writev,
+    let number = match ours {
+        Transfer::Read(_) => libc::SYS_process_vm_readv,
+        Transfer::Write(_) => libc::SYS_process_vm_writev,
     };
     let process = std::process::id();
     // SAFETY: one vector each, which live across the call. The kernel checks both sides; the local one is a buffer of the

@@ -173,3 +173,27 @@ fn resident_reports_the_process_too() {
 
     assert!(peer.command("resident")["rss_kib"].as_u64().unwrap() > 0);
 }
+
+#[test]
+fn a_forked_child_obeys_commands_of_its_own_and_changes_nothing_of_its_parents() {
+    needs_uffd!();
+    let mut peer = peer();
+    peer.command("write 0 01");
+
+    let forked = peer.command("fork");
+    assert_ne!(forked["pid"].as_u64(), Some(u64::from(peer.pid())));
+    peer.command("write 0 02");
+    assert_eq!(peer.command("child read 0 1")["hex"], "01");
+    assert_eq!(peer.command("child write 0 03")["bytes"], 1);
+    assert_eq!(peer.command("read 0 1")["hex"], "02");
+    assert!(peer.command("fork")["error"].as_str().unwrap().contains("already"));
+    assert_eq!(peer.command("child fork")["command"], "fork");
+    assert_eq!(peer.command("child child read 0 1")["hex"], "03");
+    assert_eq!(peer.command("child join")["status"], 0);
+    assert_eq!(peer.command("child exit 7")["status"], 7);
+    assert!(peer.command("child read 0 1")["error"].as_str().unwrap().contains("the child"));
+    assert_eq!(peer.command("join")["status"], 7);
+    for command in ["child read 0 1", "join"] {
+        assert!(peer.command(command)["error"].as_str().unwrap().contains("no child"));
+    }
+}

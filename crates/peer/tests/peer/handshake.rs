@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use serde_json::Value;
 
@@ -338,4 +339,47 @@ fn a_receiver_that_goes_away_between_pieces_is_status_2() {
 
     assert_eq!(peer.status().code(), Some(2));
     assert!(peer.complaint().contains("sendmsg"));
+}
+
+#[test]
+fn with_a_memfd_both_descriptors_come_together_and_the_regions_lie_in_it_one_behind_the_other() {
+    needs_uffd!();
+    let receiver = Receiver::new();
+    // MINOR_SHMEM alone: nobody reads events.
+    let (mut peer, ready, connection) = receiver.peer(&[
+        "--region",
+        "8K:64K",
+        "--region",
+        "4K:0",
+        "--memfd",
+        "--modes",
+        "minor",
+        "--features",
+        "400",
+        "--fd",
+        "memfd",
+    ]);
+
+    let [uffd, memfd] = <[OwnedFd; 2]>::try_from(connection.message().descriptors).unwrap();
+
+    assert_eq!(kind(&uffd), USERFAULTFD);
+    assert!(kind(&memfd).starts_with("/memfd:peer"));
+    let memfd = fs::File::from(memfd);
+    assert_eq!(memfd.metadata().unwrap().len(), 3 * 4096);
+    // Registered for minor faults alone: the kernel fills holes.
+    let second_page = || {
+        let mut byte = [0];
+        memfd.read_exact_at(&mut byte, 4096).unwrap();
+        byte[0]
+    };
+    assert_eq!(peer.command("write 69632 02")["bytes"], 1);
+    assert_eq!(second_page(), 2);
+    let modes: Vec<_> = mappings(peer.pid())
+        .into_iter()
+        .filter(|mapping| [base(&ready, 0), base(&ready, 1)].contains(&mapping.0))
+        .map(|mapping| (mapping.2, mapping.3.contains("ui")))
+        .collect();
+    assert_eq!(modes, [("rw-s".to_owned(), true), ("rw-s".to_owned(), true)]);
+    peer.command("discard 69632 4096");
+    assert_eq!(second_page(), 0);
 }

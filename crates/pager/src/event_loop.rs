@@ -4,13 +4,14 @@
 //! JavaScript (which is only told). Every turn goes: requests, finished reads and whatever is readable is read, then each
 //! session's faults are answered for a slice of time (also those whose pause is over), and it takes one step if it is ending.
 
+mod ahead;
 mod asking;
 mod connections;
 mod forked;
 mod spin;
 mod token;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use spin::{Look, Spin};
+use spin::Spin;
 use token::Token;
 use uffd::EventBuffer;
 
@@ -107,6 +108,10 @@ pub(crate) struct EventLoop {
     events: EventBuffer,
     few_events: EventBuffer,
     staging: Staging,
+    /// Sessions that bring pages ahead.
+    ahead: BTreeSet<u64>,
+    /// The one that had its turn last.
+    last_ahead: u64,
     base_page_size: u64,
     spin: Spin,
     stopping: bool,
@@ -151,6 +156,8 @@ impl EventLoop {
             few_events: EventBuffer::new(FEW_MESSAGES),
             staging: Staging::new(),
             base_page_size: uffd::page_size() as u64,
+            ahead: BTreeSet::new(),
+            last_ahead: 0,
             spin: Spin::new(),
             stopping: false,
         })
@@ -187,38 +194,6 @@ impl EventLoop {
                 self.dispatch(Token::decode(event.data()), event.events());
             }
         }
-    }
-
-    /// What is ready, at the latest after `timeout`.
-    fn wait(&mut self, ready: &mut [EpollEvent], timeout: EpollTimeout) -> Result<usize, Errno> {
-        if timeout != EpollTimeout::ZERO && !self.sessions.is_empty() && self.spin.is_due() {
-            let count = self.look(ready)?;
-            if count > 0 {
-                return Ok(count);
-            }
-        }
-        self.epoll.wait(ready, timeout)
-    }
-
-    /// What becomes ready while it is looked for a moment.
-    fn look(&mut self, ready: &mut [EpollEvent]) -> Result<usize, Errno> {
-        let count = self.epoll.wait(ready, EpollTimeout::ZERO)?;
-        if count > 0 {
-            self.spin.looked(Look::AtOnce);
-            return Ok(count);
-        }
-        let until = Instant::now() + spin::BUDGET;
-        let count = loop {
-            std::hint::spin_loop();
-            let count = self.epoll.wait(ready, EpollTimeout::ZERO)?;
-            if count > 0 || Instant::now() >= until {
-                break count;
-            }
-        };
-        let is_fault = |event: &EpollEvent| matches!(Token::decode(event.data()), Token::Uffd(_));
-        let hit = ready.iter().take(count).any(is_fault);
-        self.spin.looked(if hit { Look::Hit } else { Look::Miss });
-        Ok(count)
     }
 
     fn dispatch(&mut self, token: Token, flags: EpollFlags) {
@@ -321,6 +296,9 @@ impl EventLoop {
             let overdue = entry.session.check_reads(now, &mut cx);
             busy |= unanswered;
             let next = entry.session.step(now, &mut cx);
+            if entry.session.has_ahead() {
+                self.ahead.insert(id);
+            }
             if entry.session.ended().is_some() {
                 self.restless.remove(&id);
                 over.push(id);
@@ -343,6 +321,10 @@ impl EventLoop {
             }
         }
         self.turns = turns;
+        // Faults first, of all sessions.
+        if !busy {
+            busy = self.bring_ahead(now, &mut soonest);
+        }
         // Forked while faults were tried again. Before their parents are buried, who else might be the last of a server.
         busy |= !self.forked.is_empty();
         self.adopt_forked();
@@ -376,6 +358,7 @@ impl EventLoop {
     /// Closes a session that is over, and tells.
     fn bury(&mut self, id: u64) {
         let Some(Entry { session, server, observer, refusal }) = self.sessions.remove(&id) else { return };
+        self.ahead.remove(&id);
         // Explicitly: the peer may hold the same open file, and epoll would go on watching it.
         unwatch(&self.epoll, session.as_fd());
         self.stop_probing(id);

@@ -4,6 +4,7 @@
 //! nothing here knows Node.
 
 mod address_map;
+mod ahead;
 mod deferred;
 mod error;
 mod event_loop;

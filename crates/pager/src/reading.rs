@@ -24,6 +24,9 @@ impl Session {
             return Ok(());
         }
         let window = self.window.at(page);
+        if let Some(block) = self.window.rest_of_block(page) {
+            self.ahead.push_back(block);
+        }
         let run = self.states.missing_run(page, self.map.block_of(page, window));
         let len = self.map.bytes(run.len()) as usize;
         let (Some(offset), Some(buffer)) = (self.map.source_offset_of(run.start), cx.staging.get_mut(..len))

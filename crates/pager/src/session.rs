@@ -89,6 +89,8 @@ pub(crate) struct Session {
     pub(crate) source_timeout: Duration,
     pub(crate) window_bytes: Option<u64>,
     pub(crate) window: Window,
+    /// Pages to bring although nobody waits for them.
+    pub(crate) ahead: VecDeque<Range<usize>>,
     pub(crate) huge: bool,
     rounds: HashMap<usize, u32>,
     pub(crate) in_flight: Vec<InFlight>,
@@ -181,6 +183,7 @@ impl Session {
             // Huge pages are installed one at a time.
             window_bytes: window,
             window: if huge { Window::Fixed(1) } else { Window::new(window, pages, page_size) },
+            ahead: VecDeque::new(),
             huge,
             rounds: HashMap::new(),
             in_flight: Vec::new(),

@@ -8,11 +8,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::error::PagerError;
 use crate::policy::{EndReason, FailurePolicy, Rest, SessionEnd};
 use crate::resolve::{Filling, Stop};
 use crate::session::{Context, Session};
-use crate::source::{self, ReadNow};
 use crate::supervise::Supervised;
 
 /// Pages poisoned in one step: a few milliseconds at most.
@@ -201,31 +199,12 @@ impl Session {
             self.advance(run.start + 1, None);
             return Next::Now;
         }
-        let len = self.map.bytes(run.len()) as usize;
-        let (Some(offset), Some(buffer)) = (self.map.source_offset_of(run.start), cx.staging.get_mut(..len))
-        else {
-            self.fail(EndReason::PagerLost, PagerError::Internal("a run outside the map".to_owned()));
-            return Next::Now;
-        };
-        self.watch.start();
-        if !self.brings_to_file() && source::known_zeros(&*self.source, offset, len as u64) {
-            let outcome = self.fill(run.clone(), Filling::SourceZeros, &[]);
-            return self.swept(run.end, outcome);
+        match self.bring(run.clone(), cx) {
+            // As many reads are under way as may be: the next completion comes back here.
+            Ok(false) => Next::Idle,
+            Ok(true) => self.swept(run.end, Ok(())),
+            Err(stop) => self.swept(run.end, Err(stop)),
         }
-        let outcome = match source::read_now(&*self.source, offset, buffer) {
-            Ok(ReadNow::Done) => {
-                let took = self.watch.lap();
-                self.source_answered(took, false);
-                self.fill(run.clone(), Filling::Bytes(buffer), &[])
-            }
-            Ok(ReadNow::WouldBlock) => match self.read_on_worker(run.clone(), None, offset, cx.workers) {
-                // As many reads are under way as may be: the next completion comes back here.
-                Err(Stop::Changing(_)) => return Next::Idle,
-                submitted => submitted,
-            },
-            Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),
-        };
-        self.swept(run.end, outcome)
     }
 
     /// Records how far a sweep has come.

@@ -6,10 +6,16 @@
 //! apart, and which CPUs may be used, have been tried as predictors and mispredict. Idle loops do not wait again, and so
 //! never look.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollTimeout};
+
+use super::EventLoop;
+use super::token::Token;
 
 /// For how long it is looked.
-pub(super) const BUDGET: Duration = Duration::from_micros(100);
+const BUDGET: Duration = Duration::from_micros(100);
 /// Misses in a row that end it.
 const MOST_MISSES: u32 = 2;
 /// Waits between two trials at first, and at most: each that misses doubles the distance.
@@ -18,7 +24,7 @@ const LONGEST_DISTANCE: u32 = 4096;
 
 /// What came of looking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Look {
+enum Look {
     /// A fault came meanwhile: a sleep was saved.
     Hit,
     /// Something was there at once: nobody would have slept.
@@ -43,12 +49,12 @@ impl Spin {
     }
 
     /// Whether to look before sleeping this time. Then `looked` has to be told what came of it.
-    pub(super) fn is_due(&mut self) -> bool {
+    fn is_due(&mut self) -> bool {
         self.until_trial = self.until_trial.saturating_sub(1);
         self.on || self.until_trial == 0
     }
 
-    pub(super) fn looked(&mut self, look: Look) {
+    fn looked(&mut self, look: Look) {
         match look {
             // It says nothing: on the CPU of the thread that faults it is like this nearly always. A trial goes on.
             Look::AtOnce => {}
@@ -60,6 +66,40 @@ impl Spin {
                 *self = Self { until_trial: self.distance, distance: self.distance, ..Self::new() };
             }
         }
+    }
+}
+
+impl EventLoop {
+    /// What is ready, at the latest after `timeout`.
+    pub(super) fn wait(&mut self, ready: &mut [EpollEvent], timeout: EpollTimeout) -> Result<usize, Errno> {
+        if timeout != EpollTimeout::ZERO && !self.sessions.is_empty() && self.spin.is_due() {
+            let count = self.look(ready)?;
+            if count > 0 {
+                return Ok(count);
+            }
+        }
+        self.epoll.wait(ready, timeout)
+    }
+
+    /// What becomes ready while it is looked for a moment.
+    fn look(&mut self, ready: &mut [EpollEvent]) -> Result<usize, Errno> {
+        let count = self.epoll.wait(ready, EpollTimeout::ZERO)?;
+        if count > 0 {
+            self.spin.looked(Look::AtOnce);
+            return Ok(count);
+        }
+        let until = Instant::now() + BUDGET;
+        let count = loop {
+            std::hint::spin_loop();
+            let count = self.epoll.wait(ready, EpollTimeout::ZERO)?;
+            if count > 0 || Instant::now() >= until {
+                break count;
+            }
+        };
+        let is_fault = |event: &EpollEvent| matches!(Token::decode(event.data()), Token::Uffd(_));
+        let hit = ready.iter().take(count).any(is_fault);
+        self.spin.looked(if hit { Look::Hit } else { Look::Miss });
+        Ok(count)
     }
 }
 

@@ -49,6 +49,7 @@ export {
   type DirtyPages,
   type DirtyRange,
   type Peer,
+  type PopulateOptions,
   Session,
   type SessionEnd,
   type SessionEndReason,

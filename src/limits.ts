@@ -1,5 +1,5 @@
 import { validateSignal } from './exited.js';
-import type { UffdError } from './errors.js';
+import { UffdError } from './errors.js';
 import { validateInteger, validateOptions } from './validate.js';
 
 /** Milliseconds: what a timer of Node takes. */
@@ -33,7 +33,7 @@ export function readLimits(options: AcceptOptions): Limits {
 export async function within<T>(
   promise: Promise<T>,
   { timeout, signal }: Limits,
-  late: (timeout: number) => UffdError,
+  late: (timeout: number) => UffdError = lateness,
 ): Promise<T> {
   const { promise: given, reject } = withResolvers<never>();
   const abort = (): void => reject(signal?.reason);
@@ -45,6 +45,10 @@ export async function within<T>(
     clearTimeout(timer);
     signal?.removeEventListener('abort', abort);
   }
+}
+
+function lateness(timeout: number): UffdError {
+  return new UffdError('ERR_UFFD_TIMEOUT', `it took longer than ${timeout} ms`);
 }
 
 /** @hidden `Promise.withResolvers`, which Node 20 does not have. */

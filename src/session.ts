@@ -1,12 +1,22 @@
-import type { NativeDirty, NativeNotice, NativeSession, NativeStats } from '#native';
+import type {
+  NativeDirty,
+  NativeNotice,
+  NativePopulated,
+  NativePopulateOptions,
+  NativeSession,
+  NativeStats,
+} from '#native';
 
 import { tellEnded } from './diagnostics.js';
 import { fromNative, UffdError } from './errors.js';
+import { validateSignal } from './exited.js';
 import { holdOpen } from './hold-open.js';
+import { within } from './limits.js';
 import { type Rest, RESTS } from './policy.js';
+import { type MemoryRange, startOf } from './range.js';
 import type { PageSource } from './sources.js';
 import { type SessionStats, statsOf } from './stats.js';
-import { validateInteger, validateOneOf, validateOptions } from './validate.js';
+import { validateInteger, validateOneOf, validateOptions, wrongType } from './validate.js';
 
 /** The process that is served, as the kernel told when it connected. */
 export interface Peer {
@@ -82,6 +92,19 @@ export interface DirtyPages {
   readonly more: boolean;
 }
 
+/** Options of {@link Session.populate}. */
+export interface PopulateOptions {
+  /**
+   * What to bring, in this order: parts of the mapping that is served ({@link MemoryMapping.range}), or addresses of the served
+   * process. What the session does not serve of them is left alone. At most 65,536. Default: everything.
+   */
+  ranges?: readonly MemoryRange[];
+  /** Bytes a second at most. Default: as fast as it goes. */
+  rate?: number;
+  /** Gives up with its reason. What has come until then stays. */
+  signal?: AbortSignal;
+}
+
 /** Options of {@link Session.takeDirty}. */
 export interface TakeDirtyOptions {
   /** Ranges at most. Default: 65,536. */
@@ -95,6 +118,8 @@ interface SessionOwner {
   stats(session: number): NativeStats | null;
   forget(session: number): NativeStats | null;
   closeSession(session: number, rest: Rest): void;
+  populate(session: number, options: NativePopulateOptions): Promise<NativePopulated>;
+  cancelPopulate(session: number, request: number): void;
   /** Absent where writes are never tracked. */
   takeDirty?(session: number, most: number): Promise<NativeDirty>;
 }
@@ -109,6 +134,7 @@ export class Session {
   #end: ((end: SessionEnd) => void) | undefined;
   #last: SessionStats | undefined;
   #closing = false;
+  #requests = 0;
 
   /** Unique in this process. */
   readonly id: number;
@@ -166,6 +192,31 @@ export class Session {
   }
 
   /**
+   * Brings pages that no fault has asked for yet, in windows of the session's, whenever no fault waits: a fault never waits for
+   * more than one of them. Resolves when none is missing any more. What was discarded stays zero.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_REGION` (the session serves nothing of a range), `ERR_UFFD_USE_AFTER_CLOSE` (the
+   *   session is over, or ends before), `ERR_UFFD_EXHAUSTED` (64 calls are under way); the signal's reason
+   */
+  async populate(options: PopulateOptions = {}): Promise<void> {
+    validateOptions('options', options, ['ranges', 'rate', 'signal']);
+    const { ranges, rate } = options;
+    const given: NativePopulateOptions = { request: (this.#requests += 1) };
+    if (ranges !== undefined) given.ranges = readRanges(ranges);
+    if (rate !== undefined) given.rate = validateInteger('options.rate', rate, 1, Number.MAX_SAFE_INTEGER);
+    const signal = validateSignal(options.signal);
+    signal?.throwIfAborted();
+    const populated = this.#native.populate(this.id, given);
+    try {
+      const { error } = await within(populated, { timeout: undefined, signal });
+      if (error) throw fromNative(error);
+    } catch (reason) {
+      if (signal?.aborted) this.#native.cancelPopulate(this.id, given.request);
+      throw reason;
+    }
+  }
+
+  /**
    * Ends the session on purpose, without giving zeros to anybody who did not ask for them: threads that wait and pages
    * still missing are dealt with first (`rest`), then the memory is the process's own again. Other sessions are served
    * meanwhile. Idempotent: the first call decides.
@@ -212,4 +263,14 @@ export class Session {
     if (cause === undefined) return fromNative(error);
     return new UffdError('ERR_UFFD_SOURCE', error.message, { ...error, cause });
   }
+}
+
+/** Address and bytes, one after the other. */
+function readRanges(ranges: readonly MemoryRange[]): number[] {
+  if (!Array.isArray(ranges)) throw wrongType('options.ranges', 'an array of ranges', ranges);
+  validateInteger('options.ranges.length', ranges.length, 1, MOST_RANGES);
+  return ranges.flatMap((range: MemoryRange, index) => [
+    startOf(`options.ranges[${index}]`, range),
+    range.length,
+  ]);
 }

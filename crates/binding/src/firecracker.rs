@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use napi::bindgen_prelude::Function;
+use napi::bindgen_prelude::{Function, Object};
 use napi::{CleanupEnvHook, Env, Result};
 use napi_derive::napi;
 use pager::{Images, Listener, Observer, Pager, PagerError, Rest, ServerOptions};
@@ -15,6 +15,7 @@ use pager::{Images, Listener, Observer, Pager, PagerError, Rest, ServerOptions};
 use crate::images::{self, NativeImage};
 use crate::jobs;
 use crate::notices::{NativeNotice, Notices, wake_by};
+use crate::populating::{self, NativePopulateOptions};
 use crate::shared_pager;
 use crate::values::NativeStats;
 
@@ -52,6 +53,11 @@ impl Shared {
     fn with<T>(&self, act: impl FnOnce(&Pager, u64) -> T) -> Option<T> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.as_ref().map(|(pager, id)| act(pager, *id))
+    }
+
+    fn pager(&self) -> Option<Arc<Pager>> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.as_ref().map(|(pager, _)| Arc::clone(pager))
     }
 
     /// Nobody will close it any more: its sessions meet their failure policy.
@@ -201,6 +207,23 @@ impl NativeServer {
     #[napi(catch_unwind)]
     pub fn forget(&self, session: f64) -> Option<NativeStats> {
         self.shared.notices.forget(session as u64)
+    }
+
+    /// Brings what no fault has asked for.
+    #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
+    pub fn populate<'env>(
+        &self,
+        env: &'env Env,
+        session: f64,
+        options: NativePopulateOptions,
+    ) -> Result<Object<'env>> {
+        populating::populate(env, self.shared.pager().as_deref(), session, &options)
+    }
+
+    /// Gives up a request of `populate`.
+    #[napi(catch_unwind)]
+    pub fn cancel_populate(&self, session: f64, request: f64) {
+        self.shared.with(|pager, _| pager.cancel_populate(session as u64, request as u64));
     }
 
     #[napi(catch_unwind)]

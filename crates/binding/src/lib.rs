@@ -18,6 +18,8 @@ mod memory;
 mod notices;
 mod operations;
 mod paging;
+mod populating;
+mod promised;
 mod shared_pager;
 mod slots;
 mod sources;

@@ -18,6 +18,7 @@ use crate::environment::{MAPPINGS, SOURCES, UFFDS};
 use crate::failures;
 use crate::firecracker::{TEARDOWN, rest_of};
 use crate::notices::{NativeNotice, Notices, wake_by};
+use crate::populating::{self, NativePopulateOptions};
 use crate::shared_pager;
 use crate::tracking;
 use crate::values::{NativeError, NativeStats};
@@ -291,6 +292,25 @@ impl NativePager {
     #[napi(catch_unwind, ts_return_type = "Promise<NativeDirty>")]
     pub fn take_dirty<'env>(&self, env: &'env Env, session: f64, most: u32) -> Result<Object<'env>> {
         tracking::take(env, self.shared.pager().as_deref(), session as u64, most as usize)
+    }
+
+    /// Brings what no fault has asked for.
+    #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
+    pub fn populate<'env>(
+        &self,
+        env: &'env Env,
+        session: f64,
+        options: NativePopulateOptions,
+    ) -> Result<Object<'env>> {
+        populating::populate(env, self.shared.pager().as_deref(), session, &options)
+    }
+
+    /// Gives up a request of `populate`.
+    #[napi(catch_unwind)]
+    pub fn cancel_populate(&self, session: f64, request: f64) {
+        if let Some(pager) = self.shared.pager() {
+            pager.cancel_populate(session as u64, request as u64);
+        }
     }
 
     #[napi(catch_unwind)]

@@ -1,10 +1,11 @@
 //! What was written to, as it is told to JavaScript.
 
 use napi::bindgen_prelude::{BigInt, Object};
-use napi::{Env, JsDeferred, Result};
+use napi::{Env, Result};
 use napi_derive::napi;
 use pager::{DirtyPages, DirtyRange, Pager, PagerError};
 
+use crate::promised::{Failed, Promised};
 use crate::values::NativeError;
 
 #[napi(object, object_from_js = false)]
@@ -39,27 +40,14 @@ impl From<std::result::Result<DirtyPages, PagerError>> for NativeDirty {
             Ok(DirtyPages { ranges, more }) => {
                 Self { error: None, ranges: ranges.iter().map(NativeDirtyRange::from).collect(), more }
             }
-            Err(error) => Self { error: Some(NativeError::from(&error)), ranges: Vec::new(), more: false },
+            Err(error) => Self::failed(&error),
         }
     }
 }
 
-type Resolver = Box<dyn FnOnce(Env) -> Result<NativeDirty>>;
-
-/// A promise of an answer. Dropped without one, by a pager that has ended, it tells that the session is over.
-struct Promised(Option<JsDeferred<NativeDirty, Resolver>>);
-
-impl Promised {
-    fn keep(&mut self, answer: std::result::Result<DirtyPages, PagerError>) {
-        if let Some(deferred) = self.0.take() {
-            deferred.resolve(Box::new(move |_| Ok(answer.into())));
-        }
-    }
-}
-
-impl Drop for Promised {
-    fn drop(&mut self) {
-        self.keep(Err(PagerError::SessionOver));
+impl Failed for NativeDirty {
+    fn failed(error: &PagerError) -> Self {
+        Self { error: Some(NativeError::from(error)), ranges: Vec::new(), more: false }
     }
 }
 
@@ -70,10 +58,9 @@ pub(crate) fn take<'env>(
     session: u64,
     most: usize,
 ) -> Result<Object<'env>> {
-    let (deferred, promise) = env.create_deferred()?;
-    let mut promised = Promised(Some(deferred));
+    let (mut promised, promise) = Promised::<NativeDirty>::new(env)?;
     if let Some(pager) = pager {
-        pager.take_dirty_with(session, most, Box::new(move |answer| promised.keep(answer)));
+        pager.take_dirty_with(session, most, Box::new(move |answer| promised.keep(answer.into())));
     }
     Ok(promise)
 }

@@ -1,5 +1,7 @@
-//! Bringing pages that nobody waits for: the rest of blocks that are wanted, while no fault waits.
+//! Bringing pages that nobody waits for, while no fault waits: the rest of blocks that are wanted, and what is asked for
+//! by [`crate::Pager::populate`].
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,96 @@ use crate::source::{self, ReadNow};
 const MOST_READS: usize = MOST_IN_FLIGHT / 2;
 /// Between attempts on an address space that is changing.
 const PAUSE: Duration = Duration::from_micros(100);
+/// What a second is divided into: that much is brought at a time where a rate is set.
+const PIECES_PER_SECOND: u64 = 64;
+/// Requests of a session that may be under way at once.
+const MOST_REQUESTS: usize = 64;
+
+/// What is to be brought.
+#[derive(Debug, Clone, Default)]
+pub struct PopulateOptions {
+    /// Addresses, or all of the memory where absent. What the session does not serve of them is left alone.
+    pub ranges: Option<Vec<Range<u64>>>,
+    /// Bytes a second at most.
+    pub rate: Option<u64>,
+}
+
+/// Takes the outcome. Called on the event loop's thread: it must return at once.
+pub type DeliverPopulated = Box<dyn FnOnce(Result<(), PagerError>) + Send>;
+
+/// Something that was asked for.
+struct Request {
+    id: u64,
+    pages: Vec<Range<usize>>,
+    rate: Option<u64>,
+    not_before: Option<Instant>,
+    deliver: Option<DeliverPopulated>,
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if let Some(deliver) = self.deliver.take() {
+            deliver(Err(PagerError::SessionOver));
+        }
+    }
+}
+
+/// Pages to bring, and for which request, if for one.
+type Stretch = (Range<usize>, Option<u64>);
+
+/// What a session is to bring although nobody waits for it.
+#[derive(Default)]
+pub(crate) struct Wishes {
+    stretches: VecDeque<Stretch>,
+    requests: Vec<Request>,
+}
+
+impl Wishes {
+    pub(crate) fn add(&mut self, pages: Range<usize>) {
+        self.stretches.push_back((pages, None));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.stretches.is_empty() && self.requests.is_empty()
+    }
+
+    /// The first stretch whose time has come, or else when that of one comes.
+    fn due(&self, now: Instant) -> Result<usize, Option<Instant>> {
+        let mut soonest = None;
+        for (index, &(_, id)) in self.stretches.iter().enumerate() {
+            let request = self.requests.iter().find(|request| Some(request.id) == id);
+            match request.and_then(|request| request.not_before) {
+                Some(moment) if moment > now => {
+                    soonest = Some(soonest.map_or(moment, |soonest: Instant| soonest.min(moment)));
+                }
+                _ => return Ok(index),
+            }
+        }
+        Err(soonest)
+    }
+
+    /// Bytes to bring of a stretch at a time, where that is limited.
+    fn piece(&self, index: usize) -> Option<u64> {
+        let &(_, id) = self.stretches.get(index)?;
+        let request = self.requests.iter().find(|request| Some(request.id) == id)?;
+        request.rate.map(|rate| rate / PIECES_PER_SECOND)
+    }
+
+    /// So many bytes were brought of a stretch, up to `page`.
+    fn advance(&mut self, index: usize, page: usize, bytes: u64) {
+        let Some((pages, id)) = self.stretches.get_mut(index) else { return };
+        pages.start = page;
+        let request = self.requests.iter_mut().find(|request| Some(request.id) == *id);
+        if let Some((rate, request)) = request.and_then(|request| Some((request.rate?, request))) {
+            let pause = Duration::from_secs_f64(bytes as f64 / rate as f64);
+            let now = Instant::now();
+            request.not_before = Some(request.not_before.map_or(now, |moment| moment.max(now)) + pause);
+        }
+        if pages.start >= pages.end {
+            self.stretches.remove(index);
+        }
+    }
+}
 
 /// Where bringing ahead has got to.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,26 +123,78 @@ impl Session {
         !self.ahead.is_empty() && self.phase.serves()
     }
 
+    /// Takes a request. It is dropped, and told so, when the session ends before it is done.
+    pub(crate) fn populate(&mut self, id: u64, options: PopulateOptions, deliver: DeliverPopulated) {
+        let pages = match self.pages_to_populate(options.ranges) {
+            Ok(pages) => pages,
+            Err(error) => return deliver(Err(error)),
+        };
+        self.ahead.stretches.extend(pages.iter().map(|pages| (pages.clone(), Some(id))));
+        let (rate, deliver) = (options.rate.map(|rate| rate.max(1)), Some(deliver));
+        self.ahead.requests.push(Request { id, pages, rate, not_before: None, deliver });
+    }
+
+    fn pages_to_populate(&self, ranges: Option<Vec<Range<u64>>>) -> Result<Vec<Range<usize>>, PagerError> {
+        if !self.phase.serves() {
+            return Err(PagerError::SessionOver);
+        }
+        if self.ahead.requests.len() >= MOST_REQUESTS {
+            let most = format!("{MOST_REQUESTS} requests to populate are under way already");
+            return Err(PagerError::Exhausted(most));
+        }
+        let Some(ranges) = ranges else {
+            let everything = 0..self.map.pages();
+            return Ok(vec![everything]);
+        };
+        let mut pages = Vec::new();
+        for (index, Range { start, end }) in ranges.into_iter().enumerate() {
+            let known = pages.len();
+            pages.extend(self.map.pages_of(start, end));
+            if pages.len() == known {
+                let reason = format!("the session serves nothing between {start:#x} and {end:#x}");
+                return Err(PagerError::Region { index, reason });
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Nobody wants it any more. What is being read still comes.
+    pub(crate) fn cancel_populate(&mut self, id: u64) {
+        self.ahead.stretches.retain(|&(_, of)| of != Some(id));
+        self.ahead.requests.retain(|request| request.id != id);
+    }
+
     /// Brings one window of what is wanted and nobody waits for.
     pub(crate) fn bring_ahead(&mut self, cx: &mut Context<'_>) -> Ahead {
         // Who waits for a fault that was put off goes first.
         if let Some(moment) = self.deferred.due() {
             return Ahead::At(moment);
         }
-        while let Some(pages) = self.ahead.front().cloned().filter(|_| self.phase.serves()) {
-            let Some(run) = self.states.next_missing(pages.start, self.window()) else {
-                self.ahead.clear();
-                break;
+        let now = Instant::now();
+        while self.phase.serves() {
+            let index = match self.ahead.due(now) {
+                Ok(index) => index,
+                Err(Some(moment)) => return Ahead::At(moment),
+                Err(None) if self.finish_requests() => continue,
+                Err(None) => return Ahead::Nothing,
             };
-            if run.start >= pages.end || self.is_being_read(run.start) {
-                self.brought_ahead(run.start + 1);
+            let Some((pages, _)) = self.ahead.stretches.get(index).cloned() else { break };
+            let piece =
+                self.ahead.piece(index).map_or(usize::MAX, |bytes| (bytes / self.map.page_size()) as usize);
+            let run = self.states.next_missing(pages.start, self.window().min(piece.max(1)));
+            let Some(run) = run.filter(|run| run.start < pages.end) else {
+                self.ahead.advance(index, pages.end, 0);
+                continue;
+            };
+            if self.is_being_read(run.start) {
+                self.ahead.advance(index, run.start + 1, 0);
                 continue;
             }
             let run = self.map.clip(run.start..run.end.min(pages.end));
-            let end = run.end;
+            let (end, bytes) = (run.end, self.map.bytes(run.len()));
             return match self.bring(run, cx) {
                 Ok(true) => {
-                    self.brought_ahead(end);
+                    self.ahead.advance(index, end, bytes);
                     Ahead::More
                 }
                 Ok(false) => Ahead::Nothing,
@@ -64,14 +208,31 @@ impl Session {
         Ahead::Nothing
     }
 
-    /// What lies before `page` of the first stretch is done.
-    fn brought_ahead(&mut self, page: usize) {
-        if let Some(pages) = self.ahead.front_mut() {
-            pages.start = page;
-            if pages.start >= pages.end {
-                self.ahead.pop_front();
+    /// Tells of requests of which nothing is missing any more. What was read for one and then could not be installed is
+    /// wanted anew: whether there is such a thing.
+    fn finish_requests(&mut self) -> bool {
+        let mut requests = std::mem::take(&mut self.ahead.requests);
+        requests.retain_mut(|request| {
+            let being_read = |pages: &Range<usize>| {
+                self.in_flight.iter().any(|read| read.pages.start < pages.end && pages.start < read.pages.end)
+            };
+            if request.pages.iter().any(being_read) {
+                return true;
             }
-        }
+            let left = |pages: &&Range<usize>| {
+                self.states.next_missing(pages.start, 1).is_some_and(|run| run.start < pages.end)
+            };
+            let left: Vec<Stretch> =
+                request.pages.iter().filter(left).map(|pages| (pages.clone(), Some(request.id))).collect();
+            if let (true, Some(deliver)) = (left.is_empty(), request.deliver.take()) {
+                deliver(Ok(()));
+                return false;
+            }
+            self.ahead.stretches.extend(left);
+            true
+        });
+        self.ahead.requests = requests;
+        !self.ahead.stretches.is_empty()
     }
 
     /// Brings a run of missing pages that nobody waits for, or has it read; `false` where as many reads are under way as

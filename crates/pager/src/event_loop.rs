@@ -248,6 +248,13 @@ impl EventLoop {
                     self.with_session(id, |session, _| session.take_dirty(most, deliver));
                 }
                 Message::TakeDirty { deliver, .. } => deliver(Err(PagerError::SessionOver)),
+                Message::Populate { id, request, options, deliver } if self.sessions.contains_key(&id) => {
+                    self.with_session(id, |session, _| session.populate(request, options, deliver));
+                }
+                Message::Populate { deliver, .. } => deliver(Err(PagerError::SessionOver)),
+                Message::CancelPopulate { id, request } => {
+                    self.with_session(id, |session, _| session.cancel_populate(request));
+                }
                 Message::AbandonServer { id } => self.abandon_server(id),
                 Message::Completed(completion) => {
                     self.with_session(completion.job.session, |session, cx| session.complete(completion, cx));

@@ -37,6 +37,7 @@ mod workers;
 mod zero_runs;
 
 pub use address_map::{AddressMap, Place, Region};
+pub use ahead::{DeliverPopulated, PopulateOptions};
 pub use error::PagerError;
 pub use firecracker::{Handshake, parse_handshake};
 pub use guarded::Guarded;

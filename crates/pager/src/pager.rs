@@ -11,6 +11,7 @@ use uffd::Userfaultfd;
 use uffd::liveness::PidFd;
 
 use crate::address_map::{AddressMap, Region};
+use crate::ahead::{DeliverPopulated, PopulateOptions};
 use crate::error::PagerError;
 use crate::event_loop::EventLoop;
 use crate::mailbox::Mailbox;
@@ -122,6 +123,16 @@ pub(crate) enum Message {
         id: u64,
         most: usize,
         deliver: DeliverDirty,
+    },
+    Populate {
+        id: u64,
+        request: u64,
+        options: PopulateOptions,
+        deliver: DeliverPopulated,
+    },
+    CancelPopulate {
+        id: u64,
+        request: u64,
     },
     AbandonServer {
         id: u64,
@@ -280,6 +291,20 @@ impl Pager {
     /// [`Pager::take_dirty`], the answer going to `deliver` (see [`DirtyReply::wait`] for its errors).
     pub fn take_dirty_with(&self, session: u64, most: usize, deliver: DeliverDirty) {
         self.mailbox.send(Message::TakeDirty { id: session, most, deliver });
+    }
+
+    /// Brings pages that no fault has asked for, in the order of `options`, while no fault waits. `deliver` hears when none of
+    /// them is missing any more; or [`PagerError::SessionOver`] when the session ends before, [`PagerError::Region`] of a
+    /// range of which the session serves nothing, [`PagerError::Exhausted`] when 64 such requests are under way.
+    ///
+    /// `request` is what [`Pager::cancel_populate`] names it by: the caller's choice.
+    pub fn populate(&self, session: u64, request: u64, options: PopulateOptions, deliver: DeliverPopulated) {
+        self.mailbox.send(Message::Populate { id: session, request, options, deliver });
+    }
+
+    /// Gives up a request to populate; it is told that it is over.
+    pub fn cancel_populate(&self, session: u64, request: u64) {
+        self.mailbox.send(Message::CancelPopulate { id: session, request });
     }
 
     /// Closes a session; the observer of its server is told when it is over.

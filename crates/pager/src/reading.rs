@@ -25,7 +25,7 @@ impl Session {
         }
         let window = self.window.at(page);
         if let Some(block) = self.window.rest_of_block(page) {
-            self.ahead.push_back(block);
+            self.ahead.add(block);
         }
         let run = self.states.missing_run(page, self.map.block_of(page, window));
         let len = self.map.bytes(run.len()) as usize;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use uffd::{EventBuffer, Userfaultfd};
 
 use crate::address_map::{AddressMap, Region};
+use crate::ahead::Wishes;
 use crate::deferred::{Deferred, Wanted};
 use crate::error::PagerError;
 use crate::following::Elsewhere;
@@ -90,7 +91,7 @@ pub(crate) struct Session {
     pub(crate) window_bytes: Option<u64>,
     pub(crate) window: Window,
     /// Pages to bring although nobody waits for them.
-    pub(crate) ahead: VecDeque<Range<usize>>,
+    pub(crate) ahead: Wishes,
     pub(crate) huge: bool,
     rounds: HashMap<usize, u32>,
     pub(crate) in_flight: Vec<InFlight>,
@@ -183,7 +184,7 @@ impl Session {
             // Huge pages are installed one at a time.
             window_bytes: window,
             window: if huge { Window::Fixed(1) } else { Window::new(window, pages, page_size) },
-            ahead: VecDeque::new(),
+            ahead: Wishes::default(),
             huge,
             rounds: HashMap::new(),
             in_flight: Vec::new(),

@@ -16,6 +16,16 @@ export {
 } from './src/events.js';
 export { onExit } from './src/exited.js';
 export { type Backend, UserfaultfdFactory } from './src/factory.js';
+export { type AnswerOptions, Fault } from './src/fault.js';
+export { FaultBatch } from './src/fault-batch.js';
+export { FaultHandler } from './src/fault-handler.js';
+export type {
+  FaultCallbacks,
+  FaultHandlerOptions,
+  HandlerCloseOptions,
+  HandlerEnd,
+  HandlerEndReason,
+} from './src/handler-options.js';
 export type { FirecrackerServerOptions } from './src/firecracker-options.js';
 export {
   FirecrackerServer,
@@ -68,5 +78,6 @@ export {
 } from './src/sources.js';
 export type { SessionStats } from './src/stats.js';
 export { GiB, KiB, MiB } from './src/units.js';
-export { type CreateOptions, Userfaultfd, type UserfaultfdCloseOptions } from './src/userfaultfd.js';
+export type { CreateOptions, UserfaultfdCloseOptions } from './src/create-options.js';
+export { Userfaultfd } from './src/userfaultfd.js';
 export { workerSource, type WorkerSourceOptions } from './src/worker-source.js';

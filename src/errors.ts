@@ -9,6 +9,7 @@ import type { NativeError } from '#native';
  * - `ERR_UFFD_CLOSED`: the process whose memory it was is gone.
  * - `ERR_UFFD_EXHAUSTED`: a limit was reached (sessions, descriptors, huge pages); the message names it.
  * - `ERR_UFFD_FAULTS_WAITING`: closing now would give zeros to threads that wait; `waiting` says what they are to get.
+ * - `ERR_UFFD_IN_USE`: a fault handler has the messages of this userfaultfd.
  * - `ERR_UFFD_NOT_PERMITTED`: this process lacks a right; the message says which.
  * - `ERR_UFFD_NOT_REGISTERED`: a range is not registered, or leaves its mapping.
  * - `ERR_UFFD_PAGE_EXIST`: a page is present already.
@@ -19,8 +20,10 @@ import type { NativeError } from '#native';
  * - `ERR_UFFD_REGION`: a region that was handed over is not acceptable.
  * - `ERR_UFFD_SOCKET`: the listening socket could not be made; `errno` and `syscall` say why.
  * - `ERR_UFFD_SOURCE`: the memory image could not be read, or shrank while it was served.
+ * - `ERR_UFFD_STALE`: a fault cannot be answered any more: it was answered, its memory went, or its time is up.
  * - `ERR_UFFD_SYSTEM`: another system call failed; `errno` and `syscall` name it.
  * - `ERR_UFFD_TIMEOUT`: something did not happen in time.
+ * - `ERR_UFFD_UNANSWERED`: a handler has ended without answering its fault or putting it off.
  * - `ERR_UFFD_UNSUPPORTED`: well-formed, but not served by this version or kernel.
  * - `ERR_UFFD_UNSUPPORTED_PLATFORM`: no Linux, or no binary for this machine.
  * - `ERR_UFFD_USE_AFTER_CLOSE`: the object was closed before.
@@ -33,6 +36,7 @@ export type UffdErrorCode =
   | 'ERR_UFFD_CLOSED'
   | 'ERR_UFFD_EXHAUSTED'
   | 'ERR_UFFD_FAULTS_WAITING'
+  | 'ERR_UFFD_IN_USE'
   | 'ERR_UFFD_NOT_PERMITTED'
   | 'ERR_UFFD_NOT_REGISTERED'
   | 'ERR_UFFD_PAGE_EXIST'
@@ -43,8 +47,10 @@ export type UffdErrorCode =
   | 'ERR_UFFD_REGION'
   | 'ERR_UFFD_SOCKET'
   | 'ERR_UFFD_SOURCE'
+  | 'ERR_UFFD_STALE'
   | 'ERR_UFFD_SYSTEM'
   | 'ERR_UFFD_TIMEOUT'
+  | 'ERR_UFFD_UNANSWERED'
   | 'ERR_UFFD_UNSUPPORTED'
   | 'ERR_UFFD_UNSUPPORTED_PLATFORM'
   | 'ERR_UFFD_USE_AFTER_CLOSE'

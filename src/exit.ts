@@ -2,13 +2,13 @@ import process from 'node:process';
 
 /** Something native that must not be left as it is when the program ends. */
 interface Abandonable {
-  abandon(): void;
+  abandon(status: number): void;
 }
 
 const alive = new Set<Abandonable>();
 
-function abandonAll(): void {
-  for (const one of alive) one.abandon();
+function abandonAll(status: number): void {
+  for (const one of alive) one.abandon(status);
 }
 
 /**

@@ -2,7 +2,8 @@ import type { NativeFactory } from '#native';
 
 import { UffdError } from './errors.js';
 import { native } from './native.js';
-import { type CreateOptions, Userfaultfd } from './userfaultfd.js';
+import type { CreateOptions } from './create-options.js';
+import { Userfaultfd } from './userfaultfd.js';
 import { validateFd } from './validate.js';
 
 /** How userfaultfds are made: through /dev/userfaultfd (Linux 6.1), or by userfaultfd(2). */

@@ -20,6 +20,15 @@ interface Calls {
   uffdContinue(handle: number, start: number, length: number, mode: number): number;
   uffdWriteProtect(handle: number, start: number, length: number, mode: number): number;
   uffdWake(handle: number, start: number, length: number): number;
+  /** Rows of four words; how many. */
+  handlerTake(handler: number, rows: Float64Array): number;
+  answerCopy(handler: number, id: number, source: Uint8Array, mode: number): number;
+  answerCopyFrom(handler: number, id: number, source: number, length: number, mode: number): number;
+  answerFault(handler: number, id: number, how: number, mode: number): number;
+  deferFault(handler: number, id: number): number;
+  /** The first word of each row becomes what came of it; how many were answered. */
+  answerAllCopy(handler: number, rows: Float64Array, count: number, source: Uint8Array, mode: number): number;
+  answerAll(handler: number, rows: Float64Array, count: number, how: number, mode: number): number;
 }
 
 type Binding = typeof addon & Calls;

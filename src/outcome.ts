@@ -3,11 +3,11 @@ import { getSystemErrorName } from 'node:util';
 
 import { UffdError, type UffdErrorCode } from './errors.js';
 
-const { EAGAIN, EBADF, EEXIST, ENODATA, ENOENT, ESRCH, EPERM, EPROTO } = constants.errno;
+const { EAGAIN, EBADF, EBUSY, EEXIST, ENODATA, ENOENT, ESRCH, ESTALE, EPERM, EPROTO } = constants.errno;
 
 /** @hidden The error of an operation that gave `-errno` after `done` bytes. */
 export function errorOf(syscall: string, errno: number, done: number): UffdError {
-  const [code, text] = meaning(errno, done);
+  const [code, text] = meaning(syscall, errno, done);
   return new UffdError(code, `${syscall}: ${text}${done > 0 ? ` (after ${done} bytes)` : ''}`, {
     errno,
     syscall,
@@ -15,7 +15,7 @@ export function errorOf(syscall: string, errno: number, done: number): UffdError
   });
 }
 
-function meaning(errno: number, done: number): [UffdErrorCode, string] {
+function meaning(syscall: string, errno: number, done: number): [UffdErrorCode, string] {
   switch (errno) {
     case EEXIST:
       return ['ERR_UFFD_PAGE_EXIST', 'a page is already present'];
@@ -29,15 +29,25 @@ function meaning(errno: number, done: number): [UffdErrorCode, string] {
       return ['ERR_UFFD_NOT_REGISTERED', 'the range is not registered or leaves its mapping'];
     case EBADF:
       return ['ERR_UFFD_USE_AFTER_CLOSE', 'the userfaultfd is closed'];
+    case ESTALE:
+      return [
+        'ERR_UFFD_STALE',
+        'the fault cannot be answered any more: it was, or its memory went, or its time is up',
+      ];
     case EPERM:
       return ['ERR_UFFD_NOT_PERMITTED', 'not permitted'];
+    case EBUSY:
+      // Of reading; operations on pages have it for memory that is in use otherwise.
+      if (syscall !== 'read') break;
+      return ['ERR_UFFD_IN_USE', 'a fault handler has the messages of this userfaultfd'];
     case ENODATA:
       return ['ERR_UFFD_PROTOCOL', 'the descriptor is at its end, which no userfaultfd has'];
     case EPROTO:
       return ['ERR_UFFD_PROTOCOL', 'what was read is not whole messages'];
     default:
-      return ['ERR_UFFD_SYSTEM', getSystemErrorName(-errno)];
+      break;
   }
+  return ['ERR_UFFD_SYSTEM', getSystemErrorName(-errno)];
 }
 
 /** @hidden */

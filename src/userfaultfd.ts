@@ -5,16 +5,19 @@ import type { NativeFactory, NativeUserfaultfd } from '#native';
 import { fromNative, UffdError } from './errors.js';
 import { EventBatch, type UffdEvent } from './events.js';
 import { validateSignal } from './exited.js';
+import type { FaultArea } from './fault-areas.js';
+import { FaultHandler } from './fault-handler.js';
+import { type CreateOptions, readCreateOptions, type UserfaultfdCloseOptions } from './create-options.js';
 import type { Backend } from './factory.js';
 import { PageOperations } from './filling.js';
+import type { FaultCallbacks, FaultHandlerOptions } from './handler-options.js';
 import type { MemoryMapping } from './mapping.js';
-import { type Feature, FEATURES, type Ioctl, IOCTLS, MODES, type OrBit, type RegisterMode } from './names.js';
+import { type Feature, type Ioctl, IOCTLS, MODES, type OrBit, type RegisterMode } from './names.js';
 import { native } from './native.js';
 import { errorOf } from './outcome.js';
 import { type MemoryRange, startOf } from './range.js';
 import {
   argumentError,
-  validateBoolean,
   validateFd,
   validateInteger,
   validateNames,
@@ -22,30 +25,6 @@ import {
   validateOptions,
   wrongType,
 } from './validate.js';
-
-/** What is wanted of a new userfaultfd. */
-export interface CreateOptions {
-  /** Reading does not wait (`O_NONBLOCK`); without it the descriptor cannot be polled. Default: `true`. */
-  nonBlocking?: boolean;
-  /** Closed by exec (`O_CLOEXEC`). Default: `true`. */
-  closeOnExec?: boolean;
-  /**
-   * Which faults it sees: `'all'` (also those inside system calls; needs the device, CAP_SYS_PTRACE, or
-   * vm.unprivileged_userfaultfd=1), `'user'` (those of user mode; anybody may), or `'permitted'`: all where that is
-   * permitted, else those of user mode. Default: `'permitted'`.
-   */
-  faults?: 'permitted' | 'all' | 'user';
-  /** Features without which it is of no use. Default: none. */
-  require?: readonly Feature[];
-  /** Features to have where the kernel has them and they are permitted. Default: none. */
-  prefer?: readonly Feature[];
-}
-
-/** How a userfaultfd is closed. */
-export interface UserfaultfdCloseOptions {
-  /** What threads get that wait for a page: SIGBUS (Linux 6.6), or zeros. Default: closing is refused. */
-  waiting?: 'poison' | 'zero';
-}
 
 /** @hidden */
 export function modeBits(modes: readonly RegisterMode[]): number {
@@ -95,6 +74,9 @@ export class Userfaultfd extends PageOperations {
   readonly userModeOnly: boolean | undefined;
   readonly #handle: number;
   readonly #mappings = new Set<MemoryMapping>();
+  /** Of a forked child: where its parent's mappings are in its memory. */
+  #inherited: FaultArea[] = [];
+  #handler: FaultHandler | undefined;
   #closed = false;
 
   private constructor(made: NativeUserfaultfd) {
@@ -135,15 +117,7 @@ export class Userfaultfd extends PageOperations {
 
   /** @hidden Without a factory, with one for this once. */
   static createWith(factory: NativeFactory | undefined, options: CreateOptions): Userfaultfd {
-    const known = ['nonBlocking', 'closeOnExec', 'faults', 'require', 'prefer'];
-    validateOptions('options', options, known);
-    const checked = {
-      nonBlocking: validateBoolean('options.nonBlocking', options.nonBlocking, true),
-      closeOnExec: validateBoolean('options.closeOnExec', options.closeOnExec, true),
-      faults: validateOneOf('options.faults', options.faults ?? 'permitted', ['permitted', 'all', 'user']),
-      require: validateNames('options.require', options.require, FEATURES),
-      prefer: validateNames('options.prefer', options.prefer, FEATURES),
-    };
+    const checked = readCreateOptions(options);
     return new Userfaultfd(factory ? factory.create(checked) : native().createUserfaultfd(checked));
   }
 
@@ -285,6 +259,58 @@ export class Userfaultfd extends PageOperations {
     }
   }
 
+  /**
+   * Has callbacks answer its faults, on this thread; until the handler is closed, which closes this as well, its messages are
+   * the handler's. Create it with `thread-id` (`prefer`), so that faults of this very thread are known at once.
+   *
+   * @example
+   * ```ts
+   * const handler = uffd.createHandler({
+   *   fault: fault => fault.copy(pageFor(fault.offset)),
+   *   removed: range => forget(range),
+   * }, { faultDeadline: 1_000 });
+   * ```
+   * @throws {@linkcode UffdError} `ERR_UFFD_IN_USE` (it has a handler), `ERR_UFFD_SYSTEM`
+   */
+  createHandler(callbacks: FaultCallbacks, options: FaultHandlerOptions = {}): FaultHandler {
+    this.#refuseHandled();
+    this.#handler = new FaultHandler(
+      {
+        uffd: this,
+        own: this.backend !== undefined,
+        followsForks: this.enabledFeatures?.includes('event-fork') ?? false,
+        areas: () => this.#areas(),
+        child: handle => {
+          const child = Userfaultfd.fromHandle(handle);
+          child.#inherited = this.#areas();
+          return child;
+        },
+        ended: () => {
+          this.#handler = undefined;
+          this.close({ waiting: 'zero' });
+        },
+      },
+      callbacks,
+      options,
+    );
+    return this.#handler;
+  }
+
+  #areas(): FaultArea[] {
+    const areas = Array.from(this.#mappings, mapping => {
+      const start = mapping.addressNumber();
+      return { start, end: start + mapping.length, pageSize: mapping.pageSize, mapping };
+    });
+    return [...areas, ...this.#inherited];
+  }
+
+  #refuseHandled(): void {
+    if (!this.#handler) return;
+    throw new UffdError('ERR_UFFD_IN_USE', 'a fault handler has the messages of this userfaultfd', {
+      hint: 'Close the handler: `await handler.close()`.',
+    });
+  }
+
   /** Threads that wait in a fault, as /proc/self/fdinfo tells: read or not. */
   waitingThreads(): number {
     const count = native().userfaultfdWaiting(this.handle(), false);
@@ -308,6 +334,7 @@ export class Userfaultfd extends PageOperations {
    * @throws {@linkcode UffdError} `ERR_UFFD_CLONE`: there is a clone, and no descriptor is free for this one.
    */
   releaseFd(): number {
+    this.#refuseHandled();
     const fd = native().releaseUserfaultfd(this.handle());
     if (fd < 0)
       throw new UffdError('ERR_UFFD_CLONE', 'no descriptor is free', { errno: -fd, syscall: 'fcntl' });
@@ -324,6 +351,7 @@ export class Userfaultfd extends PageOperations {
   close(options: UserfaultfdCloseOptions = {}): void {
     if (this.#closed) return;
     validateOptions('options', options, ['waiting']);
+    this.#refuseHandled();
     const { waiting } = options;
     if (waiting === undefined) this.#refuseIfWaiting(true);
     else validateOneOf('options.waiting', waiting, ['poison', 'zero']);
@@ -360,6 +388,7 @@ export class Userfaultfd extends PageOperations {
     if (!('mapping' in range) || this.backend === undefined) return;
     this.#mappings.add(range.mapping);
     range.mapping.registeredBy(this);
+    this.#handler?.areasChanged();
   }
 
   /** @hidden A mapping is about to be unmapped. */
@@ -367,12 +396,13 @@ export class Userfaultfd extends PageOperations {
     if (this.#closed) return;
     this.#refuseIfWaiting(false);
     this.unregister(mapping.range());
-    this.#mappings.delete(mapping);
+    this.forget(mapping);
   }
 
   /** @hidden A mapping was closed that a shared buffer still reaches: the registration ends with the buffer. */
   forget(mapping: MemoryMapping): void {
     this.#mappings.delete(mapping);
+    this.#handler?.areasChanged();
   }
 
   /** @hidden A pager has it now. */

@@ -4,9 +4,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use napi::bindgen_prelude::{FromNapiValue, JsObjectValue, Object};
-use napi::{Callback, Result, sys};
+use napi::{Callback, Env, Result, sys};
 use napi_derive::napi;
 
+use crate::handlers;
 use crate::operations as on;
 use crate::views::View;
 
@@ -109,6 +110,37 @@ call!(continue_pages, 4, |given| ranged(given, on::continue_pages)?);
 call!(write_protect, 4, |given| ranged(given, on::write_protect)?);
 call!(wake, 3, |given| on::wake(given.number(0)?, given.number(1)?, given.number(2)?));
 
+call!(handler_take, 2, |given| handlers::take(&Env::from_raw(given.env), given.number(0)?, &given.view(1)?));
+call!(answer_copy, 4, |given| handlers::answer_copy(
+    given.number(0)?,
+    given.number(1)?,
+    &given.view(2)?,
+    given.number(3)? as u32
+));
+call!(answer_copy_from, 5, |given| handlers::answer_copy_from(
+    given.number(0)?,
+    given.number(1)?,
+    given.number(2)?,
+    given.number(3)?,
+    given.number(4)? as u32
+));
+call!(answer, 4, |given| ranged(given, handlers::answer)?);
+call!(defer, 2, |given| handlers::defer(given.number(0)?, given.number(1)?));
+call!(answer_all_copy, 5, |given| handlers::answer_all_copy(
+    given.number(0)?,
+    &given.view(1)?,
+    given.number(2)?,
+    &given.view(3)?,
+    given.number(4)? as u32
+));
+call!(answer_all, 5, |given| handlers::answer_all(
+    given.number(0)?,
+    &given.view(1)?,
+    given.number(2)?,
+    given.number(3)?,
+    given.number(4)? as u32
+));
+
 /// Of operations that take a range and a mode.
 fn ranged(given: &Arguments<4>, act: fn(f64, f64, f64, u32) -> f64) -> Option<f64> {
     Some(act(given.number(0)?, given.number(1)?, given.number(2)?, given.number(3)? as u32))
@@ -116,7 +148,7 @@ fn ranged(given: &Arguments<4>, act: fn(f64, f64, f64, u32) -> f64) -> Option<f6
 
 #[napi(module_exports)]
 pub fn export_calls(mut exports: Object<'_>) -> Result<()> {
-    let calls: [(&str, Callback); 10] = [
+    let calls: [(&str, Callback); 17] = [
         ("uffdCopy", copy),
         ("uffdCopyPart", copy_part),
         ("uffdCopyFrom", copy_from),
@@ -127,6 +159,13 @@ pub fn export_calls(mut exports: Object<'_>) -> Result<()> {
         ("uffdContinue", continue_pages),
         ("uffdWriteProtect", write_protect),
         ("uffdWake", wake),
+        ("handlerTake", handler_take),
+        ("answerCopy", answer_copy),
+        ("answerCopyFrom", answer_copy_from),
+        ("answerFault", answer),
+        ("deferFault", defer),
+        ("answerAllCopy", answer_all_copy),
+        ("answerAll", answer_all),
     ];
     for (name, call) in calls {
         exports.create_named_method(name, call)?;

@@ -1,6 +1,7 @@
 //! The native objects of an environment (the main thread, or a worker) end with it.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use napi::{Env, Result};
@@ -8,6 +9,7 @@ use pager::Guarded;
 use uffd::Userfaultfd;
 
 use crate::buffers::Mapped;
+use crate::handlers::Handling;
 use crate::slots::Slots;
 use crate::sources::Source;
 
@@ -16,8 +18,18 @@ pub(crate) static UFFDS: Slots<Guarded> = Slots::new();
 /// Mappings by number.
 pub(crate) static MAPPINGS: Slots<Mapped> = Slots::new();
 
+/// Handlers by number.
+pub(crate) static HANDLERS: Slots<Handling> = Slots::new();
+
 /// Sources by number.
 pub(crate) static SOURCES: Slots<Source> = Slots::new();
+
+/// The program ends.
+static EXITING: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn is_exiting() {
+    EXITING.store(true, Ordering::SeqCst);
+}
 
 static KNOWN: Mutex<Option<HashSet<usize>>> = Mutex::new(None);
 
@@ -40,7 +52,21 @@ fn end(id: usize) {
     for source in SOURCES.remove_of(id) {
         source.close();
     }
+    for handling in HANDLERS.remove_of(id) {
+        handling.stop();
+        if EXITING.load(Ordering::SeqCst) {
+            // Whoever waits has nobody, and gets neither poison nor zeros: a thread ends the program in spite of it.
+            std::mem::forget(handling);
+        } else {
+            // A kernel that cannot poison: closing is all that is left.
+            let _ = handling.handler.end(true, "the thread of a fault handler has ended");
+        }
+    }
     for uffd in UFFDS.remove_of(id) {
+        if uffd.is_handled() {
+            std::mem::forget(uffd);
+            continue;
+        }
         uffd.end_guard();
         poison_if_last(&uffd);
     }

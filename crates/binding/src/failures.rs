@@ -76,6 +76,12 @@ pub(crate) fn in_use() -> NativeError {
     failure("ERR_UFFD_CLONE", message.to_owned(), Some(libc::EBUSY), None)
 }
 
+/// A userfaultfd whose messages go to a handler.
+pub(crate) fn handled() -> NativeError {
+    let message = "a fault handler has the messages of this userfaultfd";
+    failure("ERR_UFFD_IN_USE", message.to_owned(), Some(libc::EBUSY), None)
+}
+
 /// A system call of the binding's own.
 pub(crate) fn system(syscall: &str, error: &std::io::Error) -> NativeError {
     failure("ERR_UFFD_SYSTEM", format!("{syscall}: {error}"), error.raw_os_error(), Some(syscall))

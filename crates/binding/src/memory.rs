@@ -8,6 +8,7 @@ use std::sync::Arc;
 use napi::bindgen_prelude::{Float64Array, Object, Uint8Array};
 use napi::{Env, Result};
 use napi_derive::napi;
+use pager::Announced;
 use uffd::liveness::DeadUffdChecker;
 use uffd::pagemap::{Pagemap, PagemapError, ScanOptions};
 use uffd::{AnonymousOptions, FileAccess, FileOptions, Mapping, MappingError, MemfdOptions, Pages, Populate};
@@ -110,6 +111,7 @@ fn open(options: &NativeMappingOptions, access: FileAccess) -> std::io::Result<O
 /// Unmaps it when the last job that uses it is done.
 #[napi(catch_unwind)]
 pub fn unmap_memory(handle: f64) {
+    let _calling = Announced::new();
     drop(MAPPINGS.remove(handle));
 }
 
@@ -152,6 +154,7 @@ pub fn read_memory_sync(
     offset: f64,
     #[napi(ts_arg_type = "Uint8Array")] into: View,
 ) -> Option<NativeError> {
+    let _calling = Announced::new();
     // SAFETY: a view is valid for its length during the call; it may lie in a mapping, this one too.
     let read = |mapping: Arc<Mapped>| unsafe { mapping.read_to(offset as usize, into.data, into.len) };
     mapping(handle).and_then(|mapping| Ok(read(mapping)?)).err()
@@ -163,6 +166,7 @@ pub fn write_memory_sync(
     offset: f64,
     #[napi(ts_arg_type = "Uint8Array")] from: View,
 ) -> Option<NativeError> {
+    let _calling = Announced::new();
     // SAFETY: as in `read_memory_sync`.
     let write = |mapping: Arc<Mapped>| unsafe { mapping.write_from(offset as usize, from.data, from.len) };
     mapping(handle).and_then(|mapping| Ok(write(mapping)?)).err()
@@ -179,6 +183,7 @@ pub fn discard_memory<'env>(env: &'env Env, handle: f64, offset: f64, len: f64) 
 
 #[napi(catch_unwind)]
 pub fn discard_memory_sync(handle: f64, offset: f64, len: f64) -> Option<NativeError> {
+    let _calling = Announced::new();
     mapping(handle).and_then(|mapping| Ok(mapping.discard(offset as usize, len as usize)?)).err()
 }
 

@@ -18,7 +18,7 @@ use crate::views::View;
 
 /// Bits of `mode`, the same for every operation.
 const DONT_WAKE: u32 = 1;
-const PROTECT: u32 = 2;
+pub(crate) const PROTECT: u32 = 2;
 const SOURCE_HOLES: u32 = 4;
 /// From here on `mode` has the logarithm of the page size: one argument less for every call.
 const PAGE_SHIFT: u32 = 8;
@@ -259,6 +259,9 @@ pub fn uffd_read_events(
     #[napi(ts_arg_type = "BigUint64Array")] words: View,
 ) -> Result<f64> {
     let Some(uffd) = UFFDS.get(handle) else { return Ok(negative(libc::EBADF)) };
+    if uffd.is_handled() {
+        return Ok(negative(libc::EBUSY));
+    }
     let mut buffer = EventBuffer::new((words.len / size_of::<u64>() / WORDS).max(1));
     let mut events = Vec::with_capacity(buffer.capacity());
     if let Err(error) = uffd.take_events(buffer.capacity(), &mut buffer, |event| events.push(event)) {

@@ -61,6 +61,12 @@ impl<T> Slots<T> {
         Some(taken)
     }
 
+    /// All there are.
+    pub(crate) fn all(&self) -> Vec<Arc<T>> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        slots.iter().filter_map(|slot| slot.value.clone()).collect()
+    }
+
     /// Takes out all of an environment that ends.
     pub(crate) fn remove_of(&self, env: usize) -> Vec<Arc<T>> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);

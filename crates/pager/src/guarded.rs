@@ -6,17 +6,19 @@
 //! has stayed unread, and neither allocates nor touches registered memory. What it read is delivered first.
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use uffd::{Event, EventBuffer, Features, UffdError, Userfaultfd};
+
+use crate::announced::Bell;
 
 /// How long a message stays unread before the guard reads it, at least; and twice that at most.
 const PACE: Duration = Duration::from_millis(10);
@@ -24,6 +26,15 @@ const PACE: Duration = Duration::from_millis(10);
 /// waits until messages are taken.
 const MESSAGES: usize = 16;
 const READS: usize = 64;
+
+/// Looks of the guard that an answer may take. One that takes longer sleeps in a fault itself.
+const LONGEST_ANSWER: u32 = 2;
+
+/// Who is told each time that the guard has looked, on its thread: it neither allocates nor waits for anybody who does.
+pub(crate) trait Watcher: Send + Sync + Debug {
+    /// Does what is due.
+    fn look(&self);
+}
 
 /// A userfaultfd, and its guard once it needs one.
 #[derive(Debug)]
@@ -40,6 +51,11 @@ struct Shared {
     reads: AtomicU64,
     /// A thread allocates while it starts: a fork(3) before its end would have it wait for the fork.
     started: Barrier,
+    /// Held by whoever answers a fault: the guard reads no message meanwhile.
+    gate: Mutex<()>,
+    /// The guard has read in spite of that, because the answer did not come to an end.
+    forced: AtomicBool,
+    watcher: Mutex<Option<Arc<dyn Watcher>>>,
 }
 
 /// What the guard has read, and the room it has left. Neither ever grows.
@@ -51,7 +67,7 @@ struct Kept {
 
 #[derive(Debug)]
 struct Guard {
-    stop: Arc<EventFd>,
+    bell: Arc<Bell>,
     thread: JoinHandle<()>,
 }
 
@@ -61,7 +77,15 @@ impl Guarded {
     pub fn new(uffd: Userfaultfd) -> Self {
         let kept = Mutex::new(Kept { full: VecDeque::new(), free: Vec::new() });
         Self {
-            shared: Arc::new(Shared { uffd, kept, reads: AtomicU64::new(0), started: Barrier::new(2) }),
+            shared: Arc::new(Shared {
+                uffd,
+                kept,
+                reads: AtomicU64::new(0),
+                started: Barrier::new(2),
+                gate: Mutex::default(),
+                forced: AtomicBool::new(false),
+                watcher: Mutex::default(),
+            }),
             guard: Mutex::default(),
         }
     }
@@ -76,8 +100,12 @@ impl Guarded {
         let waited_for =
             Features::EVENT_FORK | Features::EVENT_REMAP | Features::EVENT_REMOVE | Features::EVENT_UNMAP;
         let in_use = self.shared.uffd.enabled_features().unwrap_or(waited_for);
+        if in_use.intersects(waited_for) { self.start() } else { Ok(()) }
+    }
+
+    fn start(&self) -> io::Result<()> {
         let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
-        if guard.is_some() || !in_use.intersects(waited_for) {
+        if guard.is_some() {
             return Ok(());
         }
         {
@@ -85,13 +113,64 @@ impl Guarded {
             kept.full.reserve_exact(READS);
             kept.free.extend((0..READS).map(|_| EventBuffer::new(MESSAGES)));
         }
-        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
-        let (shared, stopped) = (Arc::clone(&self.shared), Arc::clone(&stop));
+        let bell = Bell::new()?;
+        let (shared, called) = (Arc::clone(&self.shared), Arc::clone(&bell));
         let thread =
-            std::thread::Builder::new().name("uffd-guard".into()).spawn(move || shared.watch(&stopped))?;
+            std::thread::Builder::new().name("uffd-guard".into()).spawn(move || shared.watch(&called))?;
         self.shared.started.wait();
-        *guard = Some(Guard { stop, thread });
+        *guard = Some(Guard { bell, thread });
         Ok(())
+    }
+
+    /// Has a watcher look after each look of the guard, which is started if need be. From then on only the watcher's side
+    /// takes messages.
+    ///
+    /// # Errors
+    ///
+    /// EBUSY when there is one already; else when no thread or descriptor is to be had.
+    pub(crate) fn attach(&self, watcher: Arc<dyn Watcher>) -> io::Result<()> {
+        self.start()?;
+        let mut place = self.shared.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        *place = Some(watcher);
+        Ok(())
+    }
+
+    /// Ends that. When this returns, the watcher is not looking any more.
+    pub(crate) fn detach(&self) {
+        drop(self.shared.watcher.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Whether its messages are a handler's.
+    #[must_use]
+    pub fn is_handled(&self) -> bool {
+        self.shared.watcher.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// While this is held, the guard reads no message; so what was known of a fault before it is answered stays true.
+    pub(crate) fn gate(&self) -> MutexGuard<'_, ()> {
+        self.shared.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Guarded::gate`], for the guard itself, which waits for nobody.
+    pub(crate) fn try_gate(&self) -> Result<MutexGuard<'_, ()>, ()> {
+        match self.shared.gate.try_lock() {
+            Ok(gate) => Ok(gate),
+            Err(TryLockError::Poisoned(gate)) => Ok(gate.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(()),
+        }
+    }
+
+    /// Reads what is there, for who takes it later.
+    pub(crate) fn read_unread(&self) {
+        self.shared.read_kept();
+    }
+
+    /// Whether the guard read messages in spite of [`Guarded::gate`] since the last time this was asked.
+    pub(crate) fn was_forced(&self) -> bool {
+        self.shared.forced.load(Ordering::Relaxed) && self.shared.forced.swap(false, Ordering::Relaxed)
     }
 
     /// Takes at most `most` messages, those the guard has read first; else reads into `buffer`. Never waits.
@@ -130,6 +209,19 @@ impl Guarded {
         Ok(count)
     }
 
+    /// Takes at most `most` messages of those that the guard has read.
+    pub(crate) fn take_kept(&self, most: usize, take: impl FnMut(Event)) -> usize {
+        let mut kept = self.shared.lock();
+        let Some(mut oldest) = kept.full.pop_front() else { return 0 };
+        let count = oldest.drain().take(most).map(take).count();
+        if oldest.is_empty() {
+            kept.free.push(oldest);
+        } else {
+            kept.full.push_front(oldest);
+        }
+        count
+    }
+
     /// Whether the guard has messages that were not taken.
     #[must_use]
     pub fn has_kept(&self) -> bool {
@@ -154,8 +246,8 @@ impl Guarded {
     /// Ends the guard's thread; what it has read stays to be taken.
     pub fn end_guard(&self) {
         let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Guard { stop, thread }) = guard {
-            let _ = stop.write(1);
+        if let Some(Guard { bell, thread }) = guard {
+            bell.stop();
             let _ = thread.join();
         }
     }
@@ -181,35 +273,61 @@ impl Shared {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn watch(&self, stop: &EventFd) {
+    fn watch(&self, bell: &Bell) {
         self.started.wait();
         // Readable at the last look, and nobody has read since.
         let mut unread_since = None;
-        while !is_ready(stop.as_fd(), PACE) {
+        let mut locked_out = 0;
+        // Somebody is about to cause a message, and it is not in vain to wait for it.
+        let mut expecting = bell.is_expecting();
+        while bell.wait(expecting.then(|| self.uffd.as_fd()), PACE) {
+            expecting = bell.is_expecting();
             let reads = self.reads.load(Ordering::Relaxed);
             if !is_ready(self.uffd.as_fd(), Duration::ZERO) {
                 unread_since = None;
-            } else if unread_since == Some(reads) {
-                self.keep();
+                locked_out = 0;
+            } else if expecting || unread_since == Some(reads) {
+                let read = self.keep(&mut locked_out);
+                expecting &= read;
             } else {
                 unread_since = Some(reads);
+            }
+            if let Some(watcher) = &*self.watcher.lock().unwrap_or_else(PoisonError::into_inner) {
+                watcher.look();
             }
         }
     }
 
-    /// Reads what is there, as far as there is room.
-    fn keep(&self) {
+    /// Reads, unless a fault is being answered at the moment; whether anything was read.
+    fn keep(&self, locked_out: &mut u32) -> bool {
+        let gate = self.gate.try_lock();
+        if matches!(gate, Err(TryLockError::WouldBlock)) {
+            *locked_out += 1;
+            if *locked_out <= LONGEST_ANSWER {
+                return false;
+            }
+            self.forced.store(true, Ordering::Relaxed);
+        }
+        *locked_out = 0;
+        self.read_kept()
+    }
+
+    /// Reads what is there, as far as there is room; whether anything was.
+    fn read_kept(&self) -> bool {
         let mut kept = self.lock();
+        let mut any = false;
         while let Some(mut buffer) = kept.free.pop() {
             match self.uffd.read_events(&mut buffer) {
                 Ok(1..) => kept.full.push_back(buffer),
                 // Nothing left; or an error, which stays for the reader to find.
                 Ok(0) | Err(_) => {
                     kept.free.push(buffer);
-                    return;
+                    break;
                 }
             }
+            any = true;
         }
+        any
     }
 }
 

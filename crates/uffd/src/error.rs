@@ -111,6 +111,12 @@ pub enum UffdError {
 }
 
 impl UffdError {
+    /// EINVAL of an operation that was not even asked of the kernel.
+    #[must_use]
+    pub const fn invalid(operation: Operation) -> Self {
+        Self::System { operation, errno: Errno::EINVAL }
+    }
+
     /// The errno behind it. `PartiallyCopied` and `Changing` are both EAGAIN.
     #[must_use]
     pub const fn errno(&self) -> Option<i32> {

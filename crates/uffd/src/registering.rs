@@ -102,6 +102,34 @@ impl Userfaultfd {
         self.wake(start, len)
     }
 
+    /// [`Userfaultfd::unregister`] of everything that is registered through this object. Ranges that are not mapped any
+    /// more are only forgotten.
+    ///
+    /// # Errors
+    ///
+    /// As [`Userfaultfd::unregister`], of the first range that is refused.
+    pub fn unregister_all(&self) -> Result<(), UffdError> {
+        let ranges = self.registrations().lock().unwrap_or_else(PoisonError::into_inner).all();
+        for (start, end) in ranges {
+            match self.unregister(start, end - start) {
+                Err(UffdError::System { errno: Errno::EINVAL, .. }) => {
+                    let mut registrations =
+                        self.registrations().lock().unwrap_or_else(PoisonError::into_inner);
+                    registrations.set(start, end, Modes::empty());
+                }
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what is registered over from the userfaultfd whose process forked: the kernel has registered the child's
+    /// memory in the same way.
+    pub fn inherit(&self, parent: &Self) {
+        let inherited = parent.registrations().lock().unwrap_or_else(PoisonError::into_inner).clone();
+        *self.registrations().lock().unwrap_or_else(PoisonError::into_inner) = inherited;
+    }
+
     /// Whether anything is registered through this object.
     #[must_use]
     pub fn has_registrations(&self) -> bool {

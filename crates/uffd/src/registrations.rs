@@ -15,7 +15,7 @@ pub(crate) struct Segment {
 }
 
 /// Disjoint segments, ordered by address. Neighbours of equal modes are one segment.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Registrations {
     segments: Vec<Segment>,
 }
@@ -42,6 +42,11 @@ impl Registrations {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.segments.is_empty()
+    }
+
+    /// What is registered, in whichever modes.
+    pub(crate) fn all(&self) -> Vec<(u64, u64)> {
+        self.segments.iter().map(|segment| (segment.start, segment.end)).collect()
     }
 
     /// What is registered for missing faults.

@@ -1,0 +1,362 @@
+//! Faults that JavaScript answers: handlers by number, and what crosses for each batch.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use napi::bindgen_prelude::Function;
+use napi::{Env, Result};
+use napi_derive::napi;
+use pager::{Answered, Area, Delivery, FailurePolicy, Handler, HandlerOptions, OpenFault, SelfFault};
+use uffd::liveness::PidFd;
+use uffd::{ContinueOptions, CopyOptions, Event, UffdError, Userfaultfd};
+
+use crate::environment::{self, HANDLERS, UFFDS};
+use crate::failures;
+use crate::operations::{PROTECT, negative};
+use crate::polling::Polling;
+use crate::stack;
+use crate::values::NativeError;
+use crate::views::View;
+use crate::waiting::copy;
+
+/// A handler, and how it calls JavaScript.
+pub(crate) struct Handling {
+    pub(crate) handler: Arc<Handler>,
+    polling: Mutex<Option<Polling>>,
+}
+
+impl Handling {
+    /// Only whole values are put in and taken out under this lock.
+    fn polling(&self) -> MutexGuard<'_, Option<Polling>> {
+        self.polling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing is called any more.
+    pub(crate) fn stop(&self) {
+        if let Some(mut polling) = self.polling().take() {
+            polling.stop();
+        }
+    }
+}
+
+#[napi(object, object_to_js = false)]
+pub struct NativeHandlerOptions {
+    /// Milliseconds.
+    pub deadline: f64,
+    pub kill: bool,
+    pub zero_self_faults: bool,
+    /// Have a thread notify although the event loop could.
+    pub by_thread: bool,
+    pub pidfd: Option<i32>,
+}
+
+#[napi(object, object_from_js = false)]
+pub struct NativeHandler {
+    pub error: Option<NativeError>,
+    pub handle: f64,
+    /// `armHandler` is to be called when everything was read.
+    pub needs_arming: bool,
+}
+
+/// Takes the messages of a userfaultfd over: `notify` is called on this thread when there are some.
+#[napi(catch_unwind)]
+pub fn create_handler(
+    env: &Env,
+    uffd: f64,
+    options: NativeHandlerOptions,
+    notify: Function<'_, (), ()>,
+) -> Result<NativeHandler> {
+    let failed = |error| Ok(NativeHandler { error: Some(error), handle: 0.0, needs_arming: false });
+    let Some(guarded) = UFFDS.get(uffd) else { return failed(failures::closed("userfaultfd")) };
+    let pidfd = match options.pidfd.map(copy).transpose() {
+        Ok(fd) => fd.map(PidFd::from_fd).transpose(),
+        Err(error) => return failed(error),
+    };
+    let Ok(pidfd) = pidfd else {
+        return failed(failures::system("pidfd", &std::io::Error::from_raw_os_error(libc::EBADF)));
+    };
+    // SAFETY: takes nothing and cannot fail.
+    let thread = unsafe { libc::gettid() };
+    let settings = HandlerOptions {
+        thread: thread as u32,
+        deadline: Duration::from_secs_f64(options.deadline / 1000.0),
+        policy: if options.kill { FailurePolicy::Kill } else { FailurePolicy::Poison },
+        on_self_fault: if options.zero_self_faults { SelfFault::Zero } else { SelfFault::Abort },
+        pidfd,
+        stack: stack::asker(),
+    };
+    let handler = match Handler::attach(guarded, settings) {
+        Ok(handler) => handler,
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return failed(failures::handled()),
+        Err(error) => return failed(failures::system("eventfd or pthread_create", &error)),
+    };
+    let polling = match Polling::start(env, &handler, &notify, options.by_thread) {
+        Ok(polling) => polling,
+        Err(error) => {
+            handler.detach();
+            return Err(error);
+        }
+    };
+    let needs_arming = polling.needs_arming();
+    let handling = Handling { handler, polling: Mutex::new(Some(polling)) };
+    let handle = HANDLERS.insert(Arc::new(handling), environment::of(env)?);
+    Ok(NativeHandler { error: None, handle, needs_arming })
+}
+
+/// The mappings there are: address, length, page size, and again.
+#[napi(catch_unwind)]
+pub fn set_handler_areas(handle: f64, areas: Vec<f64>) {
+    let Some(handling) = HANDLERS.get(handle) else { return };
+    let (areas, _) = areas.as_chunks::<3>();
+    let area = |&[start, len, page_size]: &[f64; 3]| Area {
+        start: start as u64,
+        len: len as u64,
+        page_size: page_size as u64,
+    };
+    handling.handler.set_areas(areas.iter().map(area).collect());
+}
+
+/// JavaScript has read everything.
+#[napi(catch_unwind)]
+pub fn arm_handler(handle: f64) {
+    let Some(handling) = HANDLERS.get(handle) else { return };
+    if let Some(polling) = &*handling.polling() {
+        polling.arm();
+    }
+}
+
+/// Milliseconds until a fault that was put off is due; -1 where there is none.
+#[napi(catch_unwind)]
+pub fn handler_due(handle: f64) -> f64 {
+    let due = HANDLERS.get(handle).and_then(|handling| handling.handler.next_due());
+    due.map_or(-1.0, |due| due.as_secs_f64() * 1000.0)
+}
+
+/// Faults that are open, as far as they have been read.
+#[napi(catch_unwind)]
+pub fn handler_open(handle: f64) -> u32 {
+    HANDLERS.get(handle).map_or(0, |handling| handling.handler.open() as u32)
+}
+
+/// Whether the process whose memory it is has gone.
+#[napi(catch_unwind)]
+pub fn handler_gone(handle: f64) -> bool {
+    HANDLERS.get(handle).is_none_or(|handling| handling.handler.is_gone())
+}
+
+/// Ends it: what is missing is poisoned, or left to become zeros. The userfaultfd stays to be closed.
+#[napi(catch_unwind)]
+pub fn end_handler(handle: f64, poison: bool) -> Option<NativeError> {
+    let handling = HANDLERS.get(handle)?;
+    if let Err(error) = handling.handler.end(poison, "the handler was closed") {
+        return Some(error.into());
+    }
+    handling.stop();
+    drop(HANDLERS.remove(handle));
+    None
+}
+
+/// Applies the failure policy; whether the fault was still open.
+#[napi(catch_unwind)]
+pub fn fail_fault(handle: f64, id: f64, why: String) -> bool {
+    HANDLERS.get(handle).is_some_and(|handling| handling.handler.fail(id as u64, &why))
+}
+
+/// The program ends with this status, if threads still wait for handlers then: nobody will answer them any more.
+#[napi(catch_unwind)]
+pub fn exit_in_spite_of_faults(status: i32) {
+    environment::is_exiting();
+    // Where no thread is to be had, nothing is lost but the ending in time.
+    let _ = std::thread::Builder::new().name("uffd-exit".into()).spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_millis(200));
+            let waiting = |handling: &Arc<Handling>| handling.handler.waiting().map_or(0, |waiting| waiting.total);
+            let waiting: u64 = HANDLERS.all().iter().map(waiting).sum();
+            if waiting > 0 {
+                eprintln!(
+                    "userfaultfd: the program ends with status {status} although {waiting} threads wait for pages that \
+                     nobody can bring any more"
+                );
+                // SAFETY: ends the process at once.
+                unsafe { libc::_exit(status) };
+            }
+        }
+    });
+}
+
+/// Words of a delivery: what it is, then up to three of its own.
+const WORDS: usize = 4;
+/// From here on it is no fault to be answered.
+const OTHERS: f64 = 64.0;
+
+fn row_of(env: &Env, delivery: Delivery) -> [f64; WORDS] {
+    let of_fault =
+        |code: f64, fault: OpenFault| [code, fault.id as f64, fault.address as f64, f64::from(fault.flags)];
+    match delivery {
+        Delivery::Fault(fault) => {
+            [f64::from(fault.flags), fault.id as f64, fault.address as f64, f64::from(fault.thread)]
+        }
+        // An environment that ends takes no more children: they are closed.
+        Delivery::Event(Event::Fork { child }) => {
+            [OTHERS, environment::keep(env, child).unwrap_or(-1.0), 0.0, 0.0]
+        }
+        Delivery::Event(Event::Remap { from, to, len }) => [OTHERS + 1.0, from as f64, to as f64, len as f64],
+        Delivery::Event(Event::Remove { start, end }) => [OTHERS + 2.0, start as f64, end as f64, 0.0],
+        Delivery::Event(Event::Unmap { start, end }) => [OTHERS + 3.0, start as f64, end as f64, 0.0],
+        Delivery::Event(Event::Unknown { event }) => [OTHERS + 4.0, f64::from(event), 0.0, 0.0],
+        // Faults are opened by the queue and come back as faults.
+        Delivery::Event(Event::Fault(_)) => [OTHERS + 4.0, 0.0, 0.0, 0.0],
+        Delivery::Stale(id) => [OTHERS + 5.0, id as f64, 0.0, 0.0],
+        Delivery::Expired(fault) => of_fault(OTHERS + 6.0, fault),
+        Delivery::SelfFault(fault) => of_fault(OTHERS + 7.0, fault),
+    }
+}
+
+/// Reads into rows; how many, or -errno.
+pub(crate) fn take(env: &Env, handle: f64, rows: &View) -> f64 {
+    let Some(handling) = HANDLERS.get(handle) else { return negative(libc::EBADF) };
+    let most = rows.len / size_of::<f64>() / WORDS;
+    let mut at = rows.data.cast::<f64>();
+    let delivered = handling.handler.deliver(most, |delivery| {
+        let row = row_of(env, delivery);
+        // SAFETY: there are at most as many deliveries as the view has rows, and a Float64Array is aligned for them.
+        unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), at, WORDS) };
+        at = at.wrapping_add(WORDS);
+    });
+    match delivered {
+        Ok(count) => count as f64,
+        Err(error) => negative(error.errno().unwrap_or(libc::EIO)),
+    }
+}
+
+/// How a fault is answered without bytes, by number.
+fn resolved(
+    uffd: &Userfaultfd,
+    fault: &OpenFault,
+    how: u32,
+    mode: u32,
+) -> std::result::Result<u64, UffdError> {
+    let (page, size) = (fault.page, fault.page_size);
+    let protect = mode & PROTECT != 0;
+    match how {
+        0 => match uffd.zero(page, size, true) {
+            // Huge pages have no zero page.
+            Err(UffdError::System { .. }) if size > uffd::page_size() as u64 => {
+                uffd.zero_huge(page, size, size as usize, true)
+            }
+            result => result,
+        },
+        1 => uffd.continue_pages(page, size, ContinueOptions { wake: true, write_protect: protect }),
+        2 => uffd.poison(page, size, true),
+        3 => uffd.write_protect(page, size, false, true),
+        _ => uffd.wake(page, size),
+    }
+    .map(|()| size)
+}
+
+fn number(answered: Answered) -> f64 {
+    match answered {
+        Answered::Done(bytes) => bytes as f64,
+        Answered::Later => negative(libc::EAGAIN),
+        Answered::Stale => negative(libc::ESTALE),
+        Answered::Failed(error) => negative(error.errno().unwrap_or(libc::EIO)),
+    }
+}
+
+fn copied(
+    uffd: &Userfaultfd,
+    fault: &OpenFault,
+    source: *const u8,
+    len: usize,
+    mode: u32,
+) -> std::result::Result<u64, UffdError> {
+    let options = CopyOptions { wake: true, write_protect: mode & PROTECT != 0 };
+    // SAFETY: TypeScript passes a view of `len` bytes, or an address that the kernel checks. The destination is memory of
+    // the package's own mappings or of another process: no reference to it exists.
+    unsafe { uffd.copy(fault.page, source, len, options) }.map(|()| len as u64)
+}
+
+/// Fills the page of a fault, and those behind it for as many bytes as there are.
+pub(crate) fn answer_copy(handle: f64, id: f64, source: &View, mode: u32) -> f64 {
+    let Some(handling) = HANDLERS.get(handle) else { return negative(libc::ESTALE) };
+    let act = |uffd: &Userfaultfd, fault: &OpenFault| copied(uffd, fault, source.data, source.len, mode);
+    number(handling.handler.answer(id as u64, act))
+}
+
+pub(crate) fn answer_copy_from(handle: f64, id: f64, source: f64, len: f64, mode: u32) -> f64 {
+    let Some(handling) = HANDLERS.get(handle) else { return negative(libc::ESTALE) };
+    let source = source as u64 as *const u8;
+    let act = |uffd: &Userfaultfd, fault: &OpenFault| copied(uffd, fault, source, len as usize, mode);
+    number(handling.handler.answer(id as u64, act))
+}
+
+pub(crate) fn answer(handle: f64, id: f64, how: f64, mode: u32) -> f64 {
+    let Some(handling) = HANDLERS.get(handle) else { return negative(libc::ESTALE) };
+    let act = |uffd: &Userfaultfd, fault: &OpenFault| resolved(uffd, fault, how as u32, mode);
+    number(handling.handler.answer(id as u64, act))
+}
+
+/// Puts a fault off; whether it was there to be put off.
+pub(crate) fn defer(handle: f64, id: f64) -> f64 {
+    HANDLERS.get(handle).map_or(0.0, |handling| f64::from(u8::from(handling.handler.defer(id as u64))))
+}
+
+/// The rows of a batch, whose first word becomes what came of each: bytes, or -errno.
+struct Rows<'a>(&'a View);
+
+impl Rows<'_> {
+    fn count(&self, wanted: f64) -> usize {
+        (self.0.len / size_of::<f64>() / WORDS).min(wanted as usize)
+    }
+
+    fn id(&self, index: usize) -> u64 {
+        let at = self.0.data.cast::<f64>().wrapping_add(index * WORDS + 1);
+        // SAFETY: the caller's index is below `count`, and a Float64Array is aligned for its words.
+        (unsafe { at.read() }) as u64
+    }
+
+    fn tell(&self, index: usize, result: f64) {
+        let at = self.0.data.cast::<f64>().wrapping_add(index * WORDS);
+        // SAFETY: as above.
+        unsafe { at.write(result) };
+    }
+}
+
+/// Answers a whole batch with bytes: a page each, or one page for all. How many were answered.
+pub(crate) fn answer_all_copy(handle: f64, rows: &View, count: f64, source: &View, mode: u32) -> f64 {
+    let step = |fault: &OpenFault| {
+        let size = fault.page_size as usize;
+        (size, if source.len <= size { 0 } else { size })
+    };
+    answer_rows(handle, rows, count, |uffd, fault, index| {
+        let (size, step) = step(fault);
+        if (index * step).saturating_add(size) > source.len {
+            return Err(UffdError::invalid(uffd::Operation::Copy));
+        }
+        copied(uffd, fault, source.data.wrapping_add(index * step), size, mode)
+    })
+}
+
+/// Answers a whole batch without bytes. How many were answered.
+pub(crate) fn answer_all(handle: f64, rows: &View, count: f64, how: f64, mode: u32) -> f64 {
+    answer_rows(handle, rows, count, |uffd, fault, _| resolved(uffd, fault, how as u32, mode))
+}
+
+fn answer_rows(
+    handle: f64,
+    rows: &View,
+    count: f64,
+    act: impl FnMut(&Userfaultfd, &OpenFault, usize) -> std::result::Result<u64, UffdError>,
+) -> f64 {
+    let Some(handling) = HANDLERS.get(handle) else { return negative(libc::ESTALE) };
+    let rows = Rows(rows);
+    let mut answered = 0.0;
+    let ids = (0..rows.count(count)).map(|index| rows.id(index));
+    handling.handler.answer_all(ids, act, |index, result| {
+        if matches!(result, Answered::Done(_)) {
+            answered += 1.0;
+        }
+        rows.tell(index, number(result));
+    });
+    answered
+}

@@ -186,25 +186,24 @@ impl Area {
     /// For children: whether page `page` holds the words of page `of` of [`super::image`]. Does not allocate.
     pub fn holds(self, page: usize, of: usize) -> bool {
         let words = self.page / 8;
-        let start = (self.address as usize + page * self.page) as *const u64;
         (0..words).all(|word| {
             let expected = ((of * words + word) as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            // SAFETY: the area's own memory, in reach of it.
-            let at = unsafe { start.add(word) };
-            // SAFETY: as above; others may write meanwhile, so it is read as volatile.
-            unsafe { at.read_volatile() == expected }
+            self.word(page * words + word) == expected
         })
     }
 
     /// For children: whether page `page` is zero. Does not allocate.
     pub fn zero(self, page: usize) -> bool {
-        let start = (self.address as usize + page * self.page) as *const u64;
-        (0..self.page / 8).all(|word| {
-            // SAFETY: the area's own memory, in reach of it.
-            let at = unsafe { start.add(word) };
-            // SAFETY: as above.
-            unsafe { at.read_volatile() == 0 }
-        })
+        let words = self.page / 8;
+        (0..words).all(|word| self.word(page * words + word) == 0)
+    }
+
+    /// One word, by touching it: waits where its page is missing, and ends the process where it is poisoned.
+    pub fn word(self, index: usize) -> u64 {
+        assert!(index < self.len() / 8);
+        let at = (self.address as *const u64).wrapping_add(index);
+        // SAFETY: the area's own memory, in reach of it; others may write meanwhile, so it is read as volatile.
+        unsafe { at.read_volatile() }
     }
 }
 

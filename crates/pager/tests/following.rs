@@ -335,6 +335,27 @@ fn memory_moved_about_while_it_is_touched_is_never_wrong() {
 }
 
 #[test]
+fn memory_moved_about_while_the_rest_of_it_is_populated_is_all_there() {
+    const PAGES: usize = 2048;
+    for _ in 0..20 {
+        let Some((area, bytes, served)) = serving(Made::Private, PAGES) else { return };
+        let there = Area::reserve(PAGE, PAGES);
+        served.pager.close_session(served.id, Rest::Populate);
+        // Until the session is over, which is as long as there is anything to bring.
+        let moving = support::elsewhere(move || {
+            for _ in 0..100 {
+                for (from, to) in [(area, there), (there, area)] {
+                    assert_eq!(from.remap_raw(to, MOVE), to.ptr(), "{}", Errno::last());
+                }
+            }
+        });
+        finish(&moving);
+        assert_eq!(ended(&served.notices, served.id).reason, EndReason::Closed);
+        assert!(area.read() == bytes);
+    }
+}
+
+#[test]
 fn memory_scattered_into_too_many_pieces_ends_the_session_by_name() {
     const PAGES: usize = 3 * 8192;
     let Some((area, _, served)) = serving(Made::Private, PAGES) else { return };

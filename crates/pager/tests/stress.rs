@@ -35,7 +35,7 @@ const TOUCHERS: usize = 8;
 const PAGES: usize = 4096;
 const WORDS: usize = PAGE / 8;
 /// How long one session lasts before it is closed and another takes its place.
-const LIFETIME: Duration = Duration::from_millis(200);
+const LIFETIME: Duration = Duration::from_millis(100);
 /// The longest that a read takes which is not at hand.
 const LONGEST_READ: Duration = Duration::from_millis(4);
 /// The longest that a thread may wait for a word, or until what it does to memory is done, on a machine that does nothing
@@ -244,7 +244,7 @@ fn move_at_random(stress: &Stress) {
                 assert_eq!(left_behind.unwrap_or(0), 0, "left behind by a move");
                 stress.moved.fetch_add(1, Ordering::Relaxed);
             }
-            // Being unregistered piece by piece, it is more than one mapping for a moment, which cannot be moved at once.
+            // Being unregistered piece by piece, it is several mappings for a moment, which cannot be moved at once.
             Err(Errno::EFAULT) if served.closing.load(Ordering::SeqCst) => {}
             Err(errno) => panic!("mremap: {errno}"),
         }

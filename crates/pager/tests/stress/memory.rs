@@ -88,13 +88,17 @@ impl Memory {
     }
 
     /// Moves something, as soon as nobody uses it, to another of its places, with `remap` as mremap(2). Its end may grow or
-    /// be given up by that, and what it leaves may stay mapped: then one word of it. `Err` is what mremap(2) says.
+    /// be given up by that, and what it leaves may stay mapped: then one word of it. `Err` is what mremap(2) says. After
+    /// EFAULT it is used no more: of several mappings, the kernel may have moved the first (Linux 6.17).
     pub(crate) fn move_something(
         &self,
         random: &mut Random,
         remap: impl FnOnce(Area, Area, i32) -> Result<(), Errno>,
     ) -> Result<Option<u64>, Errno> {
         let mut parts = self.pieces[random.below(self.pieces.len())].write().unwrap();
+        if parts.is_empty() {
+            return Ok(None);
+        }
         let mut chosen = random.below(parts.len());
         if parts[chosen].pages.len() >= 2 * SMALLEST && random.one_in(4) {
             chosen += cut_in_two(&mut parts, chosen, random);
@@ -111,7 +115,10 @@ impl Memory {
         let to = self.at(pages.start, pages.len() + grown, place);
         let stay = from.pages == to.pages && random.one_in(4);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        remap(from, to, if stay { flags | libc::MREMAP_DONTUNMAP } else { flags })?;
+        if let Err(errno) = remap(from, to, if stay { flags | libc::MREMAP_DONTUNMAP } else { flags }) {
+            parts.remove(chosen);
+            return Err(errno);
+        }
         *part = Part { pages, place, grown };
         Ok(stay.then(|| from.word(random.below(from.len() / 8))))
     }

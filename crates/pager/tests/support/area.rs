@@ -44,9 +44,9 @@ impl Area {
     }
 
     /// Addresses that nothing is mapped at and nobody else gets: far below where the kernel looks for free ones, so that
-    /// what a test unmaps stays unmapped.
+    /// what a test unmaps stays unmapped. Neither sanitizer needs them for itself.
     pub fn reserve(page: usize, pages: usize) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0x1000_0000_0000);
+        static NEXT: AtomicU64 = AtomicU64::new(0x5900_0000_0000);
         let apart = (pages * page + 1).next_multiple_of(HUGE) as u64;
         let area = Self { address: NEXT.fetch_add(apart, Ordering::Relaxed), pages, page };
         if page == HUGE {

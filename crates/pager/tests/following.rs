@@ -9,7 +9,9 @@ use nix::errno::Errno;
 use pager::{EndReason, Rest, SessionOptions};
 use uffd::{Features, Modes};
 
-use support::area::{Area, Gated, Made, Serving, all_events, ended, new_uffd, register, serve_area};
+use support::area::{
+    Area, Gated, Made, Serving, all_events, ended, faults_ended, new_uffd, register, serve_area,
+};
 use support::huge::HugePages;
 use support::{Bytes, PAGE, finish, image};
 
@@ -98,6 +100,8 @@ fn a_page_unmapped_while_its_bytes_are_on_the_way_is_not_filled_and_its_waiter_i
     served.close(Rest::Populate);
     assert!(area.part(1, 1).is_zero());
     served.until_filled(3, 0);
+    let stats = served.stats();
+    assert_eq!(stats.faults, faults_ended(&stats), "the one that came to nothing is counted too: {stats:?}");
 }
 
 fn moved_memory_is_served(made: Made) {

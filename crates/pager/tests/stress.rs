@@ -27,7 +27,7 @@ use uffd::Modes;
 
 use handshakes::Random;
 use memory::Memory;
-use support::area::{Area, Made, ended, register, started};
+use support::area::{Area, Made, ended, faults_ended, register, started};
 use support::{DEADLINE, PAGE, image, told, uffd};
 
 const SESSIONS: usize = 2;
@@ -137,13 +137,7 @@ impl Served {
         let end = ended(&self.notices.lock().unwrap(), self.id);
         assert_eq!(end.reason, EndReason::Closed, "{:?}", end.error);
         let stats = self.info.stats.snapshot();
-        let ended = stats.faults_installed
-            + stats.faults_zeroed
-            + stats.faults_poisoned
-            + stats.already_present
-            + stats.joined
-            + stats.unanswered;
-        assert_eq!(stats.faults, ended, "every fault ends once: {stats:?}");
+        assert_eq!(stats.faults, faults_ended(&stats), "every fault ends once: {stats:?}");
         assert_eq!(stats.faults_poisoned, 0, "{stats:?}");
         assert_eq!(stats.pages_zeroed, stats.faults_zeroed, "{stats:?}");
         assert_eq!(stats.bytes_installed, stats.pages_installed * PAGE as u64, "{stats:?}");

@@ -280,6 +280,16 @@ pub fn ended(notices: &Receiver<Notice>, of: u64) -> SessionEnd {
     }
 }
 
+/// How many faults have come to an end, whichever. When a session is over, all of them have.
+pub fn faults_ended(stats: &StatsSnapshot) -> u64 {
+    stats.faults_installed
+        + stats.faults_zeroed
+        + stats.faults_poisoned
+        + stats.already_present
+        + stats.joined
+        + stats.unanswered
+}
+
 impl Serving {
     pub fn stats(&self) -> StatsSnapshot {
         self.info.stats.snapshot()

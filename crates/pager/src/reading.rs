@@ -114,10 +114,10 @@ impl Session {
             }
         }
         // Those that were discarded, refused, or are to be poisoned now. Filling woke the waiters of the others.
-        for page in waiting {
-            if !self.was_answered(page) {
-                self.answer_waiting(page, cx);
-            }
+        // Answering one of them may bring the page of the next, which nobody has counted then.
+        let unanswered: Vec<usize> = waiting.into_iter().filter(|&page| !self.was_answered(page)).collect();
+        for page in unanswered {
+            self.answer_waiting(page, cx);
         }
     }
 

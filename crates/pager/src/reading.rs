@@ -114,13 +114,10 @@ impl Session {
             }
         }
         // Those that were discarded, refused, or are to be poisoned now. Filling woke the waiters of the others.
-        for page in waiting {
-            // Where it is now. Who waited where it was before was woken when it left.
-            if !self.was_answered(page)
-                && let Some(address) = self.map.address_of(page)
-            {
-                self.answer(Wanted::missing(address), cx);
-            }
+        // Answering one of them may bring the page of the next, which nobody has counted then.
+        let unanswered: Vec<usize> = waiting.into_iter().filter(|&page| !self.was_answered(page)).collect();
+        for page in unanswered {
+            self.answer_waiting(page, cx);
         }
     }
 
@@ -135,10 +132,16 @@ impl Session {
         // Whoever waits for these pages gets what the policy says; an answer that still comes finds nothing to fill.
         let given_up = std::mem::take(&mut self.in_flight);
         for page in given_up.into_iter().flat_map(|reading| reading.waiting) {
-            if let Some(address) = self.map.address_of(page) {
-                self.answer(Wanted::missing(address), cx);
-            }
+            self.answer_waiting(page, cx);
         }
         None
+    }
+
+    /// Answers who waited for a read of `page`, where that is now. Who waited where it was before was woken when it left.
+    fn answer_waiting(&mut self, page: usize, cx: &mut Context<'_>) {
+        match self.map.address_of(page) {
+            Some(address) => self.answer(Wanted::missing(address), cx),
+            None => self.info.stats.unanswered.add(1),
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! | partly done | those are present; go on behind them to learn what is in the way |
 //! | a page is present | wake it (the kernel does not), step over it; on huge pages it may also mean that the pool is empty, so rounds are counted |
 //! | changing | nothing done: the caller parks the fault |
-//! | not registered | the range leaves its mapping: page by page, and what is really not registered is left to the kernel |
+//! | not registered | asked once more, because it may be on its way elsewhere; then the range leaves its mapping: page by page, and what is really not registered is left to the kernel |
 //! | process gone | the session is over |
 //! | anything else | the session meets its failure policy |
 
@@ -158,7 +158,17 @@ impl Resolver<'_> {
     }
 
     /// One ioctl over `pages`; `Bytes` begin at page `base`.
+    ///
+    /// Memory that is moved away between the kernel's look whether anything is changing and its look for the mapping is
+    /// not registered for it, although an event of that is still to come: until that is read, it says so when asked again.
     fn fill_once(&self, pages: Range<usize>, base: usize, filling: Filling<'_>) -> Result<(), UffdError> {
+        match self.try_fill(pages.clone(), base, filling) {
+            Err(UffdError::NotRegistered) => self.try_fill(pages, base, filling),
+            done => done,
+        }
+    }
+
+    fn try_fill(&self, pages: Range<usize>, base: usize, filling: Filling<'_>) -> Result<(), UffdError> {
         let Some(address) = self.map.address_of(pages.start) else { return Err(UffdError::NotRegistered) };
         let len = self.map.bytes(pages.len());
         match filling {

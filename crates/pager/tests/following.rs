@@ -9,7 +9,9 @@ use nix::errno::Errno;
 use pager::{EndReason, Rest, SessionOptions};
 use uffd::{Features, Modes};
 
-use support::area::{Area, Gated, Made, Serving, all_events, ended, new_uffd, register, serve_area};
+use support::area::{
+    Area, Gated, Made, Serving, all_events, ended, faults_ended, new_uffd, register, serve_area,
+};
 use support::huge::HugePages;
 use support::{Bytes, PAGE, finish, image};
 
@@ -98,6 +100,8 @@ fn a_page_unmapped_while_its_bytes_are_on_the_way_is_not_filled_and_its_waiter_i
     served.close(Rest::Populate);
     assert!(area.part(1, 1).is_zero());
     served.until_filled(3, 0);
+    let stats = served.stats();
+    assert_eq!(stats.faults, faults_ended(&stats), "the one that came to nothing is counted too: {stats:?}");
 }
 
 fn moved_memory_is_served(made: Made) {
@@ -332,6 +336,27 @@ fn memory_moved_about_while_it_is_touched_is_never_wrong() {
     assert!(found > 0);
     assert!(area.read() == bytes);
     served.close(Rest::Poison);
+}
+
+#[test]
+fn memory_moved_about_while_the_rest_of_it_is_populated_is_all_there() {
+    const PAGES: usize = 2048;
+    for _ in 0..20 {
+        let Some((area, bytes, served)) = serving(Made::Private, PAGES) else { return };
+        let there = Area::reserve(PAGE, PAGES);
+        served.pager.close_session(served.id, Rest::Populate);
+        // Until the session is over, which is as long as there is anything to bring.
+        let moving = support::elsewhere(move || {
+            for _ in 0..100 {
+                for (from, to) in [(area, there), (there, area)] {
+                    assert_eq!(from.remap_raw(to, MOVE), to.ptr(), "{}", Errno::last());
+                }
+            }
+        });
+        finish(&moving);
+        assert_eq!(ended(&served.notices, served.id).reason, EndReason::Closed);
+        assert!(area.read() == bytes);
+    }
 }
 
 #[test]

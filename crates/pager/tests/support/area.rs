@@ -44,9 +44,9 @@ impl Area {
     }
 
     /// Addresses that nothing is mapped at and nobody else gets: far below where the kernel looks for free ones, so that
-    /// what a test unmaps stays unmapped.
+    /// what a test unmaps stays unmapped. Neither sanitizer needs them for itself.
     pub fn reserve(page: usize, pages: usize) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0x1000_0000_0000);
+        static NEXT: AtomicU64 = AtomicU64::new(0x5900_0000_0000);
         let apart = (pages * page + 1).next_multiple_of(HUGE) as u64;
         let area = Self { address: NEXT.fetch_add(apart, Ordering::Relaxed), pages, page };
         if page == HUGE {
@@ -186,25 +186,24 @@ impl Area {
     /// For children: whether page `page` holds the words of page `of` of [`super::image`]. Does not allocate.
     pub fn holds(self, page: usize, of: usize) -> bool {
         let words = self.page / 8;
-        let start = (self.address as usize + page * self.page) as *const u64;
         (0..words).all(|word| {
             let expected = ((of * words + word) as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            // SAFETY: the area's own memory, in reach of it.
-            let at = unsafe { start.add(word) };
-            // SAFETY: as above; others may write meanwhile, so it is read as volatile.
-            unsafe { at.read_volatile() == expected }
+            self.word(page * words + word) == expected
         })
     }
 
     /// For children: whether page `page` is zero. Does not allocate.
     pub fn zero(self, page: usize) -> bool {
-        let start = (self.address as usize + page * self.page) as *const u64;
-        (0..self.page / 8).all(|word| {
-            // SAFETY: the area's own memory, in reach of it.
-            let at = unsafe { start.add(word) };
-            // SAFETY: as above.
-            unsafe { at.read_volatile() == 0 }
-        })
+        let words = self.page / 8;
+        (0..words).all(|word| self.word(page * words + word) == 0)
+    }
+
+    /// One word, by touching it: waits where its page is missing, and ends the process where it is poisoned.
+    pub fn word(self, index: usize) -> u64 {
+        assert!(index < self.len() / 8);
+        let at = (self.address as *const u64).wrapping_add(index);
+        // SAFETY: the area's own memory, in reach of it; others may write meanwhile, so it is read as volatile.
+        unsafe { at.read_volatile() }
     }
 }
 
@@ -279,6 +278,16 @@ pub fn ended(notices: &Receiver<Notice>, of: u64) -> SessionEnd {
             _ => {}
         }
     }
+}
+
+/// How many faults have come to an end, whichever. When a session is over, all of them have.
+pub fn faults_ended(stats: &StatsSnapshot) -> u64 {
+    stats.faults_installed
+        + stats.faults_zeroed
+        + stats.faults_poisoned
+        + stats.already_present
+        + stats.joined
+        + stats.unanswered
 }
 
 impl Serving {

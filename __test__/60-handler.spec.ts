@@ -351,6 +351,27 @@ inEveryWay('the thread that only notifies serves as well as the event loop', asy
   t.false(resources().threads.includes('uffd-notifier'));
 });
 
+test('a thread that only notifies is heard again after a turn that was broken off for being long', async t => {
+  const made = handling(
+    t,
+    256,
+    {
+      fault(fault) {
+        // Meanwhile those that were answered before fault again: there is always more to read.
+        for (const until = performance.now() + 0.3; performance.now() < until;);
+        return fault.copy(pageOf(9));
+      },
+    },
+    { notifyBy: 'thread' },
+  );
+  if (!made) return;
+
+  const pages = Array.from({ length: 256 }, (_, page) => page);
+  const bytes = await Promise.all(pages.map(async page => first(made.mapping, page)));
+
+  t.true(bytes.every(byte => byte === 9));
+});
+
 test('what cannot be is refused by name, and leaves no handler behind', async t => {
   const made = registered(t, 1);
   if (!made) return;

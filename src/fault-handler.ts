@@ -206,7 +206,7 @@ export class FaultHandler {
     else if (handled === 0 && native().handlerGone(this.#handle)) this.#gone();
     // The event loop comes back by itself to what is unread, but not to what was read and not told.
     if (count > 0) this.#putOff = true;
-    else if (this.#needsArming) native().armHandler(this.#handle);
+    if (this.#needsArming) native().armHandler(this.#handle);
     this.#afterwards();
   }
 

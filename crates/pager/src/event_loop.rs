@@ -8,8 +8,8 @@ mod ahead;
 mod asking;
 mod connections;
 mod forked;
-mod spin;
 mod token;
+mod waiting;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,7 +21,6 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use spin::Spin;
 use token::Token;
 use uffd::EventBuffer;
 
@@ -33,6 +32,7 @@ use crate::pager::Message;
 use crate::policy::{EndReason, Rest};
 use crate::server::{Pending, Server};
 use crate::session::{Context, Session};
+use crate::spin::Spin;
 use crate::sweep::Next;
 use crate::workers::Workers;
 

@@ -24,6 +24,7 @@ use crate::handler_queue::{Area, Delivery, HandlerQueue, OpenFault};
 use crate::last_words::say;
 use crate::policy::FailurePolicy;
 use crate::self_fault::{self, SelfFault, Suspect};
+use crate::spin::{Look, Spin, let_others_run};
 use crate::supervise::Supervised;
 
 mod failing;
@@ -116,6 +117,8 @@ struct State {
     queue: HandlerQueue,
     buffer: EventBuffer,
     suspect: Suspect,
+    /// Whether others are let run before it is said that there is nothing.
+    spin: Spin,
 }
 
 impl Handler {
@@ -131,6 +134,7 @@ impl Handler {
             queue: HandlerQueue::new(page_size() as u64, Instant::now()),
             buffer: EventBuffer::new(MESSAGES),
             suspect: Suspect::default(),
+            spin: Spin::new(),
         };
         let handler = Arc::new(Self {
             guarded,
@@ -178,7 +182,15 @@ impl Handler {
         let now = Instant::now();
         let mut state = self.lock();
         state.queue.unpark(now);
-        let read = self.read(&mut state, now);
+        let mut read = self.read(&mut state, now);
+        if read.is_ok() && !state.queue.has_deliveries() && state.spin.is_due() {
+            drop(state);
+            let look = let_others_run(now);
+            state = self.lock();
+            read = self.read(&mut state, now);
+            let hit = state.queue.has_deliveries();
+            state.spin.looked(if hit { look } else { Look::Miss });
+        }
         let mut count = 0;
         while count < most {
             let Some(delivery) = state.queue.deliver() else { break };

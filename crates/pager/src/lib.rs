@@ -30,6 +30,7 @@ mod server;
 mod session;
 mod socket;
 mod source;
+mod spin;
 mod stats;
 mod supervise;
 mod sweep;

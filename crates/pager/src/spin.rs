@@ -1,4 +1,4 @@
-//! Looking again before sleeping.
+//! When to look again for a moment before sleeping, or before saying that there is nothing: where that hits.
 //!
 //! Waking a thread that sleeps on another CPU takes ten times as long as installing a page. A loop that looks again and
 //! again for a moment, instead of sleeping at once, saves that where the next fault comes within the moment, and wastes the
@@ -8,23 +8,18 @@
 
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::epoll::{EpollEvent, EpollTimeout};
-
-use super::EventLoop;
-use super::token::Token;
-
-/// For how long it is looked.
-const BUDGET: Duration = Duration::from_micros(100);
 /// Misses in a row that end it.
 const MOST_MISSES: u32 = 2;
 /// Waits between two trials at first, and at most: each that misses doubles the distance.
 const SHORTEST_DISTANCE: u32 = 32;
 const LONGEST_DISTANCE: u32 = 4096;
 
+/// What a thread that was woken takes to its next fault, where giving way to it is worth it.
+const LONGEST_YIELD: Duration = Duration::from_micros(50);
+
 /// What came of looking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
+pub(crate) enum Look {
     /// A fault came meanwhile: a sleep was saved.
     Hit,
     /// Something was there at once: nobody would have slept.
@@ -35,7 +30,7 @@ enum Look {
 
 /// Whether it is looked before the next sleep.
 #[derive(Debug)]
-pub(super) struct Spin {
+pub(crate) struct Spin {
     on: bool,
     misses: u32,
     /// Waits until the next trial.
@@ -44,17 +39,17 @@ pub(super) struct Spin {
 }
 
 impl Spin {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { on: false, misses: 0, until_trial: SHORTEST_DISTANCE, distance: SHORTEST_DISTANCE }
     }
 
     /// Whether to look before sleeping this time. Then `looked` has to be told what came of it.
-    fn is_due(&mut self) -> bool {
+    pub(crate) fn is_due(&mut self) -> bool {
         self.until_trial = self.until_trial.saturating_sub(1);
         self.on || self.until_trial == 0
     }
 
-    fn looked(&mut self, look: Look) {
+    pub(crate) fn looked(&mut self, look: Look) {
         match look {
             // It says nothing: on the CPU of the thread that faults it is like this nearly always. A trial goes on.
             Look::AtOnce => {}
@@ -69,38 +64,11 @@ impl Spin {
     }
 }
 
-impl EventLoop {
-    /// What is ready, at the latest after `timeout`.
-    pub(super) fn wait(&mut self, ready: &mut [EpollEvent], timeout: EpollTimeout) -> Result<usize, Errno> {
-        if timeout != EpollTimeout::ZERO && !self.sessions.is_empty() && self.spin.is_due() {
-            let count = self.look(ready)?;
-            if count > 0 {
-                return Ok(count);
-            }
-        }
-        self.epoll.wait(ready, timeout)
-    }
-
-    /// What becomes ready while it is looked for a moment.
-    fn look(&mut self, ready: &mut [EpollEvent]) -> Result<usize, Errno> {
-        let count = self.epoll.wait(ready, EpollTimeout::ZERO)?;
-        if count > 0 {
-            self.spin.looked(Look::AtOnce);
-            return Ok(count);
-        }
-        let until = Instant::now() + BUDGET;
-        let count = loop {
-            std::hint::spin_loop();
-            let count = self.epoll.wait(ready, EpollTimeout::ZERO)?;
-            if count > 0 || Instant::now() >= until {
-                break count;
-            }
-        };
-        let is_fault = |event: &EpollEvent| matches!(Token::decode(event.data()), Token::Uffd(_));
-        let hit = ready.iter().take(count).any(is_fault);
-        self.spin.looked(if hit { Look::Hit } else { Look::Miss });
-        Ok(count)
-    }
+/// On the CPU of the thread that was woken, that thread runs only now; its next fault is then read without a turn of the
+/// event loop. Where somebody else ran instead, and for long, that is no hit.
+pub(crate) fn let_others_run(since: Instant) -> Look {
+    std::thread::yield_now();
+    if since.elapsed() < LONGEST_YIELD { Look::Hit } else { Look::Miss }
 }
 
 #[cfg(test)]

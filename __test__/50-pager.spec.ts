@@ -324,6 +324,17 @@ test('a userfaultfd that came from elsewhere is served, and follows what its own
   other.close();
 });
 
+test('memory that was refused keeps no program alive', t => {
+  if (!canRun(t)) return;
+  const { status, stdout } = spawnSync(
+    process.execPath,
+    [join(import.meta.dirname, 'fixtures', 'refused.js')],
+    { encoding: 'utf8', timeout: 10_000, killSignal: 'SIGKILL' },
+  );
+
+  t.deepEqual([status, stdout], [0, 'ERR_UFFD_REGION']);
+});
+
 test('a pager drains, closes, and leaves nothing behind', async t => {
   if (!canRun(t)) return;
   const { path } = image(t, PAGES * PAGE);

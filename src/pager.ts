@@ -223,11 +223,12 @@ export class Pager extends EventEmitter<PagerEvents> {
     this.#refuseClosed();
     const given = { ...settings, source: opened };
     const served = this.#native.adopt(uffd.handle(), checked, pageSize, pidfd, memfd, given);
-    if (!served.error) uffd.taken();
-    const session = this.#started(served, source, undefined);
-    this.#foreign.add(served.id);
-    this.#holdOpen();
-    return session;
+    if (!served.error) {
+      uffd.taken();
+      this.#foreign.add(served.id);
+      this.#holdOpen();
+    }
+    return this.#started(served, source, undefined);
   }
 
   /**

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::error::PagerError;
+use crate::owed::{Deliver, Owed};
 use crate::policy::EndReason;
 use crate::resolve::{Filling, Stop};
 use crate::session::{Context, MOST_IN_FLIGHT, Session};
@@ -30,50 +31,59 @@ pub struct PopulateOptions {
 }
 
 /// Takes the outcome. Called on the event loop's thread: it must return at once.
-pub type DeliverPopulated = Box<dyn FnOnce(Result<(), PagerError>) + Send>;
+pub type DeliverPopulated = Deliver<()>;
 
-/// Something that was asked for.
+/// Something to bring: the rest of a block, or what was asked for.
+#[derive(Default)]
 struct Request {
-    id: u64,
+    /// What it is given up by; `None` where nobody has asked.
+    id: Option<u64>,
+    /// What was asked for.
     pages: Vec<Range<usize>>,
+    /// What has not had its turn yet.
+    left: VecDeque<Range<usize>>,
     rate: Option<u64>,
     not_before: Option<Instant>,
-    deliver: Option<DeliverPopulated>,
+    /// Told when nothing of it is missing any more.
+    answer: Option<Owed<()>>,
 }
 
-impl Drop for Request {
-    fn drop(&mut self) {
-        if let Some(deliver) = self.deliver.take() {
-            deliver(Err(PagerError::SessionOver));
+impl Request {
+    /// Bytes to bring at a time, where that is limited.
+    fn piece(&self) -> Option<u64> {
+        self.rate.map(|rate| rate / PIECES_PER_SECOND)
+    }
+
+    /// So many bytes were brought of the first stretch that is left, up to `page`.
+    fn advance(&mut self, page: usize, bytes: u64) {
+        if let Some(rate) = self.rate {
+            let pause = Duration::from_secs_f64(bytes as f64 / rate as f64);
+            let now = Instant::now();
+            self.not_before = Some(self.not_before.map_or(now, |moment| moment.max(now)) + pause);
+        }
+        if let Some(pages) = self.left.front_mut() {
+            pages.start = page;
+            if pages.start >= pages.end {
+                self.left.pop_front();
+            }
         }
     }
 }
 
-/// Pages to bring, and for which request, if for one.
-type Stretch = (Range<usize>, Option<u64>);
-
 /// What a session is to bring although nobody waits for it.
 #[derive(Default)]
-pub(crate) struct Wishes {
-    stretches: VecDeque<Stretch>,
-    requests: Vec<Request>,
-}
+pub(crate) struct Wishes(Vec<Request>);
 
 impl Wishes {
     pub(crate) fn add(&mut self, pages: Range<usize>) {
-        self.stretches.push_back((pages, None));
+        self.0.push(Request { left: VecDeque::from([pages]), ..Request::default() });
     }
 
-    fn is_empty(&self) -> bool {
-        self.stretches.is_empty() && self.requests.is_empty()
-    }
-
-    /// The first stretch whose time has come, or else when that of one comes.
+    /// The first request whose time has come, or else when that of one comes.
     fn due(&self, now: Instant) -> Result<usize, Option<Instant>> {
         let mut soonest = None;
-        for (index, &(_, id)) in self.stretches.iter().enumerate() {
-            let request = self.requests.iter().find(|request| Some(request.id) == id);
-            match request.and_then(|request| request.not_before) {
+        for (index, request) in self.0.iter().enumerate().filter(|(_, request)| !request.left.is_empty()) {
+            match request.not_before {
                 Some(moment) if moment > now => {
                     soonest = Some(soonest.map_or(moment, |soonest: Instant| soonest.min(moment)));
                 }
@@ -81,28 +91,6 @@ impl Wishes {
             }
         }
         Err(soonest)
-    }
-
-    /// Bytes to bring of a stretch at a time, where that is limited.
-    fn piece(&self, index: usize) -> Option<u64> {
-        let &(_, id) = self.stretches.get(index)?;
-        let request = self.requests.iter().find(|request| Some(request.id) == id)?;
-        request.rate.map(|rate| rate / PIECES_PER_SECOND)
-    }
-
-    /// So many bytes were brought of a stretch, up to `page`.
-    fn advance(&mut self, index: usize, page: usize, bytes: u64) {
-        let Some((pages, id)) = self.stretches.get_mut(index) else { return };
-        pages.start = page;
-        let request = self.requests.iter_mut().find(|request| Some(request.id) == *id);
-        if let Some((rate, request)) = request.and_then(|request| Some((request.rate?, request))) {
-            let pause = Duration::from_secs_f64(bytes as f64 / rate as f64);
-            let now = Instant::now();
-            request.not_before = Some(request.not_before.map_or(now, |moment| moment.max(now)) + pause);
-        }
-        if pages.start >= pages.end {
-            self.stretches.remove(index);
-        }
     }
 }
 
@@ -120,25 +108,26 @@ pub(crate) enum Ahead {
 impl Session {
     /// Whether there is something to bring that nobody waits for.
     pub(crate) fn has_ahead(&self) -> bool {
-        !self.ahead.is_empty() && self.phase.serves()
+        !self.ahead.0.is_empty() && self.phase.serves()
     }
 
     /// Takes a request. It is dropped, and told so, when the session ends before it is done.
-    pub(crate) fn populate(&mut self, id: u64, options: PopulateOptions, deliver: DeliverPopulated) {
+    pub(crate) fn populate(&mut self, id: u64, options: PopulateOptions, mut answer: Owed<()>) {
         let pages = match self.pages_to_populate(options.ranges) {
             Ok(pages) => pages,
-            Err(error) => return deliver(Err(error)),
+            Err(error) => return answer.give(Err(error)),
         };
-        self.ahead.stretches.extend(pages.iter().map(|pages| (pages.clone(), Some(id))));
-        let (rate, deliver) = (options.rate.map(|rate| rate.max(1)), Some(deliver));
-        self.ahead.requests.push(Request { id, pages, rate, not_before: None, deliver });
+        let left = pages.iter().cloned().collect();
+        let (rate, answer) = (options.rate.map(|rate| rate.max(1)), Some(answer));
+        self.ahead.0.push(Request { id: Some(id), pages, left, rate, not_before: None, answer });
     }
 
     fn pages_to_populate(&self, ranges: Option<Vec<Range<u64>>>) -> Result<Vec<Range<usize>>, PagerError> {
         if !self.phase.serves() {
             return Err(PagerError::SessionOver);
         }
-        if self.ahead.requests.len() >= MOST_REQUESTS {
+        let asked = self.ahead.0.iter().filter(|request| request.id.is_some());
+        if asked.count() >= MOST_REQUESTS {
             let most = format!("{MOST_REQUESTS} requests to populate are under way already");
             return Err(PagerError::Exhausted(most));
         }
@@ -160,8 +149,7 @@ impl Session {
 
     /// Nobody wants it any more. What is being read still comes.
     pub(crate) fn cancel_populate(&mut self, id: u64) {
-        self.ahead.stretches.retain(|&(_, of)| of != Some(id));
-        self.ahead.requests.retain(|request| request.id != id);
+        self.ahead.0.retain(|request| request.id != Some(id));
     }
 
     /// Brings one window of what is wanted and nobody waits for.
@@ -171,30 +159,33 @@ impl Session {
             return Ahead::At(moment);
         }
         let now = Instant::now();
+        // Whoever is done is told, also while others wait for their time.
+        self.finish_requests();
         while self.phase.serves() {
             let index = match self.ahead.due(now) {
                 Ok(index) => index,
-                Err(Some(moment)) => return Ahead::At(moment),
-                Err(None) if self.finish_requests() => continue,
-                Err(None) => return Ahead::Nothing,
+                Err(_) if self.finish_requests() => continue,
+                Err(soonest) => return soonest.map_or(Ahead::Nothing, Ahead::At),
             };
-            let Some((pages, _)) = self.ahead.stretches.get(index).cloned() else { break };
-            let piece =
-                self.ahead.piece(index).map_or(usize::MAX, |bytes| (bytes / self.map.page_size()) as usize);
-            let run = self.states.next_missing(pages.start, self.window().min(piece.max(1)));
+            let Some(request) = self.ahead.0.get_mut(index) else { break };
+            let Some(pages) = request.left.front().cloned() else { break };
+            let piece = request.piece().map_or(usize::MAX, |bytes| (bytes / self.map.page_size()) as usize);
+            let run = self.states.next_missing(pages.start, self.window.most().min(piece.max(1)));
             let Some(run) = run.filter(|run| run.start < pages.end) else {
-                self.ahead.advance(index, pages.end, 0);
+                request.advance(pages.end, 0);
                 continue;
             };
-            if self.is_being_read(run.start) {
-                self.ahead.advance(index, run.start + 1, 0);
+            if self.in_flight.iter().any(|reading| reading.pages.contains(&run.start)) {
+                request.advance(run.start + 1, 0);
                 continue;
             }
             let run = self.map.clip(run.start..run.end.min(pages.end));
             let (end, bytes) = (run.end, self.map.bytes(run.len()));
             return match self.bring(run, cx) {
                 Ok(true) => {
-                    self.ahead.advance(index, end, bytes);
+                    if let Some(request) = self.ahead.0.get_mut(index) {
+                        request.advance(end, bytes);
+                    }
                     Ahead::More
                 }
                 Ok(false) => Ahead::Nothing,
@@ -211,28 +202,31 @@ impl Session {
     /// Tells of requests of which nothing is missing any more. What was read for one and then could not be installed is
     /// wanted anew: whether there is such a thing.
     fn finish_requests(&mut self) -> bool {
-        let mut requests = std::mem::take(&mut self.ahead.requests);
-        requests.retain_mut(|request| {
+        let (in_flight, states) = (&self.in_flight, &self.states);
+        let mut anew = false;
+        self.ahead.0.retain_mut(|request| {
+            if !request.left.is_empty() {
+                return true;
+            }
             let being_read = |pages: &Range<usize>| {
-                self.in_flight.iter().any(|read| read.pages.start < pages.end && pages.start < read.pages.end)
+                in_flight.iter().any(|read| read.pages.start < pages.end && pages.start < read.pages.end)
             };
             if request.pages.iter().any(being_read) {
                 return true;
             }
-            let left = |pages: &&Range<usize>| {
-                self.states.next_missing(pages.start, 1).is_some_and(|run| run.start < pages.end)
+            let missing = |pages: &&Range<usize>| {
+                states.next_missing(pages.start, 1).is_some_and(|run| run.start < pages.end)
             };
-            let left: Vec<Stretch> =
-                request.pages.iter().filter(left).map(|pages| (pages.clone(), Some(request.id))).collect();
-            if let (true, Some(deliver)) = (left.is_empty(), request.deliver.take()) {
-                deliver(Ok(()));
-                return false;
+            request.left = request.pages.iter().filter(missing).cloned().collect();
+            anew |= !request.left.is_empty();
+            if request.left.is_empty()
+                && let Some(answer) = request.answer.as_mut()
+            {
+                answer.give(Ok(()));
             }
-            self.ahead.stretches.extend(left);
-            true
+            !request.left.is_empty()
         });
-        self.ahead.requests = requests;
-        !self.ahead.stretches.is_empty()
+        anew
     }
 
     /// Brings a run of missing pages that nobody waits for, or has it read; `false` where as many reads are under way as

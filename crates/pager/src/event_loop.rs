@@ -244,14 +244,12 @@ impl EventLoop {
                 Message::CloseServer { id, rest } => self.close_server(id, rest),
                 Message::CloseSession { id, rest } => self.with_session(id, |session, _| session.close(rest)),
                 Message::DrainServer { id } => self.drain_server(id),
-                Message::TakeDirty { id, most, deliver } if self.sessions.contains_key(&id) => {
-                    self.with_session(id, |session, _| session.take_dirty(most, deliver));
+                Message::TakeDirty { id, most, answer } => {
+                    self.with_session(id, |session, _| session.take_dirty(most, answer));
                 }
-                Message::TakeDirty { deliver, .. } => deliver(Err(PagerError::SessionOver)),
-                Message::Populate { id, request, options, deliver } if self.sessions.contains_key(&id) => {
-                    self.with_session(id, |session, _| session.populate(request, options, deliver));
+                Message::Populate { id, request, options, answer } => {
+                    self.with_session(id, |session, _| session.populate(request, options, answer));
                 }
-                Message::Populate { deliver, .. } => deliver(Err(PagerError::SessionOver)),
                 Message::CancelPopulate { id, request } => {
                     self.with_session(id, |session, _| session.cancel_populate(request));
                 }

@@ -20,6 +20,7 @@ mod mailbox;
 mod modes;
 mod notice;
 mod offer;
+mod owed;
 mod page_state;
 mod pager;
 mod policy;

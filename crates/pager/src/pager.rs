@@ -17,6 +17,7 @@ use crate::event_loop::EventLoop;
 use crate::mailbox::Mailbox;
 use crate::modes::{Minor, SessionModes, protect};
 use crate::notice::Observer;
+use crate::owed::Owed;
 use crate::policy::{FailurePolicy, Rest};
 use crate::server::{Image, Server, ServerOptions};
 use crate::session::Parts;
@@ -24,7 +25,7 @@ use crate::socket::Listener;
 use crate::source::PageSource;
 use crate::supervise::{Peer, Supervised};
 use crate::sync::Bell;
-use crate::tracking::{DeliverDirty, DirtyReply, Tracking};
+use crate::tracking::{DeliverDirty, DirtyPages, DirtyReply, Tracking};
 use crate::workers::Completion;
 
 /// How a pager runs.
@@ -122,13 +123,13 @@ pub(crate) enum Message {
     TakeDirty {
         id: u64,
         most: usize,
-        deliver: DeliverDirty,
+        answer: Owed<DirtyPages>,
     },
     Populate {
         id: u64,
         request: u64,
         options: PopulateOptions,
-        deliver: DeliverPopulated,
+        answer: Owed<()>,
     },
     CancelPopulate {
         id: u64,
@@ -290,7 +291,7 @@ impl Pager {
 
     /// [`Pager::take_dirty`], the answer going to `deliver` (see [`DirtyReply::wait`] for its errors).
     pub fn take_dirty_with(&self, session: u64, most: usize, deliver: DeliverDirty) {
-        self.mailbox.send(Message::TakeDirty { id: session, most, deliver });
+        self.mailbox.send(Message::TakeDirty { id: session, most, answer: Owed::new(deliver) });
     }
 
     /// Brings pages that no fault has asked for, in the order of `options`, while no fault waits. `deliver` hears when none of
@@ -299,7 +300,7 @@ impl Pager {
     ///
     /// `request` is what [`Pager::cancel_populate`] names it by: the caller's choice.
     pub fn populate(&self, session: u64, request: u64, options: PopulateOptions, deliver: DeliverPopulated) {
-        self.mailbox.send(Message::Populate { id: session, request, options, deliver });
+        self.mailbox.send(Message::Populate { id: session, request, options, answer: Owed::new(deliver) });
     }
 
     /// Gives up a request to populate; it is told that it is over.

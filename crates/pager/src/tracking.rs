@@ -14,6 +14,7 @@ use uffd::UffdError;
 use crate::address_map::Place;
 use crate::deferred::Wanted;
 use crate::error::PagerError;
+use crate::owed::{Deliver, Owed};
 use crate::page_state::PageBits;
 use crate::resolve::Stop;
 use crate::session::Session;
@@ -48,7 +49,7 @@ pub struct DirtyPages {
 }
 
 /// Takes the answer. Called on the event loop's thread: it must return at once.
-pub type DeliverDirty = Box<dyn FnOnce(Result<DirtyPages, PagerError>) + Send>;
+pub type DeliverDirty = Deliver<DirtyPages>;
 
 /// An answer that is on its way. Dropping it loses what it would have told.
 #[derive(Debug)]
@@ -100,15 +101,7 @@ struct Taking {
     /// Pages left to look at, in one round over all.
     left: usize,
     not_before: Option<Instant>,
-    deliver: Option<DeliverDirty>,
-}
-
-impl Drop for Taking {
-    fn drop(&mut self) {
-        if let Some(deliver) = self.deliver.take() {
-            deliver(Err(PagerError::SessionOver));
-        }
-    }
+    answer: Owed<DirtyPages>,
 }
 
 impl Tracking {
@@ -175,7 +168,7 @@ impl Session {
     }
 
     /// Begins to gather what was written to.
-    pub(crate) fn take_dirty(&mut self, most: usize, deliver: DeliverDirty) {
+    pub(crate) fn take_dirty(&mut self, most: usize, mut answer: Owed<DirtyPages>) {
         let refused = match &self.tracking {
             None => {
                 PagerError::Unsupported("this session does not track writes (`write_protect`)".to_owned())
@@ -186,20 +179,14 @@ impl Session {
             Some(_) if !self.phase.serves() => PagerError::SessionOver,
             Some(_) => {
                 let left = self.map.pages();
-                let taking = Taking {
-                    ranges: Vec::new(),
-                    most: most.max(1),
-                    left,
-                    not_before: None,
-                    deliver: Some(deliver),
-                };
+                let taking = Taking { ranges: Vec::new(), most: most.max(1), left, not_before: None, answer };
                 if let Some(tracking) = self.tracking.as_mut() {
                     tracking.taking = Some(taking);
                 }
                 return;
             }
         };
-        deliver(Err(refused));
+        answer.give(Err(refused));
     }
 
     /// Does the next piece of what an answer takes; `None` when none is wanted.
@@ -253,13 +240,13 @@ impl Session {
                     }
                     Err(UffdError::UffdClosed) => {
                         self.stopped(Stop::Gone);
-                        taking.give(Err(PagerError::SessionOver));
+                        taking.answer.give(Err(PagerError::SessionOver));
                         return None;
                     }
                     Err(cause) => {
                         let address = self.map.address_of(run.start).unwrap_or(0);
                         let len = self.map.bytes(run.len());
-                        taking.give(Err(PagerError::Kernel { address, len, cause }));
+                        taking.answer.give(Err(PagerError::Kernel { address, len, cause }));
                         return None;
                     }
                 }
@@ -305,7 +292,7 @@ impl Session {
                 source_offset,
             }));
         }
-        taking.give(Ok(DirtyPages { ranges, more }));
+        taking.answer.give(Ok(DirtyPages { ranges, more }));
     }
 }
 
@@ -321,12 +308,6 @@ impl Taking {
             last.len += len;
         } else {
             self.ranges.push(DirtyRange { address, len, source_offset });
-        }
-    }
-
-    fn give(&mut self, answer: Result<DirtyPages, PagerError>) {
-        if let Some(deliver) = self.deliver.take() {
-            deliver(answer);
         }
     }
 }

@@ -8,6 +8,7 @@ mod ahead;
 mod asking;
 mod connections;
 mod forked;
+mod lent;
 mod token;
 mod waiting;
 
@@ -17,12 +18,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lent::Lent;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use token::Token;
-use uffd::EventBuffer;
 
 use crate::error::PagerError;
 use crate::mailbox::{Inbox, Mailbox};
@@ -34,39 +35,11 @@ use crate::server::{Pending, Server};
 use crate::session::{Context, Session};
 use crate::spin::Spin;
 use crate::sweep::Next;
-use crate::workers::Workers;
 
-/// Messages per read(2). One faulting thread needs one; many threads overlap.
-const MESSAGES_PER_READ: usize = 64;
-/// The same where there are other sessions: reading a removal wakes a thread, which takes 2 us.
-const FEW_MESSAGES: usize = 8;
-/// The largest window, and a huge page.
-const STAGING: usize = 2 << 20;
 /// Readiness events per turn.
 const EVENTS_PER_TURN: usize = 64;
 /// After a panic of the loop: how long its sessions are given to be poisoned or killed.
 const LAST_RITES: Duration = Duration::from_secs(5);
-
-/// Where bytes rest between the source and the other process's memory. Page-aligned: copying in and out of an
-/// unaligned buffer takes a quarter longer.
-struct Staging {
-    bytes: Vec<u8>,
-    aligned: usize,
-}
-
-impl Staging {
-    fn new() -> Self {
-        let page = uffd::page_size();
-        // Never resident beyond what is used: it comes zeroed from the allocator.
-        let bytes = vec![0; STAGING + page];
-        let aligned = bytes.as_ptr().align_offset(page).min(page);
-        Self { bytes, aligned }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        self.bytes.get_mut(self.aligned..self.aligned + STAGING).unwrap_or_default()
-    }
-}
 
 /// The server of sessions that came without one.
 const NO_SERVER: u64 = 0;
@@ -89,7 +62,6 @@ pub(crate) struct EventLoop {
     epoll: Epoll,
     timer: TimerFd,
     inbox: Inbox<Message>,
-    workers: Workers,
     servers: HashMap<u64, Server>,
     handshakes: HashMap<u64, Pending>,
     /// Whose image somebody was asked for.
@@ -100,14 +72,10 @@ pub(crate) struct EventLoop {
     restless: HashSet<u64>,
     /// Their order in one turn; kept only for its memory.
     turns: Vec<u64>,
-    /// Sessions of children that were forked, and of which session, until they are taken over.
-    forked: Vec<(u64, Session)>,
     /// Sessions whose process nothing tells the end of: they are asked from time to time, by this timer.
     unwatched: HashSet<u64>,
     probe: TimerFd,
-    events: EventBuffer,
-    few_events: EventBuffer,
-    staging: Staging,
+    lent: Lent,
     /// Sessions that bring pages ahead.
     ahead: BTreeSet<u64>,
     /// The one that had its turn last.
@@ -142,19 +110,15 @@ impl EventLoop {
             epoll,
             timer,
             inbox,
-            workers: Workers::new(workers, deliver),
             servers: HashMap::new(),
             handshakes: HashMap::new(),
             asking: HashMap::new(),
             sessions: HashMap::new(),
             restless: HashSet::new(),
             turns: Vec::new(),
-            forked: Vec::new(),
             unwatched: HashSet::new(),
             probe,
-            events: EventBuffer::new(MESSAGES_PER_READ),
-            few_events: EventBuffer::new(FEW_MESSAGES),
-            staging: Staging::new(),
+            lent: Lent::new(workers, deliver),
             base_page_size: uffd::page_size() as u64,
             ahead: BTreeSet::new(),
             last_ahead: 0,
@@ -222,15 +186,7 @@ impl EventLoop {
         let alone = self.sessions.len() <= 1;
         let Some(entry) = self.sessions.get_mut(&id) else { return };
         self.restless.insert(id);
-        let events = if alone { &mut self.events } else { &mut self.few_events };
-        let mut cx = Context {
-            events,
-            staging: self.staging.bytes(),
-            workers: &self.workers,
-            alone,
-            forked: &mut self.forked,
-        };
-        act(&mut entry.session, &mut cx);
+        act(&mut entry.session, &mut self.lent.context(alone));
     }
 
     fn take_requests(&mut self) {
@@ -286,14 +242,7 @@ impl EventLoop {
                 self.restless.remove(&id);
                 continue;
             };
-            let events = if alone { &mut self.events } else { &mut self.few_events };
-            let mut cx = Context {
-                events,
-                staging: self.staging.bytes(),
-                workers: &self.workers,
-                alone,
-                forked: &mut self.forked,
-            };
+            let mut cx = self.lent.context(alone);
             let retried = entry.session.retry(now, &mut cx);
             let turn = if nth == 0 && !retried { now } else { Instant::now() };
             let unanswered = entry.session.answer_queued(turn, &mut cx);
@@ -331,7 +280,7 @@ impl EventLoop {
             busy = self.bring_ahead(now, &mut soonest);
         }
         // Forked while faults were tried again. Before their parents are buried, who else might be the last of a server.
-        busy |= !self.forked.is_empty();
+        busy |= !self.lent.forked.is_empty();
         self.adopt_forked();
         for id in over {
             self.bury(id);

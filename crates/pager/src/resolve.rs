@@ -114,47 +114,48 @@ impl Resolver<'_> {
     fn fill_run(&mut self, pages: Range<usize>, filling: Filling<'_>) -> Result<(), Stop> {
         let mut page = pages.start;
         while page < pages.end {
-            let end = self.map.clip(page..pages.end).end;
-            if end == page {
-                page += 1;
-                continue;
-            }
-            match self.fill_once(page..end, pages.start, filling) {
-                Ok(()) => {
-                    self.installed(page..end, filling);
-                    page = end;
-                }
-                Err(UffdError::PartiallyCopied { done }) => {
-                    let filled = (done / self.map.page_size()) as usize;
-                    if filled == 0 {
-                        return Err(Stop::Changing(page));
-                    }
-                    self.installed(page..page + filled, filling);
-                    page += filled;
-                }
-                Err(UffdError::PageExist) => {
-                    self.step_over(page)?;
-                    page += 1;
-                }
-                Err(UffdError::Changing) => return Err(Stop::Changing(page)),
-                Err(UffdError::UffdClosed) => return Err(Stop::Gone),
-                Err(UffdError::System { errno: Errno::EFAULT, .. }) if matches!(filling, Filling::Cached) => {
-                    self.not_cached(page)?;
-                    page += 1;
-                }
-                Err(UffdError::NotRegistered) if end - page > 1 => {
-                    self.fill_singly(page..end, pages.start, filling)?;
-                    page = end;
-                }
-                Err(UffdError::NotRegistered) => {
-                    self.leave_to_kernel(page);
-                    page += 1;
-                }
-                Err(_) if matches!(filling, Filling::Poison) => return Err(Stop::CannotPoison),
-                Err(error) => return Err(self.failed(page..end, error)),
-            }
+            let together = self.map.clip(page..pages.end);
+            page =
+                if together.is_empty() { page + 1 } else { self.fill_some(together, pages.start, filling)? };
         }
         Ok(())
+    }
+
+    /// Fills the first of `pages`, which lie together; `Bytes` begin at page `base`. Behind which page to go on.
+    fn fill_some(&mut self, pages: Range<usize>, base: usize, filling: Filling<'_>) -> Result<usize, Stop> {
+        let page = pages.start;
+        match self.fill_once(pages.clone(), base, filling) {
+            Ok(()) => {
+                let end = pages.end;
+                self.installed(pages, filling);
+                return Ok(end);
+            }
+            Err(UffdError::PartiallyCopied { done }) => {
+                let filled = (done / self.map.page_size()) as usize;
+                if filled == 0 {
+                    return Err(Stop::Changing(page));
+                }
+                self.installed(page..page + filled, filling);
+                return Ok(page + filled);
+            }
+            // The range leaves its mapping somewhere: what lies inside is filled page by page.
+            Err(UffdError::NotRegistered) if pages.len() > 1 => {
+                for page in pages.clone() {
+                    self.fill_some(page..page + 1, base, filling)?;
+                }
+                return Ok(pages.end);
+            }
+            Err(UffdError::NotRegistered) => self.leave_to_kernel(page),
+            Err(UffdError::PageExist) => self.step_over(page)?,
+            Err(UffdError::Changing) => return Err(Stop::Changing(page)),
+            Err(UffdError::UffdClosed) => return Err(Stop::Gone),
+            Err(UffdError::System { errno: Errno::EFAULT, .. }) if matches!(filling, Filling::Cached) => {
+                self.not_cached(page)?;
+            }
+            Err(_) if matches!(filling, Filling::Poison) => return Err(Stop::CannotPoison),
+            Err(error) => return Err(self.failed(pages, error)),
+        }
+        Ok(page + 1)
     }
 
     /// One ioctl over `pages`; `Bytes` begin at page `base`.
@@ -212,27 +213,6 @@ impl Resolver<'_> {
 
     fn copying(&self) -> CopyOptions {
         CopyOptions { write_protect: self.protect.is_some(), ..CopyOptions::default() }
-    }
-
-    /// The range leaves its mapping somewhere: what lies inside is filled page by page.
-    fn fill_singly(&mut self, pages: Range<usize>, base: usize, filling: Filling<'_>) -> Result<(), Stop> {
-        for page in pages {
-            match self.fill_once(page..page + 1, base, filling) {
-                Ok(()) => self.installed(page..page + 1, filling),
-                Err(UffdError::PageExist) => self.step_over(page)?,
-                Err(UffdError::Changing | UffdError::PartiallyCopied { .. }) => {
-                    return Err(Stop::Changing(page));
-                }
-                Err(UffdError::UffdClosed) => return Err(Stop::Gone),
-                Err(UffdError::NotRegistered) => self.leave_to_kernel(page),
-                Err(UffdError::System { errno: Errno::EFAULT, .. }) if matches!(filling, Filling::Cached) => {
-                    self.not_cached(page)?;
-                }
-                Err(_) if matches!(filling, Filling::Poison) => return Err(Stop::CannotPoison),
-                Err(error) => return Err(self.failed(page..page + 1, error)),
-            }
-        }
-        Ok(())
     }
 
     fn installed(&mut self, pages: Range<usize>, filling: Filling<'_>) {

@@ -22,7 +22,7 @@ impl EventLoop {
     /// Takes over the sessions of children that were forked. One too many is not left to the kernel, which would give it
     /// zeros: what it misses is poisoned.
     pub(super) fn adopt_forked(&mut self) {
-        for (parent, mut session) in std::mem::take(&mut self.forked) {
+        for (parent, mut session) in std::mem::take(&mut self.lent.forked) {
             let Some(entry) = self.sessions.get(&parent) else { continue };
             let (server, observer) = (entry.server, Arc::clone(&entry.observer));
             if let Some(error) = self.one_too_many(server) {

@@ -1,0 +1,67 @@
+//! What the event loop has once and lends to one session after the other.
+
+use uffd::EventBuffer;
+
+use crate::session::{Context, Session};
+use crate::workers::{Deliver, Workers};
+
+/// Messages per read(2). One faulting thread needs one; many threads overlap.
+const MESSAGES_PER_READ: usize = 64;
+/// The same where there are other sessions: reading a removal wakes a thread, which takes 2 us.
+const FEW_MESSAGES: usize = 8;
+/// The largest window, and a huge page.
+const STAGING: usize = 2 << 20;
+
+pub(super) struct Lent {
+    events: EventBuffer,
+    few_events: EventBuffer,
+    staging: Staging,
+    workers: Workers,
+    /// Sessions of children that were forked, and of which session, until they are taken over.
+    pub(super) forked: Vec<(u64, Session)>,
+}
+
+impl Lent {
+    /// Reads that can block are made by up to `workers` threads.
+    pub(super) fn new(workers: usize, deliver: Deliver) -> Self {
+        Self {
+            events: EventBuffer::new(MESSAGES_PER_READ),
+            few_events: EventBuffer::new(FEW_MESSAGES),
+            staging: Staging::new(),
+            workers: Workers::new(workers, deliver),
+            forked: Vec::new(),
+        }
+    }
+
+    /// For a session that is the only one, or not.
+    pub(super) fn context(&mut self, alone: bool) -> Context<'_> {
+        Context {
+            events: if alone { &mut self.events } else { &mut self.few_events },
+            staging: self.staging.bytes(),
+            workers: &self.workers,
+            alone,
+            forked: &mut self.forked,
+        }
+    }
+}
+
+/// Where bytes rest between the source and the other process's memory. Page-aligned: copying in and out of an
+/// unaligned buffer takes a quarter longer.
+struct Staging {
+    bytes: Vec<u8>,
+    aligned: usize,
+}
+
+impl Staging {
+    fn new() -> Self {
+        let page = uffd::page_size();
+        // Never resident beyond what is used: it comes zeroed from the allocator.
+        let bytes = vec![0; STAGING + page];
+        let aligned = bytes.as_ptr().align_offset(page).min(page);
+        Self { bytes, aligned }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(self.aligned..self.aligned + STAGING).unwrap_or_default()
+    }
+}

@@ -25,7 +25,7 @@ const { EEXIST, EINVAL, ENOENT } = constants.errno;
 
 inEveryWay('a missing page is filled with what was copied', async t => {
   const { backend, faults } = wayOf(t);
-  const uffd = make(t);
+  const uffd = make(t, { threadId: false });
   if (!uffd) return;
   const mapping = mapped(t, MemoryMapping.anonymous(4 * PAGE));
   const ioctls = uffd.register(mapping.range(), { modes: ['missing'], requireIoctls: ['copy'] });
@@ -240,7 +240,7 @@ inEveryWay('a registration that lacks a required ioctl is undone', t => {
 });
 
 inEveryWay('exact addresses and thread ids are told only where they were asked for', async t => {
-  const plain = registered(t, 1);
+  const plain = registered(t, 1, ['missing'], { threadId: false });
   if (!plain || !make(t, { require: ['exact-address', 'thread-id'] })) return;
   // Touched by a worker itself, because a read that the kernel does has the address of a page.
   const worker = new Worker(join(import.meta.dirname, 'fixtures', 'touching.js'), {

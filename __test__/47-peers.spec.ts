@@ -14,10 +14,11 @@ import { canRun } from './helpers/serving.js';
 inEveryWay(
   'nothing is enabled that was not asked for, and every name told is one that can be asked for',
   t => {
-    const uffd = make(t);
+    const uffd = make(t, { threadId: false });
     if (!uffd) return;
 
     t.deepEqual(uffd.enabledFeatures, []);
+    t.deepEqual(make(t)?.enabledFeatures, ['thread-id'], 'the one that is asked for unless told otherwise');
     const known = (uffd.supportedFeatures ?? []).filter(name => !name.startsWith('bit-'));
     t.true(known.length > 0);
     const without = known.filter(name => name !== 'event-fork');
@@ -75,7 +76,7 @@ inEveryWay('modes that memory cannot have are the kernel’s refusal, and leave 
 });
 
 inEveryWay('a page given back faults again, as often as it is', async t => {
-  const uffd = make(t);
+  const uffd = make(t, { threadId: false });
   if (!uffd) return;
   const mapping = mapped(t, MemoryMapping.memfd(2 * PAGE));
   uffd.register(mapping.range(), { modes: ['missing'] });

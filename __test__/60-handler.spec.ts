@@ -252,31 +252,26 @@ inEveryWay(
 
 inEveryWay('a whole batch is answered by one call, or one by one, or by a promise', async t => {
   const sizes: number[] = [];
-  const made = handling(
-    t,
-    32,
-    {
-      faults(batch) {
-        sizes.push(batch.length);
-        const offset = batch.offset(0) ?? 0;
-        if (offset < 8 * PAGE) {
-          t.is(batch.copy(pageOf(1)), batch.length);
-          return undefined;
-        }
-        if (offset < 16 * PAGE) {
-          const bytes = Buffer.concat(
-            Array.from({ length: batch.length }, (_, index) => pageOf((batch.offset(index) ?? 0) / PAGE)),
-          );
-          t.is(batch.copy(bytes), batch.length);
-          return undefined;
-        }
-        if (offset < 24 * PAGE) return setTimeout(1).then(() => batch.zero());
-        for (const fault of batch) fault.copy(pageOf(4));
+  const made = handling(t, 32, {
+    faults(batch) {
+      sizes.push(batch.length);
+      const offset = batch.offset(0) ?? 0;
+      if (offset < 8 * PAGE) {
+        t.is(batch.copy(pageOf(1)), batch.length);
         return undefined;
-      },
+      }
+      if (offset < 16 * PAGE) {
+        const bytes = Buffer.concat(
+          Array.from({ length: batch.length }, (_, index) => pageOf((batch.offset(index) ?? 0) / PAGE)),
+        );
+        t.is(batch.copy(bytes), batch.length);
+        return undefined;
+      }
+      if (offset < 24 * PAGE) return setTimeout(1).then(() => batch.zero());
+      for (const fault of batch) fault.copy(pageOf(4));
+      return undefined;
     },
-    { create: { prefer: ['thread-id'] } },
-  );
+  });
   if (!made) return;
   const { mapping } = made;
 

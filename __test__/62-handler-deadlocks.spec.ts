@@ -1,8 +1,8 @@
 // Every way to wait for oneself that can be written, each in a process of its own, which ends with the stated outcome.
 
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, readFileSync } from 'node:fs';
+import { closeSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import process from 'node:process';
 import { Worker } from 'node:worker_threads';
@@ -10,6 +10,7 @@ import { Worker } from 'node:worker_threads';
 import test, { type ExecutionContext } from 'ava';
 import { capabilities } from 'userfaultfd';
 
+import { Faulter } from './helpers/faulter.js';
 import { holdings, leaked } from './helpers/rounds.js';
 import { canRun, folder } from './helpers/serving.js';
 
@@ -146,6 +147,30 @@ test('process.exit ends with its status although a worker waits, which cannot be
   t.false(ended.killed, ended.stderr);
   t.is(ended.status, 7, ended.stderr);
   t.regex(ended.stderr, /ends with status 7 although 1 threads wait/);
+});
+
+test('process.exit ends with its status although a worker is asked that answers nobody', async t => {
+  if (!canRun(t)) return;
+  const ended = await run(['exit-elsewhere']);
+
+  t.false(ended.killed, ended.stderr);
+  t.is(ended.status, 7, ended.stderr);
+  t.regex(ended.stderr, /ends with status 7 although 1 threads wait/);
+});
+
+test('another process that waits when the program exits gets no zeros', async t => {
+  const faulter = await Faulter.start(t, 0);
+  if (!faulter) return;
+  const start = await faulter.map(1);
+  const fd = faulter.uffd.releaseFd();
+  const child = spawn(process.execPath, [join(FIXTURES, 'deadlocks.js'), 'exit-peer', 'thread-id', '3'], {
+    stdio: ['ignore', 'inherit', 'inherit', fd],
+  });
+  const exited = once(child, 'exit');
+  closeSync(fd);
+
+  await t.throwsAsync(faulter.load(start), { message: /SIGBUS/ });
+  t.deepEqual(await exited, [7, null]);
 });
 
 test('an uncaught exception ends the program as ever', async t => {

@@ -38,7 +38,7 @@ async function main(): Promise<void> {
   const starts = compress(path, bytes);
   const file = await open(path);
 
-  const uffd = Userfaultfd.create({ prefer: ['thread-id'] });
+  const uffd = Userfaultfd.create();
   const mapping = MemoryMapping.anonymous(SIZE, { pages: 'small' });
   uffd.register(mapping.range(), { modes: ['missing'] });
   let decompressed = 0;

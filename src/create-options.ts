@@ -19,6 +19,11 @@ export interface CreateOptions {
   require?: readonly Feature[];
   /** Features to have where the kernel has them and they are permitted. Default: none. */
   prefer?: readonly Feature[];
+  /**
+   * Has faults tell the thread that waits (the feature `thread-id`), where the kernel can: without it a handler does not know a
+   * fault of its own thread at once. `false`: only if it is named in `require` or `prefer`. Default: `true`.
+   */
+  threadId?: boolean;
 }
 
 /** How a userfaultfd is closed. */
@@ -29,12 +34,20 @@ export interface UserfaultfdCloseOptions {
 
 /** @hidden */
 export function readCreateOptions(options: CreateOptions): NativeCreateOptions {
-  validateOptions('options', options, ['nonBlocking', 'closeOnExec', 'faults', 'require', 'prefer']);
+  validateOptions('options', options, [
+    'nonBlocking',
+    'closeOnExec',
+    'faults',
+    'require',
+    'prefer',
+    'threadId',
+  ]);
+  const prefer = validateNames('options.prefer', options.prefer, FEATURES);
   return {
     nonBlocking: validateBoolean('options.nonBlocking', options.nonBlocking, true),
     closeOnExec: validateBoolean('options.closeOnExec', options.closeOnExec, true),
     faults: validateOneOf('options.faults', options.faults ?? 'permitted', ['permitted', 'all', 'user']),
     require: validateNames('options.require', options.require, FEATURES),
-    prefer: validateNames('options.prefer', options.prefer, FEATURES),
+    prefer: validateBoolean('options.threadId', options.threadId, true) ? [...prefer, 'thread-id'] : prefer,
   };
 }

@@ -2,13 +2,13 @@ import process from 'node:process';
 
 /** Something native that must not be left as it is when the program ends. */
 interface Abandonable {
-  abandon(status: number): void;
+  abandon(): void;
 }
 
 const alive = new Set<Abandonable>();
 
-function abandonAll(status: number): void {
-  for (const one of alive) one.abandon(status);
+function abandonAll(): void {
+  for (const one of alive) one.abandon();
 }
 
 /**

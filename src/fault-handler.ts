@@ -1,9 +1,7 @@
 import process from 'node:process';
-import { isMainThread } from 'node:worker_threads';
 
 import { emitting } from './emitting.js';
 import { fromNative, UffdError } from './errors.js';
-import { abandonAtExit, forgetAtExit } from './exit.js';
 import { Fault, type FaultOwner } from './fault.js';
 import { type FaultArea, FaultAreas } from './fault-areas.js';
 import { FaultBatch } from './fault-batch.js';
@@ -109,7 +107,6 @@ export class FaultHandler {
     this.areasChanged();
     this.#signal = settings.signal;
     this.#signal?.addEventListener('abort', this.#abort, { once: true });
-    abandonAtExit(this);
     this.ref();
     // What came before there was a handler.
     this.#runSoon();
@@ -163,12 +160,6 @@ export class FaultHandler {
     clearInterval(this.#keepAlive);
     this.#keepAlive = undefined;
     return this;
-  }
-
-  /** @hidden The program ends: faults cannot be answered by this thread any more. */
-  abandon(status: number): void {
-    // A worker's memory is dealt with when its environment ends.
-    if (isMainThread) native().exitInSpiteOfFaults(status);
   }
 
   /** @hidden Mappings were registered or unregistered. */
@@ -421,7 +412,6 @@ export class FaultHandler {
     this.unref();
     clearTimeout(this.#timer);
     clearImmediate(this.#soon);
-    forgetAtExit(this);
     this.#signal?.removeEventListener('abort', this.#abort);
     const stale = errorOf('fault', errno.ESTALE, 0);
     for (const fault of this.#pending.values()) fault.expire(stale);

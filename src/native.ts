@@ -1,5 +1,6 @@
 import { createRequire } from 'node:module';
 import process from 'node:process';
+import { isMainThread } from 'node:worker_threads';
 
 import type * as addon from '#native';
 
@@ -56,7 +57,10 @@ function load(): Binding {
     );
   }
   try {
-    return createRequire(import.meta.url)('#native') as Binding;
+    const loaded = createRequire(import.meta.url)('#native') as Binding;
+    // Workers have no word in how the program ends.
+    if (isMainThread) process.on('exit', status => loaded.exitInSpiteOfFaults(status));
+    return loaded;
   } catch (cause) {
     throw new UffdError(
       'ERR_UFFD_UNSUPPORTED_PLATFORM',

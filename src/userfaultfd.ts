@@ -55,7 +55,7 @@ const collected = new FinalizationRegistry<number>(handle => {
  *
  * @example
  * ```ts
- * using uffd = Userfaultfd.create({ prefer: ['thread-id'] });
+ * using uffd = Userfaultfd.create();
  * using mapping = MemoryMapping.anonymous(1 * MiB);
  * uffd.register(mapping.range(), { modes: ['missing'] });
  * const reading = mapping.read(8192, 5); // waits in another thread
@@ -261,7 +261,8 @@ export class Userfaultfd extends PageOperations {
 
   /**
    * Has callbacks answer its faults, on this thread; until the handler is closed, which closes this as well, its messages are
-   * the handler's. Create it with `thread-id` (`prefer`), so that faults of this very thread are known at once.
+   * the handler's. Faults of this very thread are known at once by `thread-id`, which is in use unless `create` was told otherwise; else
+   * by this thread not answering.
    *
    * @example
    * ```ts

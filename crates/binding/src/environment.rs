@@ -27,8 +27,12 @@ pub(crate) static SOURCES: Slots<Source> = Slots::new();
 /// The program ends.
 static EXITING: AtomicBool = AtomicBool::new(false);
 
-pub(crate) fn is_exiting() {
+pub(crate) fn begin_exit() {
     EXITING.store(true, Ordering::SeqCst);
+}
+
+fn is_exiting() -> bool {
+    EXITING.load(Ordering::SeqCst)
 }
 
 static KNOWN: Mutex<Option<HashSet<usize>>> = Mutex::new(None);
@@ -54,7 +58,7 @@ fn end(id: usize) {
     }
     for handling in HANDLERS.remove_of(id) {
         handling.stop();
-        if EXITING.load(Ordering::SeqCst) {
+        if is_exiting() && handling.handler.is_own() {
             // Whoever waits has nobody, and gets neither poison nor zeros: a thread ends the program in spite of it.
             std::mem::forget(handling);
         } else {
@@ -63,7 +67,7 @@ fn end(id: usize) {
         }
     }
     for uffd in UFFDS.remove_of(id) {
-        if uffd.is_handled() {
+        if uffd.is_handled() || (is_exiting() && uffd.is_of_this_process()) {
             std::mem::forget(uffd);
             continue;
         }
@@ -75,8 +79,14 @@ fn end(id: usize) {
 
 /// Whoever still waits gets SIGBUS and not zeros. (A kernel before 6.6 cannot: there closing is all that is left.)
 pub(crate) fn poison_if_last(uffd: &Arc<Guarded>) {
+    if Arc::strong_count(uffd) == 1 {
+        poison_if_waiting(uffd);
+    }
+}
+
+pub(crate) fn poison_if_waiting(uffd: &Guarded) {
     let somebody_waits = uffd.waiting().map_or(true, |waiting| waiting.total > 0);
-    if somebody_waits && Arc::strong_count(uffd) == 1 {
+    if somebody_waits {
         let _ = uffd.poison_missing();
     }
 }

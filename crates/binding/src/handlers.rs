@@ -162,28 +162,6 @@ pub fn fail_fault(handle: f64, id: f64, why: String) -> bool {
     HANDLERS.get(handle).is_some_and(|handling| handling.handler.fail(id as u64, &why))
 }
 
-/// The program ends with this status, if threads still wait for handlers then: nobody will answer them any more.
-#[napi(catch_unwind)]
-pub fn exit_in_spite_of_faults(status: i32) {
-    environment::is_exiting();
-    // Where no thread is to be had, nothing is lost but the ending in time.
-    let _ = std::thread::Builder::new().name("uffd-exit".into()).spawn(move || {
-        loop {
-            std::thread::sleep(Duration::from_millis(200));
-            let waiting = |handling: &Arc<Handling>| handling.handler.waiting().map_or(0, |waiting| waiting.total);
-            let waiting: u64 = HANDLERS.all().iter().map(waiting).sum();
-            if waiting > 0 {
-                eprintln!(
-                    "userfaultfd: the program ends with status {status} although {waiting} threads wait for pages that \
-                     nobody can bring any more"
-                );
-                // SAFETY: ends the process at once.
-                unsafe { libc::_exit(status) };
-            }
-        }
-    });
-}
-
 /// Words of a delivery: what it is, then up to three of its own.
 const WORDS: usize = 4;
 /// From here on it is no fault to be answered.

@@ -10,6 +10,7 @@ mod buffers;
 mod calls;
 mod creating;
 mod environment;
+mod exiting;
 mod failures;
 mod firecracker;
 mod handlers;

@@ -21,7 +21,6 @@ use uffd::{Event, EventBuffer, UffdError, Userfaultfd, page_size};
 
 use crate::guarded::{Guarded, Watcher};
 use crate::handler_queue::{Area, Delivery, HandlerQueue, OpenFault};
-use crate::last_words::say;
 use crate::policy::FailurePolicy;
 use crate::self_fault::{self, SelfFault, Suspect};
 use crate::spin::{Look, Spin, let_others_run};
@@ -110,6 +109,7 @@ pub struct Handler {
     turns: AtomicU64,
     looks: AtomicU64,
     gone: AtomicBool,
+    own: bool,
 }
 
 #[derive(Debug)]
@@ -137,6 +137,7 @@ impl Handler {
             spin: Spin::new(),
         };
         let handler = Arc::new(Self {
+            own: guarded.is_of_this_process(),
             guarded,
             process: options.pidfd.take().map(Supervised::new),
             options,
@@ -341,40 +342,10 @@ impl Handler {
         self.gone.load(Ordering::Relaxed)
     }
 
-    /// Nobody answers any more. What is open meets the failure policy, and what is missing is poisoned, or left to become
-    /// zeros; then it is nobody's memory but its owner's again.
-    ///
-    /// # Errors
-    ///
-    /// Where the kernel cannot poison: everything is as it was.
-    pub fn end(&self, poison: bool, why: &str) -> Result<(), UffdError> {
-        if poison && !self.is_gone() {
-            let waiting = self.guarded.waiting().map_or(0, |waiting| waiting.total);
-            if self.is_own() && waiting > 0 {
-                say(format_args!("{why}: pages that {waiting} threads wait for are poisoned"));
-            }
-            self.guarded.poison_missing()?;
-        }
-        while let Some(fault) = self.take_open() {
-            match poison && fault.is_write_protect() {
-                true => self.apply_policy(&fault, why),
-                false => fault.wake(&self.guarded),
-            }
-        }
-        match self.guarded.unregister_all() {
-            Ok(()) | Err(UffdError::UffdClosed) => {}
-            Err(error) => return Err(error),
-        }
-        self.detach();
-        Ok(())
-    }
-
-    fn take_open(&self) -> Option<OpenFault> {
-        self.lock().queue.take_any()
-    }
-
-    fn is_own(&self) -> bool {
-        self.guarded.origin().is_some()
+    /// Whether it is this very process that faults.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.own
     }
 
     /// A fault of the thread that answers. It is looked at again if it is still there, and comes back if it is not.

@@ -18,6 +18,7 @@ mod mapping_access;
 mod mapping_advice;
 mod mapping_options;
 mod mapping_place;
+mod ownership;
 mod page;
 pub mod pagemap;
 pub mod regions;

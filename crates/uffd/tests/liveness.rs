@@ -327,3 +327,17 @@ fn a_check_wakes_and_fills_nothing_but_its_own_page() {
 
     assert_eq!(uffd.zero(mapping.address(), mapping.len() as u64, true), Ok(()));
 }
+
+#[test]
+fn a_userfaultfd_of_this_process_is_told_from_one_of_another() {
+    let Some(own) = uffd(Features::empty()) else { return };
+    let sent = uffd::Userfaultfd::adopt(own.as_fd().try_clone_to_owned().unwrap()).unwrap();
+    let child = idle_child_with_uffd();
+
+    assert!(own.is_of_this_process());
+    assert!(sent.origin().is_none() && sent.is_of_this_process());
+    assert!(!child.1.is_of_this_process());
+    let mut child = child;
+    child.0.kill_and_reap();
+    assert!(!child.1.is_of_this_process(), "nobody's");
+}

@@ -1,6 +1,6 @@
-//! The failure policy of a handler.
+//! The end of a handler, and the failure policy that nobody's faults meet.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uffd::UffdError;
 
@@ -9,11 +9,46 @@ use crate::handler_queue::OpenFault;
 use crate::last_words::say;
 use crate::policy::FailurePolicy;
 
-/// Tries to poison while the address space is changing: first those that only yield, then one a millisecond.
+/// Tries to poison while the address space is changing, or others have not run yet: first those that only yield, then one a millisecond.
 const YIELDS: u32 = 100;
 const PATIENCE: u32 = 2000;
 
 impl Handler {
+    /// Nobody answers any more. What is open meets the failure policy, and what is missing is poisoned, or left to become
+    /// zeros; then it is nobody's memory but its owner's again.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel cannot poison: everything is as it was.
+    pub fn end(&self, poison: bool, why: &str) -> Result<(), UffdError> {
+        if poison && !self.is_gone() {
+            let waiting = self.guarded.waiting().map_or(0, |waiting| waiting.total);
+            if self.is_own() && waiting > 0 {
+                say(format_args!("{why}: pages that {waiting} threads wait for are poisoned"));
+            }
+            self.guarded.poison_missing()?;
+            if self.guarded.origin().is_none() {
+                self.fail_waiting(why);
+            }
+        }
+        while let Some(fault) = self.take_open() {
+            match poison && fault.is_write_protect() {
+                true => self.apply_policy(&fault, why),
+                false => fault.wake(&self.guarded),
+            }
+        }
+        match self.guarded.unregister_all() {
+            Ok(()) | Err(UffdError::UffdClosed) => {}
+            Err(error) => return Err(error),
+        }
+        self.detach();
+        Ok(())
+    }
+
+    fn take_open(&self) -> Option<OpenFault> {
+        self.lock().queue.take_any()
+    }
+
     /// What becomes of a fault that nobody answers. Its waiters never get zeros.
     pub(super) fn apply_policy(&self, fault: &OpenFault, why: &str) {
         if self.options.policy == FailurePolicy::Kill {
@@ -37,6 +72,24 @@ impl Handler {
         }
     }
 
+    /// Every thread that waits meets the policy. What was registered before the userfaultfd came here is not known; its faults
+    /// tell.
+    pub(super) fn fail_waiting(&self, why: &str) {
+        for round in 0..PATIENCE {
+            let mut state = self.lock();
+            // What cannot be read now is looked for again below.
+            let _ = self.read(&mut state, Instant::now());
+            drop(state);
+            while let Some(fault) = self.take_open() {
+                self.apply_policy(&fault, why);
+            }
+            if self.guarded.waiting().map_or(0, |waiting| waiting.total) == 0 {
+                return;
+            }
+            pause(round);
+        }
+    }
+
     fn kill(&self, fault: &OpenFault, why: &str) {
         match &self.process {
             // Where that is not permitted it goes on waiting: zeros are worse.
@@ -56,12 +109,16 @@ impl Handler {
                 Err(UffdError::Changing) => self.guarded.read_unread(),
                 result => return result,
             }
-            // Whoever changes it has to run again.
-            match round < YIELDS {
-                true => std::thread::yield_now(),
-                false => std::thread::sleep(Duration::from_millis(1)),
-            }
+            pause(round);
         }
         act()
+    }
+}
+
+/// Lets whoever is waited for run.
+fn pause(round: u32) {
+    match round < YIELDS {
+        true => std::thread::yield_now(),
+        false => std::thread::sleep(Duration::from_millis(1)),
     }
 }

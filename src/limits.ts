@@ -1,5 +1,5 @@
 import { validateSignal } from './exited.js';
-import { UffdError } from './errors.js';
+import type { UffdError } from './errors.js';
 import { validateInteger, validateOptions } from './validate.js';
 
 /** Milliseconds: what a timer of Node takes. */
@@ -29,26 +29,31 @@ export function readLimits(options: AcceptOptions): Limits {
   return { timeout, signal };
 }
 
-/** @hidden The promise, unless time or patience end before. What it comes to then is heard by nobody. */
-export async function within<T>(
-  promise: Promise<T>,
-  { timeout, signal }: Limits,
-  late: (timeout: number) => UffdError = lateness,
-): Promise<T> {
-  const { promise: given, reject } = withResolvers<never>();
+/** @hidden The promise, unless the signal aborts before. What it comes to then is heard by nobody. */
+export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  const { promise: aborted, reject } = withResolvers<never>();
   const abort = (): void => reject(signal?.reason);
   signal?.addEventListener('abort', abort, { once: true });
-  const timer = timeout === undefined ? undefined : setTimeout(() => reject(late(timeout)), timeout);
   try {
-    return await Promise.race([promise, given]);
+    return await Promise.race([promise, aborted]);
   } finally {
-    clearTimeout(timer);
     signal?.removeEventListener('abort', abort);
   }
 }
 
-function lateness(timeout: number): UffdError {
-  return new UffdError('ERR_UFFD_TIMEOUT', `it took longer than ${timeout} ms`);
+/** @hidden The promise, unless time or patience end before. What it comes to then is heard by nobody. */
+export async function within<T>(
+  promise: Promise<T>,
+  { timeout, signal }: Limits,
+  late: (timeout: number) => UffdError,
+): Promise<T> {
+  const { promise: tooLate, reject } = withResolvers<never>();
+  const timer = timeout === undefined ? undefined : setTimeout(() => reject(late(timeout)), timeout);
+  try {
+    return await unlessAborted(Promise.race([promise, tooLate]), signal);
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 /** @hidden `Promise.withResolvers`, which Node 20 does not have. */

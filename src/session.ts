@@ -11,7 +11,7 @@ import { tellEnded } from './diagnostics.js';
 import { fromNative, UffdError } from './errors.js';
 import { validateSignal } from './exited.js';
 import { holdOpen } from './hold-open.js';
-import { within } from './limits.js';
+import { unlessAborted } from './limits.js';
 import { type Rest, RESTS } from './policy.js';
 import { type MemoryRange, startOf } from './range.js';
 import type { PageSource } from './sources.js';
@@ -208,7 +208,7 @@ export class Session {
     signal?.throwIfAborted();
     const populated = this.#native.populate(this.id, given);
     try {
-      const { error } = await within(populated, { timeout: undefined, signal });
+      const { error } = await unlessAborted(populated, signal);
       if (error) throw fromNative(error);
     } catch (reason) {
       if (signal?.aborted) this.#native.cancelPopulate(this.id, given.request);

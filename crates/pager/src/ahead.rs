@@ -9,13 +9,11 @@ use crate::error::PagerError;
 use crate::owed::{Deliver, Owed};
 use crate::policy::EndReason;
 use crate::resolve::{Filling, Stop};
-use crate::session::{Context, MOST_IN_FLIGHT, Session};
+use crate::session::{CHANGING_PAUSE, Context, MOST_IN_FLIGHT, Session};
 use crate::source::{self, ReadNow};
 
 /// Reads ahead that may be under way at once: faults have room for as many more.
 const MOST_READS: usize = MOST_IN_FLIGHT / 2;
-/// Between attempts on an address space that is changing.
-const PAUSE: Duration = Duration::from_micros(100);
 /// What a second is divided into: that much is brought at a time where a rate is set.
 const PIECES_PER_SECOND: u64 = 64;
 /// Requests of a session that may be under way at once.
@@ -167,19 +165,16 @@ impl Session {
                 Err(_) if self.finish_requests() => continue,
                 Err(soonest) => return soonest.map_or(Ahead::Nothing, Ahead::At),
             };
-            let Some(request) = self.ahead.0.get_mut(index) else { break };
+            let Some(request) = self.ahead.0.get(index) else { break };
             let Some(pages) = request.left.front().cloned() else { break };
             let piece = request.piece().map_or(usize::MAX, |bytes| (bytes / self.map.page_size()) as usize);
-            let run = self.states.next_missing(pages.start, self.window.most().min(piece.max(1)));
-            let Some(run) = run.filter(|run| run.start < pages.end) else {
-                request.advance(pages.end, 0);
+            let longest = self.window.most().min(piece.max(1));
+            let Some(run) = self.next_to_bring(pages.clone(), longest) else {
+                if let Some(request) = self.ahead.0.get_mut(index) {
+                    request.advance(pages.end, 0);
+                }
                 continue;
             };
-            if self.in_flight.iter().any(|reading| reading.pages.contains(&run.start)) {
-                request.advance(run.start + 1, 0);
-                continue;
-            }
-            let run = self.map.clip(run.start..run.end.min(pages.end));
             let (end, bytes) = (run.end, self.map.bytes(run.len()));
             return match self.bring(run, cx) {
                 Ok(true) => {
@@ -189,7 +184,7 @@ impl Session {
                     Ahead::More
                 }
                 Ok(false) => Ahead::Nothing,
-                Err(Stop::Changing(_)) => Ahead::At(Instant::now() + PAUSE),
+                Err(Stop::Changing(_)) => Ahead::At(Instant::now() + CHANGING_PAUSE),
                 Err(stop) => {
                     self.stopped(stop);
                     Ahead::More
@@ -227,6 +222,18 @@ impl Session {
             !request.left.is_empty()
         });
         anew
+    }
+
+    /// The first missing pages of `within` that nobody reads already and that lie together, at most `longest`.
+    pub(crate) fn next_to_bring(&self, within: Range<usize>, longest: usize) -> Option<Range<usize>> {
+        let mut from = within.start;
+        loop {
+            let run = self.states.next_missing(from, longest).filter(|run| run.start < within.end)?;
+            match self.in_flight.iter().find(|reading| reading.pages.contains(&run.start)) {
+                Some(reading) => from = reading.pages.end,
+                None => return Some(self.map.clip(run.start..run.end.min(within.end))),
+            }
+        }
     }
 
     /// Brings a run of missing pages that nobody waits for, or has it read; `false` where as many reads are under way as

@@ -34,6 +34,9 @@ use crate::workers::Workers;
 /// Reads of one session that may be under way at once. More faults than this wait their turn.
 pub(crate) const MOST_IN_FLIGHT: usize = 32;
 
+/// Between attempts to do something that nobody waits for in an address space that is changing.
+pub(crate) const CHANGING_PAUSE: Duration = Duration::from_micros(100);
+
 /// What is public about a session.
 #[derive(Debug)]
 pub struct SessionInfo {
@@ -236,10 +239,6 @@ impl Session {
         self.queue.len()
             + self.deferred.len()
             + self.in_flight.iter().map(|reading| reading.waiting.len()).sum::<usize>()
-    }
-
-    pub(crate) fn is_being_read(&self, page: usize) -> bool {
-        self.in_flight.iter().any(|reading| reading.pages.contains(&page))
     }
 
     /// The most pages read at once.

@@ -10,15 +10,13 @@ use std::time::{Duration, Instant};
 
 use crate::policy::{EndReason, FailurePolicy, Rest, SessionEnd};
 use crate::resolve::{Filling, Stop};
-use crate::session::{Context, Session};
+use crate::session::{CHANGING_PAUSE, Context, Session};
 use crate::supervise::Supervised;
 
 /// Pages poisoned in one step: a few milliseconds at most.
 const POISON_STEP: usize = 4096;
 /// How long a killed process may take to vanish before its session is reported all the same.
 const DYING_DEADLINE: Duration = Duration::from_secs(5);
-/// Between attempts on an address space that is changing.
-const PAUSE: Duration = Duration::from_micros(100);
 
 /// Where in its life a session is.
 #[derive(Debug)]
@@ -183,7 +181,7 @@ impl Session {
     }
 
     fn sweep_populate(&mut self, from: usize, cx: &mut Context<'_>) -> Next {
-        let Some(run) = self.states.next_missing(from, self.window()) else {
+        let Some(run) = self.next_to_bring(from..usize::MAX, self.window()) else {
             if self.reads_in_flight() > 0 {
                 return Next::Idle;
             }
@@ -194,11 +192,6 @@ impl Session {
             self.advance(0, None);
             return Next::Now;
         };
-        let run = self.map.clip(run);
-        if self.is_being_read(run.start) {
-            self.advance(run.start + 1, None);
-            return Next::Now;
-        }
         match self.bring(run.clone(), cx) {
             // As many reads are under way as may be: the next completion comes back here.
             Ok(false) => Next::Idle,
@@ -212,7 +205,7 @@ impl Session {
         match outcome {
             Ok(()) => self.advance(end, None),
             Err(Stop::Changing(page)) => {
-                let moment = Instant::now() + PAUSE;
+                let moment = Instant::now() + CHANGING_PAUSE;
                 self.advance(page, Some(moment));
                 return Next::At(moment);
             }

@@ -17,15 +17,13 @@ use crate::error::PagerError;
 use crate::owed::{Deliver, Owed};
 use crate::page_state::PageBits;
 use crate::resolve::Stop;
-use crate::session::Session;
+use crate::session::{CHANGING_PAUSE, Session};
 use crate::sweep::Next;
 
 /// Ranges protected in one step, between which everything else has its turn.
 const RANGES_PER_STEP: usize = 64;
 /// Pages protected in one step: a fraction of a millisecond.
 const PAGES_PER_STEP: usize = 4096;
-/// Between attempts on an address space that is changing.
-const PAUSE: Duration = Duration::from_micros(100);
 
 /// Memory that was written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,7 +232,7 @@ impl Session {
                 match self.protect_again(&clipped) {
                     Ok(()) => taking.push(self, &clipped),
                     Err(UffdError::Changing | UffdError::PartiallyCopied { .. }) => {
-                        let moment = now + PAUSE;
+                        let moment = now + CHANGING_PAUSE;
                         taking.not_before = Some(moment);
                         return Some(Next::At(moment));
                     }

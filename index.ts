@@ -26,6 +26,7 @@ export type {
   HandlerEnd,
   HandlerEndReason,
 } from './src/handler-options.js';
+export type { RestoreMode } from './src/fill-options.js';
 export type { FirecrackerServerOptions } from './src/firecracker-options.js';
 export {
   FirecrackerServer,

@@ -2,6 +2,7 @@ import { cpus } from 'node:os';
 
 import type { NativeServerOptions } from '#native';
 
+import type { RestoreMode } from './fill-options.js';
 import { type ChooseImage, type MemoryImage, readDefaults, readMemory } from './images.js';
 import { LONGEST_TIMEOUT } from './limits.js';
 import type { FailurePolicy } from './policy.js';
@@ -43,6 +44,11 @@ export interface FirecrackerServerOptions {
    * stretches of 16 MiB where 32 faults have shown that most of it is wanted.
    */
   window?: number;
+  /**
+   * How much is brought before `'session'` tells of a process, and before `accept` gives it. A VM that is to find everything there is
+   * loaded paused (`resume_vm: false`) and resumed then; {@link restoreFirecracker} does so. Default: `'windows'`.
+   */
+  mode?: RestoreMode;
   /** Whose processes may connect: those of this user id. Default: this process's own. */
   peer?: { uid: number };
   /** Milliseconds from a connection to its session: for the handshake, and for a function's answer. Default: 5000. */
@@ -64,6 +70,7 @@ const OPTIONS = [
   'memory',
   'onFailure',
   'window',
+  'mode',
   'peer',
   'handshakeTimeout',
   'maxSessions',
@@ -82,18 +89,10 @@ export interface Start {
 /** @hidden */
 export function readOptions(options: FirecrackerServerOptions): Start {
   validateOptions('options', options, OPTIONS);
-  const {
-    memory,
-    onFailure = 'poison',
-    window,
-    peer,
-    handshakeTimeout = 5000,
-    maxSessions = 1024,
-    cpu,
-  } = options;
+  const { memory, peer, handshakeTimeout = 5000, maxSessions = 1024, cpu } = options;
   const read: NativeServerOptions = {
     ...readListener(options),
-    ...readDefaults('options', onFailure, window),
+    ...readDefaults('options', options),
     handshakeTimeout: validateInteger('options.handshakeTimeout', handshakeTimeout, 1, LONGEST_TIMEOUT),
     maxSessions: validateInteger('options.maxSessions', maxSessions, 1, 1_000_000),
   };

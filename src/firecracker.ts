@@ -32,7 +32,7 @@ export interface RejectedConnection {
 
 /** Events of a {@link FirecrackerServer}. */
 export interface FirecrackerServerEvents {
-  /** A process handed over its memory and is being served. */
+  /** A process handed over its memory and is being served: all of it is there already, with a `mode` that fills. */
   session: [session: Session];
   /** Counters of a session: every `statsInterval`, and when it has ended. */
   stats: [session: Session, stats: SessionStats];
@@ -115,6 +115,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     this.#choose = choose;
     this.#defaults = {
       kill: options.kill,
+      mode: options.mode,
       ...(options.window === undefined ? {} : { window: options.window }),
     };
     this.#start = start;

@@ -2,6 +2,7 @@ import type { NativeImage, NativeSession } from '#native';
 
 import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
 import type { Peer, SessionRegion } from './session.js';
+import { readMode, type RestoreMode } from './fill-options.js';
 import { fileSource, overlaid, type Overlay, PageSource } from './sources.js';
 import { KiB, MiB } from './units.js';
 import { validateOneOf, validateOptions, validatePathOrUrl, validatePowerOfTwo } from './validate.js';
@@ -32,6 +33,8 @@ export interface ImageChoice {
   onFailure?: FailurePolicy;
   /** Default: the server's. */
   window?: number;
+  /** Default: the server's. */
+  mode?: RestoreMode;
   /** Bytes of its own over the image, which others share ({@link overlaySource}). Default: none. */
   overlays?: readonly Overlay[];
 }
@@ -65,8 +68,12 @@ export function withOverlays(
 }
 
 /** @hidden */
-export function readDefaults(name: string, onFailure: unknown, window: unknown): ImageDefaults {
+export function readDefaults(
+  name: string,
+  { onFailure = 'poison', window, mode }: { onFailure?: unknown; window?: unknown; mode?: unknown },
+): ImageDefaults {
   const read: ImageDefaults = {
+    mode: readMode(`${name}.mode`, mode),
     kill: validateOneOf(`${name}.onFailure`, onFailure, FAILURE_POLICIES) === 'kill',
   };
   if (window !== undefined) read.window = validatePowerOfTwo(`${name}.window`, window, 4 * KiB, 2 * MiB);
@@ -80,14 +87,15 @@ export async function readChoice(choice: unknown, defaults: ImageDefaults): Prom
   if (typeof choice !== 'object' || choice === null || isImage) {
     return { ...defaults, ...(await openMemory(readMemory(name, choice))) };
   }
-  validateOptions(name, choice, ['memory', 'onFailure', 'window', 'overlays']);
+  validateOptions(name, choice, ['memory', 'onFailure', 'window', 'mode', 'overlays']);
   const {
     memory,
     onFailure = defaults.kill ? 'kill' : 'poison',
     window = defaults.window,
+    mode = defaults.mode,
     overlays,
   } = choice as ImageChoice;
-  const settings = readDefaults(name, onFailure, window);
+  const settings = readDefaults(name, { onFailure, window, mode });
   return { ...settings, ...(await openMemory(withOverlays(readMemory(`${name}.memory`, memory), overlays))) };
 }
 

@@ -7,14 +7,23 @@ import { type AdoptRegion, readRegions, refuseMemfd } from './adopting.js';
 import { tellStarted } from './diagnostics.js';
 import { emitting } from './emitting.js';
 import { fromNative, UffdError } from './errors.js';
+import { readMode, type RestoreMode } from './fill-options.js';
 import { abandonAtExit, forgetAtExit } from './exit.js';
+import { validateSignal } from './exited.js';
 import { holdOpen } from './hold-open.js';
 import { MemoryMapping } from './mapping.js';
-import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
+import {
+  type AcceptOptions,
+  LONGEST_TIMEOUT,
+  readLimits,
+  unlessAborted,
+  within,
+  withResolvers,
+} from './limits.js';
 import { MODES, type RegisterMode } from './names.js';
 import { native } from './native.js';
 import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
-import { type CloseOptions, restOf, Session } from './session.js';
+import { type CloseOptions, explained, restOf, Session } from './session.js';
 import { overlaid, type Overlay, PageSource } from './sources.js';
 import { readStatsInterval, StatsReports } from './stats-reports.js';
 import type { SessionStats } from './stats.js';
@@ -54,6 +63,10 @@ export interface ServeOptions {
   onFailure?: FailurePolicy;
   /** Bytes installed around a fault, a power of two from 4 KiB to 2 MiB. Default: 64 KiB, and 256 KiB where faults are dense. */
   window?: number;
+  /** How much is brought before the session is there. Default: `'windows'`. */
+  mode?: RestoreMode;
+  /** Gives up waiting for the session, with its reason; what is missing then is poisoned. */
+  signal?: AbortSignal;
   /** Milliseconds the source may take for a read; then the session ends as `'stalled'`. Default: 30,000. */
   sourceTimeout?: number;
   /**
@@ -106,11 +119,21 @@ export interface PagerEvents {
 interface Starting {
   promise: Promise<Session>;
   resolve: (session: Session) => void;
+  reject: (reason: unknown) => void;
   mapping: MemoryMapping | undefined;
   source: PageSource;
 }
 
-const SERVE = ['source', 'onFailure', 'window', 'sourceTimeout', 'modes', 'overlays'] as const;
+const SERVE = [
+  'source',
+  'onFailure',
+  'window',
+  'mode',
+  'signal',
+  'sourceTimeout',
+  'modes',
+  'overlays',
+] as const;
 const ADOPT = [...SERVE, 'regions', 'memfd', 'pageSize', 'pidfd'] as const;
 
 /**
@@ -188,6 +211,7 @@ export class Pager extends EventEmitter<PagerEvents> {
   async serve(mapping: MemoryMapping, options: ServeOptions): Promise<Session> {
     if (!(mapping instanceof MemoryMapping)) throw wrongType('mapping', 'a MemoryMapping', mapping);
     const settings = readServeOptions(options, SERVE);
+    const signal = signalOf(options);
     const source = overlaid(options.source, options.overlays);
     const handle = mapping.nativeHandle();
     mapping.refuseDeadlock(source.needsThisThread);
@@ -195,7 +219,8 @@ export class Pager extends EventEmitter<PagerEvents> {
     const opened = await source.handle();
     this.#refuseClosed();
     mapping.refuseDeadlock(source.needsThisThread);
-    return this.#started(this.#native.serve(handle, { ...settings, source: opened }), source, mapping);
+    const served = this.#native.serve(handle, { ...settings, source: opened });
+    return this.#started(served, source, mapping, signal);
   }
 
   /**
@@ -212,6 +237,7 @@ export class Pager extends EventEmitter<PagerEvents> {
   async adopt(uffd: Userfaultfd, options: AdoptOptions): Promise<Session> {
     if (!(uffd instanceof Userfaultfd)) throw wrongType('uffd', 'a Userfaultfd', uffd);
     const settings = readServeOptions(options, ADOPT);
+    const signal = signalOf(options);
     const source = overlaid(options.source, options.overlays);
     const { regions, memfd, pageSize = 4 * KiB, pidfd } = options;
     const checked = readRegions(regions);
@@ -228,7 +254,7 @@ export class Pager extends EventEmitter<PagerEvents> {
       this.#foreign.add(served.id);
       this.#holdOpen();
     }
-    return this.#started(served, source, undefined);
+    return this.#started(served, source, undefined, signal);
   }
 
   /**
@@ -258,9 +284,9 @@ export class Pager extends EventEmitter<PagerEvents> {
 
   async #close(rest: NonNullable<CloseOptions['rest']>): Promise<void> {
     while (this.#sessions.size > 0 || this.#starting.size > 0) {
-      const starting = Array.from(this.#starting.values(), ({ promise }) => promise);
-      const sessions = [...(await Promise.all(starting)), ...this.#sessions.values()];
-      await Promise.all(sessions.map(async session => session.close({ rest })));
+      for (const id of this.#starting.keys()) this.#native.closeSession(id, rest);
+      await Promise.allSettled(Array.from(this.#starting.values(), async ({ promise }) => promise));
+      await Promise.all([...this.#sessions.values()].map(async session => session.close({ rest })));
     }
     this.#isClosed = true;
     clearInterval(this.#keepAlive);
@@ -308,11 +334,17 @@ export class Pager extends EventEmitter<PagerEvents> {
     served: NativeServed,
     source: PageSource,
     mapping: MemoryMapping | undefined,
+    signal: AbortSignal | undefined,
   ): Promise<Session> {
     if (served.error) throw fromNative(served.error);
-    const { promise, resolve } = withResolvers<Session>();
-    this.#starting.set(served.id, { promise, resolve, mapping, source });
-    return holdOpen(promise);
+    const starting = { ...withResolvers<Session>(), mapping, source };
+    this.#starting.set(served.id, starting);
+    try {
+      return await holdOpen(unlessAborted(starting.promise, signal));
+    } catch (error) {
+      if (signal?.aborted) this.#native.closeSession(served.id, 'poison');
+      throw error;
+    }
   }
 
   #drain(): void {
@@ -340,14 +372,31 @@ export class Pager extends EventEmitter<PagerEvents> {
     } else if (notice.kind === 'ended') {
       const id = notice.id ?? -1;
       const session = this.#sessions.get(id);
+      const starting = this.#starting.get(id);
       this.#sessions.delete(id);
+      this.#starting.delete(id);
       this.#foreign.delete(id);
       this.#holdOpen();
+      starting?.reject(neverStarted(notice, starting.source));
       if (!session) return;
       session.ended(notice);
       this.#reports.ended(session);
     }
   }
+}
+
+/** Why there is no session: it has ended before it was full. */
+function neverStarted({ error, reason }: NativeNotice, source: PageSource): UffdError {
+  if (error) return explained(error, source);
+  return reason === 'peer-exited'
+    ? new UffdError('ERR_UFFD_CLOSED', 'the process exited before all of its memory was there')
+    : new UffdError('ERR_UFFD_USE_AFTER_CLOSE', 'the pager was closed before all of the memory was there');
+}
+
+function signalOf({ signal }: ServeOptions): AbortSignal | undefined {
+  const checked = validateSignal(signal);
+  checked?.throwIfAborted();
+  return checked;
 }
 
 function readServeOptions(
@@ -369,6 +418,7 @@ function readServeOptions(
     missing: named.includes('missing'),
     minor: named.includes('minor'),
     writeProtect: named.includes('write-protect'),
+    mode: readMode('options.mode', options.mode),
     kill: validateOneOf('options.onFailure', onFailure, FAILURE_POLICIES) === 'kill',
     sourceTimeout: validateInteger('options.sourceTimeout', sourceTimeout, 1, LONGEST_TIMEOUT),
     ...(window === undefined

@@ -17,7 +17,7 @@ import {
 /** Options of `restoreFirecracker`. Paths are this process's own, also where Firecracker is jailed. */
 export interface RestoreOptions extends Pick<
   FirecrackerServerOptions,
-  'memory' | 'onFailure' | 'window' | 'peer'
+  'memory' | 'onFailure' | 'window' | 'mode' | 'peer'
 > {
   /** Firecracker's API socket (`--api-sock`). It must be running and must not have loaded or booted anything. */
   apiSocket: string;
@@ -55,6 +55,8 @@ export interface Restore {
   jailRoot: string | undefined;
   /** What Firecracker calls a path of this process. */
   asSeen: (name: string, path: string) => string;
+  /** To be loaded paused, and resumed when its memory is there. */
+  fills: boolean;
   resume: boolean;
   timeout: number;
   signal: AbortSignal | undefined;
@@ -74,6 +76,7 @@ const OPTIONS = [
   'signal',
   'onFailure',
   'window',
+  'mode',
   'peer',
   'overlays',
 ];
@@ -85,7 +88,7 @@ export const PATIENCE = 30_000;
 /** @hidden */
 export function readRestore(options: RestoreOptions): Restore {
   validateOptions('options', options, OPTIONS);
-  const { onFailure, window, peer, timeout = PATIENCE } = options;
+  const { onFailure, window, mode, peer, timeout = PATIENCE } = options;
   const memory = readClone(options);
   const jailRoot =
     options.jailRoot === undefined ? undefined : resolve(validatePath('options.jailRoot', options.jailRoot));
@@ -110,6 +113,7 @@ export function readRestore(options: RestoreOptions): Restore {
   const given: FirecrackerServerOptions = { memory, handshakeTimeout: timeout, maxSessions: 1 };
   if (onFailure !== undefined) given.onFailure = onFailure;
   if (window !== undefined) given.window = window;
+  if (mode !== undefined) given.mode = mode;
   if (peer !== undefined) given.peer = peer;
   const { native, image, choose } = readOptions({ ...given, socketPath: 'checked before there is one' });
   const start = (path: string): Start => ({
@@ -117,7 +121,9 @@ export function readRestore(options: RestoreOptions): Restore {
     image,
     choose,
   });
-  return { ...read, socketPath, start };
+  // What a function will say is not known yet.
+  const fills = typeof memory === 'function' || native.mode !== 'windows';
+  return { ...read, fills, socketPath, start };
 }
 
 /** The memory with what is this clone's own. */

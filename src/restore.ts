@@ -15,6 +15,8 @@ export interface RestoreTimings {
   readonly listening: number;
   /** Firecracker had handed over its memory: faults are answered from here on. */
   readonly handshake: number;
+  /** All of its memory was there, with a `mode` that fills; else as `handshake`. */
+  readonly filled: number;
   /** Firecracker had answered that the snapshot is loaded (and, with `resume`, runs). */
   readonly loaded: number;
   /** Everything. */
@@ -63,6 +65,15 @@ export async function restoreFirecracker(options: RestoreOptions): Promise<Firec
   const socketPath = restore.socketPath ?? join(folder ?? '', 'uffd.sock');
   const starting = (async () => FirecrackerServer.start(restore.start(socketPath)))();
   let server: FirecrackerServer | undefined;
+  // A process that ends takes its API with it; why it ended is known a moment later.
+  const whyBroken = async <T>(asked: Promise<T>): Promise<T> => {
+    try {
+      return await asked;
+    } catch (error) {
+      if (brokeOff(error)) await seen(failed.promise);
+      throw error;
+    }
+  };
   try {
     server = await Promise.race([starting, failed.promise]);
     const listening = elapsed();
@@ -71,25 +82,27 @@ export async function restoreFirecracker(options: RestoreOptions): Promise<Firec
     const handshake = server.accept().then(session => {
       waitingFor = 'Firecracker did not answer PUT /snapshot/load';
       void session.closed.then(end => fail(errorOf(end, session)));
-      return { session, at: elapsed() };
+      const filled = elapsed();
+      return { session, at: filled - session.filledIn, filled };
     });
     const body = {
       snapshot_path: restore.state,
       mem_backend: { backend_path: restore.asSeen('options.socketPath', socketPath), backend_type: 'Uffd' },
-      resume_vm: restore.resume,
+      resume_vm: restore.resume && !restore.fills,
     };
-    const loading = callApi(restore.apiSocket, 'PUT', '/snapshot/load', body, stop.signal)
-      .then(elapsed)
-      .catch(async (error: unknown) => {
-        // A process that ends takes its API with it; why it ended is known a moment later.
-        if (brokeOff(error)) await seen(failed.promise);
-        throw error;
-      });
-    const [{ session, at }, loaded] = await Promise.race([Promise.all([handshake, loading]), failed.promise]);
+    const asked = callApi(restore.apiSocket, 'PUT', '/snapshot/load', body, stop.signal);
+    const loading = whyBroken(asked).then(elapsed);
+    const both = Promise.all([handshake, loading]);
+    const [{ session, at, filled }, loaded] = await Promise.race([both, failed.promise]);
+    if (restore.resume && restore.fills) {
+      waitingFor = 'Firecracker did not answer PATCH /vm';
+      const resuming = callApi(restore.apiSocket, 'PATCH', '/vm', { state: 'Resumed' }, stop.signal);
+      await Promise.race([whyBroken(resuming), failed.promise]);
+    }
     // It serves this one VM to its end; nobody else finds it.
     void server.drain();
     await remove(folder);
-    const timings = Object.freeze({ listening, handshake: at, loaded, total: elapsed() });
+    const timings = Object.freeze({ listening, handshake: at, filled, loaded, total: elapsed() });
     return new FirecrackerVm(server, session, restore.apiSocket, timings);
   } catch (error) {
     const givenUp = stop.signal.aborted;

@@ -10,6 +10,7 @@ import type {
 import { tellEnded } from './diagnostics.js';
 import { fromNative, UffdError } from './errors.js';
 import { validateSignal } from './exited.js';
+import type { RestoreMode } from './fill-options.js';
 import { holdOpen } from './hold-open.js';
 import { unlessAborted } from './limits.js';
 import { type Rest, RESTS } from './policy.js';
@@ -146,6 +147,10 @@ export class Session {
   readonly regions: readonly SessionRegion[];
   /** Bytes of a page. */
   readonly pageSize: number;
+  /** How its memory was brought before it was told of. */
+  readonly mode: RestoreMode;
+  /** @hidden Milliseconds that took. */
+  readonly filledIn: number;
   /** Resolves when the session is over and its descriptors are closed. Never rejects. */
   readonly closed: Promise<SessionEnd>;
 
@@ -157,6 +162,8 @@ export class Session {
     this.peer = Object.freeze(session.peer);
     this.regions = Object.freeze(session.regions.map(region => Object.freeze(region)));
     this.pageSize = session.pageSize;
+    this.mode = session.mode;
+    this.filledIn = session.filledIn;
     this.closed = new Promise(resolve => {
       this.#end = resolve;
     });
@@ -192,8 +199,8 @@ export class Session {
   }
 
   /**
-   * Brings pages that no fault has asked for yet, in windows of the session's, whenever no fault waits: a fault never waits for
-   * more than one of them. Resolves when none is missing any more. What was discarded stays zero.
+   * Brings pages that no fault has asked for yet, up to 256 KiB at a time (64 KiB while faults come), whenever no fault waits: a
+   * fault never waits for more than one of these. Resolves when none is missing any more. What was discarded stays zero.
    *
    * @throws {@linkcode UffdError} `ERR_UFFD_REGION` (the session serves nothing of a range), `ERR_UFFD_USE_AFTER_CLOSE` (the
    *   session is over, or ends before), `ERR_UFFD_EXHAUSTED` (64 calls are under way); the signal's reason
@@ -242,7 +249,7 @@ export class Session {
     this.#last = statsOf(this.#native.forget(this.id) ?? undefined);
     const reason = notice.reason as SessionEndReason;
     const at = new Date(notice.at);
-    const end = notice.error ? { reason, error: this.#explained(notice.error), at } : { reason, at };
+    const end = notice.error ? { reason, error: explained(notice.error, this.#source), at } : { reason, at };
     this.#end?.(end);
     tellEnded(this, end);
   }
@@ -256,13 +263,16 @@ export class Session {
   hasForked(child: Session): void {
     child.#source = this.#source;
   }
+}
 
-  /** An error of a source in JavaScript has what was thrown there as its cause. */
-  #explained(error: NonNullable<NativeNotice['error']>): UffdError {
-    const cause = error.code === 'ERR_UFFD_SOURCE' ? this.#source?.failure() : undefined;
-    if (cause === undefined) return fromNative(error);
-    return new UffdError('ERR_UFFD_SOURCE', error.message, { ...error, cause });
-  }
+/** @hidden An error of a source in JavaScript has what was thrown there as its cause. */
+export function explained(
+  error: NonNullable<NativeNotice['error']>,
+  source: PageSource | undefined,
+): UffdError {
+  const cause = error.code === 'ERR_UFFD_SOURCE' ? source?.failure() : undefined;
+  if (cause === undefined) return fromNative(error);
+  return new UffdError('ERR_UFFD_SOURCE', error.message, { ...error, cause });
 }
 
 /** Address and bytes, one after the other. */

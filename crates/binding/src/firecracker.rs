@@ -12,6 +12,7 @@ use napi::{CleanupEnvHook, Env, Result};
 use napi_derive::napi;
 use pager::{Images, Listener, Observer, Pager, PagerError, Rest, ServerOptions};
 
+use crate::filling::fill_of;
 use crate::images::{self, NativeImage};
 use crate::jobs;
 use crate::notices::{NativeNotice, Notices, wake_by};
@@ -33,6 +34,8 @@ pub struct NativeServerOptions {
     pub source: Option<f64>,
     pub kill: bool,
     pub window: Option<u32>,
+    #[napi(ts_type = "'windows' | 'fill'")]
+    pub mode: String,
     pub peer_uid: Option<u32>,
     pub handshake_timeout: u32,
     pub max_sessions: u32,
@@ -135,6 +138,7 @@ fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Resu
         images,
         policy: images::policy_of(options.kill),
         window: options.window.map(u64::from),
+        fill: fill_of(&options.mode),
         peer_uid: options.peer_uid,
         handshake_timeout: Duration::from_millis(u64::from(options.handshake_timeout)),
         max_sessions: options.max_sessions as usize,

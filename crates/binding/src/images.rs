@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::environment::SOURCES;
+use crate::filling::fill_of;
 use napi_derive::napi;
 use pager::{FailurePolicy, FileSource, Image, PageSource, PagerError};
 
@@ -15,6 +16,8 @@ pub struct NativeImage {
     pub source: Option<f64>,
     pub kill: bool,
     pub window: Option<u32>,
+    #[napi(ts_type = "'windows' | 'fill'")]
+    pub mode: String,
 }
 
 impl NativeImage {
@@ -24,6 +27,7 @@ impl NativeImage {
             source: open(&self.memory, self.source)?,
             policy: policy_of(self.kill),
             window: self.window.map(u64::from),
+            fill: fill_of(&self.mode),
         })
     }
 }

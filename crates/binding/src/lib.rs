@@ -12,6 +12,7 @@ mod creating;
 mod environment;
 mod exiting;
 mod failures;
+mod filling;
 mod firecracker;
 mod handlers;
 mod images;

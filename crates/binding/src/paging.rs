@@ -16,6 +16,7 @@ use uffd::{CreateOptions, Factory, Features, Modes, Userfaultfd};
 use crate::buffers::Mapped;
 use crate::environment::{MAPPINGS, SOURCES, UFFDS};
 use crate::failures;
+use crate::filling::fill_of;
 use crate::firecracker::{TEARDOWN, rest_of};
 use crate::notices::{NativeNotice, Notices, wake_by};
 use crate::populating::{self, NativePopulateOptions};
@@ -29,6 +30,8 @@ pub struct NativeServeOptions {
     pub source: f64,
     pub kill: bool,
     pub window: Option<u32>,
+    #[napi(ts_type = "'windows' | 'fill'")]
+    pub mode: String,
     /// Milliseconds.
     pub source_timeout: u32,
     /// Which faults are answered.
@@ -64,6 +67,7 @@ impl NativeServeOptions {
             source,
             policy: if self.kill { FailurePolicy::Kill } else { FailurePolicy::Poison },
             window: self.window.map(u64::from),
+            fill: fill_of(&self.mode),
             source_timeout: Duration::from_millis(u64::from(self.source_timeout)),
             process: None,
             modes: SessionModes { missing: self.missing, minor, write_protect: self.write_protect },

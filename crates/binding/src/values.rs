@@ -2,7 +2,7 @@
 
 use napi::bindgen_prelude::{BigInt, Float64Array};
 use napi_derive::napi;
-use pager::{Histogram, LATENCY_BUCKETS, Latencies, PagerError, Peer, Region, SessionInfo, Stats};
+use pager::{FillMode, Histogram, LATENCY_BUCKETS, Latencies, PagerError, Peer, Region, SessionInfo, Stats};
 
 /// A failure. TypeScript throws it.
 #[napi(object, object_from_js = false)]
@@ -52,6 +52,10 @@ pub struct NativeSession {
     pub peer: NativePeer,
     pub page_size: f64,
     pub regions: Vec<NativeRegion>,
+    /// How its memory was brought before this was told, and how many milliseconds that took.
+    #[napi(ts_type = "'windows' | 'fill'")]
+    pub mode: String,
+    pub filled_in: f64,
 }
 
 impl NativeSession {
@@ -67,14 +71,21 @@ impl NativeSession {
             peer: peer.into(),
             page_size: page_size as f64,
             regions: regions.collect(),
+            mode: FillMode::Windows.as_str().to_owned(),
+            filled_in: 0.0,
         }
     }
 }
 
 impl From<&SessionInfo> for NativeSession {
     fn from(info: &SessionInfo) -> Self {
-        let parent = info.parent.map(|id| id as f64);
-        Self { parent, ..Self::new(info.id, info.peer, &info.regions, info.page_size) }
+        let mut session = Self::new(info.id, info.peer, &info.regions, info.page_size);
+        session.parent = info.parent.map(|id| id as f64);
+        if let Some(filled) = info.filled.get() {
+            session.mode = filled.mode.as_str().to_owned();
+            session.filled_in = filled.took.as_secs_f64() * 1000.0;
+        }
+        session
     }
 }
 

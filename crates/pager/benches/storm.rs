@@ -39,6 +39,7 @@ fn storm(pager: &Pager, threads: usize, source: &Arc<MemorySource>) -> u128 {
         source: Arc::<MemorySource>::clone(source),
         policy: FailurePolicy::Poison,
         window: Some(PAGE as u64),
+        fill: pager::FillOptions::default(),
         source_timeout: Duration::from_secs(10),
         process: None,
         modes: SessionModes::default(),

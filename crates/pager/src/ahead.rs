@@ -42,6 +42,8 @@ struct Request {
     left: VecDeque<Range<usize>>,
     rate: Option<u64>,
     not_before: Option<Instant>,
+    /// The session is not announced before it is done.
+    fills: bool,
     /// Told when nothing of it is missing any more.
     answer: Option<Owed<()>>,
 }
@@ -75,6 +77,18 @@ pub(crate) struct Wishes(Vec<Request>);
 impl Wishes {
     pub(crate) fn add(&mut self, pages: Range<usize>) {
         self.0.push(Request { left: VecDeque::from([pages]), ..Request::default() });
+    }
+
+    /// All of so many pages, before anybody hears of the session.
+    pub(crate) fn to_fill(pages: usize) -> Self {
+        let everything = 0..pages;
+        let left = VecDeque::from([everything.clone()]);
+        Self(vec![Request { pages: vec![everything], left, fills: true, ..Request::default() }])
+    }
+
+    /// Whether something of that is still to come.
+    pub(crate) fn fills(&self) -> bool {
+        self.0.iter().any(|request| request.fills)
     }
 
     /// The first request whose time has come, or else when that of one comes.
@@ -117,7 +131,7 @@ impl Session {
         };
         let left = pages.iter().cloned().collect();
         let (rate, answer) = (options.rate.map(|rate| rate.max(1)), Some(answer));
-        self.ahead.0.push(Request { id: Some(id), pages, left, rate, not_before: None, answer });
+        self.ahead.0.push(Request { id: Some(id), pages, left, rate, answer, ..Request::default() });
     }
 
     fn pages_to_populate(&self, ranges: Option<Vec<Range<u64>>>) -> Result<Vec<Range<usize>>, PagerError> {
@@ -150,8 +164,8 @@ impl Session {
         self.ahead.0.retain(|request| request.id != Some(id));
     }
 
-    /// Brings one window of what is wanted and nobody waits for.
-    pub(crate) fn bring_ahead(&mut self, cx: &mut Context<'_>) -> Ahead {
+    /// Brings at most `piece` bytes (and at least a page) of what is wanted and nobody waits for.
+    pub(crate) fn bring_ahead(&mut self, piece: u64, cx: &mut Context<'_>) -> Ahead {
         // Who waits for a fault that was put off goes first.
         if let Some(moment) = self.deferred.due() {
             return Ahead::At(moment);
@@ -167,8 +181,8 @@ impl Session {
             };
             let Some(request) = self.ahead.0.get(index) else { break };
             let Some(pages) = request.left.front().cloned() else { break };
-            let piece = request.piece().map_or(usize::MAX, |bytes| (bytes / self.map.page_size()) as usize);
-            let longest = self.window.most().min(piece.max(1));
+            let piece = request.piece().unwrap_or(u64::MAX).min(piece);
+            let longest = (piece / self.map.page_size()).max(1) as usize;
             let Some(run) = self.next_to_bring(pages.clone(), longest) else {
                 if let Some(request) = self.ahead.0.get_mut(index) {
                     request.advance(pages.end, 0);

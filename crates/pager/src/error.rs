@@ -144,6 +144,9 @@ pub enum PagerError {
     /// The server was closed before it could serve this process.
     #[error("the server was closed before the process was served")]
     Closed,
+    /// The process exited before all of its memory was there that was to be before its session.
+    #[error("the process exited before all of its memory was there")]
+    PeerExited,
     /// The session that something was asked of is over, or never was.
     #[error("the session is over: ask before closing it, and not after its end was told")]
     SessionOver,
@@ -194,6 +197,7 @@ impl PagerError {
             Self::Exhausted(_) => "ERR_UFFD_EXHAUSTED",
             Self::Internal(_) | Self::Abandoned => "ERR_UFFD_PAGER_LOST",
             Self::Closed | Self::SessionOver => "ERR_UFFD_USE_AFTER_CLOSE",
+            Self::PeerExited => "ERR_UFFD_CLOSED",
             Self::System { .. } => "ERR_UFFD_SYSTEM",
             Self::Kernel { cause, .. } => match cause {
                 UffdError::UffdClosed => "ERR_UFFD_CLOSED",

@@ -5,6 +5,7 @@
 //! session's faults are answered for a slice of time (also those whose pause is over), and it takes one step if it is ending.
 
 mod ahead;
+mod announcing;
 mod asking;
 mod connections;
 mod forked;
@@ -18,6 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use announcing::Standing;
 use lent::Lent;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -27,7 +29,7 @@ use token::Token;
 
 use crate::error::PagerError;
 use crate::mailbox::{Inbox, Mailbox};
-use crate::notice::{Notice, Observer};
+use crate::notice::Observer;
 use crate::offer::Offer;
 use crate::pager::Message;
 use crate::policy::{EndReason, Rest};
@@ -48,14 +50,7 @@ struct Entry {
     session: Session,
     server: u64,
     observer: Arc<dyn Observer>,
-    /// Why it is no session but the end of what was never served.
-    refusal: Option<Refusal>,
-}
-
-struct Refusal {
-    error: PagerError,
-    /// Its observer was asked about it, and hears the end of that.
-    asked: bool,
+    standing: Standing,
 }
 
 pub(crate) struct EventLoop {
@@ -80,6 +75,8 @@ pub(crate) struct EventLoop {
     ahead: BTreeSet<u64>,
     /// The one that had its turn last.
     last_ahead: u64,
+    /// Pieces brought ahead since a fault was answered.
+    calm: u32,
     base_page_size: u64,
     spin: Spin,
     stopping: bool,
@@ -122,6 +119,7 @@ impl EventLoop {
             base_page_size: uffd::page_size() as u64,
             ahead: BTreeSet::new(),
             last_ahead: 0,
+            calm: u32::MAX,
             spin: Spin::new(),
             stopping: false,
         })
@@ -245,6 +243,9 @@ impl EventLoop {
             let mut cx = self.lent.context(alone);
             let retried = entry.session.retry(now, &mut cx);
             let turn = if nth == 0 && !retried { now } else { Instant::now() };
+            if entry.session.has_queued() {
+                self.calm = 0;
+            }
             let unanswered = entry.session.answer_queued(turn, &mut cx);
             // After the answers, which start reads.
             let overdue = entry.session.check_reads(now, &mut cx);
@@ -311,7 +312,7 @@ impl EventLoop {
 
     /// Closes a session that is over, and tells.
     fn bury(&mut self, id: u64) {
-        let Some(Entry { session, server, observer, refusal }) = self.sessions.remove(&id) else { return };
+        let Some(Entry { session, server, observer, standing }) = self.sessions.remove(&id) else { return };
         self.ahead.remove(&id);
         // Explicitly: the peer may hold the same open file, and epoll would go on watching it.
         unwatch(&self.epoll, session.as_fd());
@@ -321,7 +322,7 @@ impl EventLoop {
         }
         if let Some(server) = self.servers.get_mut(&server) {
             server.alive -= 1;
-            server.refused -= usize::from(refusal.is_some());
+            server.refused -= usize::from(standing.is_refused());
         }
         let Some((end, leave_open)) = session.ended() else { return };
         session.info.stats.unanswered.add(session.faults_waiting() as u64);
@@ -335,12 +336,7 @@ impl EventLoop {
             drop(uffd);
         }
         drop((process, connection, source));
-        observer.notice(match refusal {
-            None => Notice::SessionEnded { id, end },
-            Some(Refusal { error, asked }) => {
-                Notice::Rejected { asked: asked.then_some(id), peer: Some(info.peer), error }
-            }
-        });
+        observer.notice(standing.ended(id, server, info.peer, end));
     }
 
     fn fail_all(&mut self, error: &PagerError) {

@@ -24,6 +24,7 @@ use uffd::{ContinueOptions, CopyOptions, Event, UffdError, Userfaultfd};
 use crate::address_map::Place;
 use crate::deferred::{Kind, Wanted};
 use crate::error::PagerError;
+use crate::fill::FillOptions;
 use crate::pager::next_id;
 use crate::policy::EndReason;
 use crate::resolve::Stop;
@@ -140,6 +141,7 @@ impl Session {
             source: Arc::clone(&self.source),
             policy: self.policy,
             window: self.window_bytes,
+            fill: FillOptions::default(),
             source_timeout: self.source_timeout,
             peer: Peer { pid: 0, uid, gid },
             process: None,

@@ -12,6 +12,7 @@ use uffd::Userfaultfd;
 
 use crate::address_map::AddressMap;
 use crate::error::PagerError;
+use crate::fill::FillOptions;
 use crate::firecracker::Handshake;
 use crate::pager::SOURCE_TIMEOUT;
 use crate::policy::FailurePolicy;
@@ -71,6 +72,7 @@ impl Offer {
             source: image.source,
             policy: image.policy,
             window: image.window,
+            fill: image.fill,
             source_timeout: SOURCE_TIMEOUT,
             peer: self.peer,
             process: self.process,
@@ -94,7 +96,8 @@ impl Offer {
         let map = if said <= MOST_POISONED { self.map(u64::MAX).ok() } else { None };
         let known = map.is_some();
         // One window for all: no fault is answered from a source any more.
-        let image = Image { source: Arc::new(Refused), policy, window: Some(uffd::page_size() as u64) };
+        let window = Some(uffd::page_size() as u64);
+        let image = Image { source: Arc::new(Refused), policy, window, fill: FillOptions::default() };
         (self.into_parts(id, map.unwrap_or_else(AddressMap::empty), image), known)
     }
 

@@ -14,6 +14,7 @@ use crate::address_map::{AddressMap, Region};
 use crate::ahead::{DeliverPopulated, PopulateOptions};
 use crate::error::PagerError;
 use crate::event_loop::EventLoop;
+use crate::fill::FillOptions;
 use crate::mailbox::Mailbox;
 use crate::modes::{Minor, SessionModes, protect};
 use crate::notice::Observer;
@@ -57,6 +58,8 @@ pub struct SessionOptions {
     pub policy: FailurePolicy,
     /// As in [`ServerOptions::window`].
     pub window: Option<u64>,
+    /// What is brought without a fault. Default: nothing.
+    pub fill: FillOptions,
     /// How long the source may take for a read that it cannot answer at once. Then the session ends as stalled.
     pub source_timeout: Duration,
     /// The process whose memory it is; `None` for this one, and for one that cannot be watched.
@@ -239,6 +242,7 @@ impl Pager {
             source: options.source,
             policy: options.policy,
             window: options.window,
+            fill: options.fill,
             peer: Peer { pid, uid, gid },
             source_timeout: options.source_timeout,
             process: options.process.map(Supervised::new),

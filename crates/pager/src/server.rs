@@ -9,6 +9,7 @@ use uffd::Userfaultfd;
 use uffd::fd_passing::{self, Credentials, FdPassingError};
 
 use crate::error::PagerError;
+use crate::fill::FillOptions;
 use crate::firecracker::{Handshake, LONGEST_MESSAGE, parse_handshake};
 use crate::notice::Observer;
 use crate::offer::Offer;
@@ -33,6 +34,8 @@ pub struct Image {
     pub policy: FailurePolicy,
     /// As in [`ServerOptions::window`].
     pub window: Option<u64>,
+    /// As in [`ServerOptions::fill`].
+    pub fill: FillOptions,
 }
 
 /// Which image is whose.
@@ -58,6 +61,8 @@ pub struct ServerOptions {
     /// Bytes installed around a fault: a power of two, at most 2 MiB. Where absent: 64 KiB, and 256 KiB where faults
     /// are dense.
     pub window: Option<u64>,
+    /// What is brought of a session without a fault.
+    pub fill: FillOptions,
     /// Whose processes may connect; the caller's own where absent.
     pub peer_uid: Option<u32>,
     /// How long a handshake may take from its connection on.

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use uffd::{EventBuffer, Userfaultfd};
@@ -16,6 +16,7 @@ use crate::address_map::{AddressMap, Region};
 use crate::ahead::Wishes;
 use crate::deferred::{Deferred, Wanted};
 use crate::error::PagerError;
+use crate::fill::{FillOptions, Filled, Filling as Announcing};
 use crate::following::Elsewhere;
 use crate::last_words;
 use crate::latency::Stopwatch;
@@ -52,6 +53,8 @@ pub struct SessionInfo {
     pub page_size: u64,
     /// Live counters.
     pub stats: Stats,
+    /// What had come of it when it was announced; set by then.
+    pub filled: OnceLock<Filled>,
 }
 
 /// What a session is made of.
@@ -63,6 +66,7 @@ pub(crate) struct Parts {
     pub(crate) policy: FailurePolicy,
     /// Bytes installed around a fault; adaptive where absent.
     pub(crate) window: Option<u64>,
+    pub(crate) fill: FillOptions,
     pub(crate) source_timeout: Duration,
     pub(crate) peer: Peer,
     pub(crate) process: Option<Supervised>,
@@ -95,6 +99,7 @@ pub(crate) struct Session {
     pub(crate) window: Window,
     /// Pages to bring although nobody waits for them.
     pub(crate) ahead: Wishes,
+    pub(crate) filling: Announcing,
     pub(crate) huge: bool,
     rounds: HashMap<usize, u32>,
     pub(crate) in_flight: Vec<InFlight>,
@@ -150,6 +155,7 @@ impl Session {
             source,
             policy,
             window,
+            fill,
             source_timeout,
             peer,
             process,
@@ -168,7 +174,9 @@ impl Session {
             regions: map.regions().collect(),
             page_size,
             stats: Stats::default(),
+            filled: OnceLock::new(),
         };
+        let filling = Announcing::new(fill);
         let mut states = PageStates::new(pages);
         if all_there {
             states.set_present(0..pages);
@@ -187,7 +195,8 @@ impl Session {
             // Huge pages are installed one at a time.
             window_bytes: window,
             window: if huge { Window::Fixed(1) } else { Window::new(window, pages, page_size) },
-            ahead: Wishes::default(),
+            ahead: if filling.is_wanted() { Wishes::to_fill(pages) } else { Wishes::default() },
+            filling,
             huge,
             rounds: HashMap::new(),
             in_flight: Vec::new(),

@@ -220,6 +220,7 @@ fn a_source_that_fails_or_panics_at_once_ends_its_own_session_only() {
             source: Arc::new(Broken(then, len)),
             policy: FailurePolicy::Poison,
             window: None,
+            fill: pager::FillOptions::default(),
             process: None,
         };
         let (observer, notices) = told();
@@ -295,6 +296,7 @@ fn server(pager: &Pager, path: &Path, bytes: &[u8]) -> Receiver<Notice> {
         images: Images::One(Arc::new(Bytes(bytes.to_vec()))),
         policy: FailurePolicy::Poison,
         window: Some(PAGE as u64),
+        fill: pager::FillOptions::default(),
         peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 1000,

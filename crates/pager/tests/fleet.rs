@@ -81,6 +81,7 @@ impl Member {
             source: Arc::<Computed>::clone(&source),
             policy: FailurePolicy::Poison,
             window,
+            fill: pager::FillOptions::default(),
             process: None,
         };
         let (observer, notices) = told();

@@ -211,6 +211,7 @@ fn one_child_too_many_is_poisoned_by_name_and_its_parent_goes_on() {
         images: pager::Images::One(Arc::new(FileSource::open(&image_path).unwrap())),
         policy: FailurePolicy::Poison,
         window: Some(PAGE as u64),
+        fill: pager::FillOptions::default(),
         peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 2,

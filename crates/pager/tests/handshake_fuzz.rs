@@ -221,6 +221,7 @@ fn a_server_survives_mutated_handshakes_and_keeps_nothing_of_them() {
         images: Images::One(Arc::new(Bytes(bytes.clone()))),
         policy: FailurePolicy::Poison,
         window: None,
+        fill: pager::FillOptions::default(),
         peer_uid: None,
         handshake_timeout: Duration::from_secs(60),
         max_sessions: 8,

@@ -51,6 +51,7 @@ fn options(mapping: &Mapping, source: Arc<dyn PageSource>, modes: SessionModes) 
         source,
         policy: FailurePolicy::Poison,
         window: Some(4 * PAGE as u64),
+        fill: pager::FillOptions::default(),
         process: None,
         modes,
     }

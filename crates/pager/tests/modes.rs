@@ -346,6 +346,7 @@ fn a_session_that_cannot_be_is_refused_and_leaves_nothing_behind() {
             source: Arc::new(Bytes(image(4))),
             policy: FailurePolicy::Poison,
             window: None,
+            fill: pager::FillOptions::default(),
             process: None,
             modes,
         };

@@ -119,6 +119,7 @@ impl Served {
             source: Arc::<HalfAtHand>::clone(source),
             policy: FailurePolicy::Poison,
             window: None,
+            fill: pager::FillOptions::default(),
             process: None,
         };
         let (observer, notices) = told();

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Entry, EventLoop, Refusal, Token, earlier, unwatch, watch};
+use super::announcing::{Refusal, Standing};
+use super::{Entry, EventLoop, Token, earlier, unwatch, watch};
 use crate::error::PagerError;
 use crate::notice::Notice;
 use crate::offer::Offer;
@@ -93,7 +94,10 @@ impl EventLoop {
         let (server, asked) = (offer.server, offer.asked);
         let session = Session::new(offer.into_parts(id, map, image), self.base_page_size);
         match self.watch_session(&session) {
-            Ok(()) => self.add_session(id, server, session, None),
+            Ok(()) => {
+                self.add_session(id, server, session, Standing::Unannounced { asked });
+                self.announce(id);
+            }
             Err(error) => self.refuse(id, server, session, Refusal { error, asked }, true),
         }
     }
@@ -121,18 +125,15 @@ impl EventLoop {
             // Nobody knows which of its memory waits.
             session.phase.cannot_poison(session.process.as_ref());
         }
-        self.restless.insert(id);
-        self.add_session(id, server, session, Some(refusal));
+        self.add_session(id, server, session, Standing::Refused(refusal));
     }
 
-    fn add_session(&mut self, id: u64, server: u64, session: Session, refusal: Option<Refusal>) {
+    fn add_session(&mut self, id: u64, server: u64, session: Session, standing: Standing) {
         let Some(owner) = self.servers.get_mut(&server) else { return };
         owner.alive += 1;
-        owner.refused += usize::from(refusal.is_some());
+        owner.refused += usize::from(standing.is_refused());
         let observer = Arc::clone(&owner.observer);
-        if refusal.is_none() {
-            observer.notice(Notice::SessionStarted(Arc::clone(&session.info)));
-        }
-        self.sessions.insert(id, Entry { session, server, observer, refusal });
+        self.restless.insert(id);
+        self.sessions.insert(id, Entry { session, server, observer, standing });
     }
 }

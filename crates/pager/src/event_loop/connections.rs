@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::announcing::Standing;
 use super::{Entry, EventLoop, NO_SERVER, Token, earlier, unwatch, watch};
 use crate::error::PagerError;
 use crate::firecracker::Handshake;
@@ -51,10 +52,10 @@ impl EventLoop {
         if let Some(server) = self.servers.get_mut(&server) {
             server.alive += 1;
         }
-        observer.notice(Notice::SessionStarted(Arc::clone(&session.info)));
         self.restless.insert(id);
-        let observer = Arc::clone(observer);
-        self.sessions.insert(id, Entry { session, server, observer, refusal: None });
+        let (observer, standing) = (Arc::clone(observer), Standing::Unannounced { asked: false });
+        self.sessions.insert(id, Entry { session, server, observer, standing });
+        self.announce(id);
     }
 
     pub(super) fn close_server(&mut self, id: u64, rest: Rest) {
@@ -196,10 +197,11 @@ impl EventLoop {
             return self.turn_away(id, offer, error);
         }
         let Some(server) = self.servers.get(&server) else { return };
-        let ServerOptions { images, policy, window, .. } = &server.options;
+        let ServerOptions { images, policy, window, fill, .. } = &server.options;
         match images {
             Images::One(source) => {
-                let image = Image { source: Arc::clone(source), policy: *policy, window: *window };
+                let (source, policy, window, fill) = (Arc::clone(source), *policy, *window, *fill);
+                let image = Image { source, policy, window, fill };
                 self.begin(id, offer, image);
             }
             Images::Asked => self.ask(id, offer),

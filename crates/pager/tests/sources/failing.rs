@@ -163,6 +163,7 @@ fn adopt(
         source,
         policy: pager::FailurePolicy::Poison,
         window: Some(PAGE as u64),
+        fill: pager::FillOptions::default(),
         source_timeout: DEADLINE,
         process: None,
     };

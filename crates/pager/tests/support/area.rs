@@ -250,6 +250,7 @@ pub fn serve_area(
         source,
         policy: FailurePolicy::Poison,
         window: None,
+        fill: pager::FillOptions::default(),
         process: None,
         modes: SessionModes::default(),
     };

@@ -110,6 +110,7 @@ pub fn serve_by(
         source,
         policy: FailurePolicy::Poison,
         window: None,
+        fill: pager::FillOptions::default(),
         source_timeout: DEADLINE,
         process: None,
         modes: SessionModes::default(),

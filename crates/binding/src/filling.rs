@@ -1,0 +1,11 @@
+//! What is brought without a fault, as TypeScript names it.
+
+use pager::{FillMode, FillOptions};
+
+pub(crate) fn fill_of(mode: &str) -> FillOptions {
+    let mode = match mode {
+        "fill" => FillMode::Fill,
+        _ => FillMode::Windows,
+    };
+    FillOptions { mode }
+}

@@ -131,19 +131,20 @@ export function explain(result) {
  * @param {object} [options]
  * @param {boolean} [options.peer] Also the peer executable (`peer`). Default: `false`.
  * @param {boolean} [options.tests] Also the compiled tests, benchmarks and examples under `out`. Default: `false`.
+ * @param {NodeJS.WritableStream} [options.output] Where the lines go. Default: standard output.
  */
-export async function ensure({ peer: withPeer = false, tests = false } = {}) {
+export async function ensure({ peer: withPeer = false, tests = false, output = process.stdout } = {}) {
   requirePlatform();
   const wanted = [steps.dependencies, steps.addon, steps.library];
   if (withPeer) wanted.push(steps.peer);
   if (tests) wanted.push(steps.tests);
   for (const step of wanted) {
     if (step.isCurrent()) continue;
-    process.stdout.write(`${step.name} … `);
+    output.write(`${step.name} … `);
     const result = await make(step);
-    process.stdout.write(`${result.ok ? '' : 'FAILED, '}${seconds(result.milliseconds)}\n`);
+    output.write(`${result.ok ? '' : 'FAILED, '}${seconds(result.milliseconds)}\n`);
     if (!result.ok) {
-      process.stdout.write(`${explain(result)}\n`);
+      output.write(`${explain(result)}\n`);
       process.exit(1);
     }
   }

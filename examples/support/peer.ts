@@ -31,7 +31,15 @@ export interface Ready {
 
 /** What the commands answer. Times are nanoseconds, measured in the peer. */
 export interface Answers {
-  touch: { pages: number; first_ns: number; total_ns: number; max_ns: number; bytes: number };
+  touch: {
+    pages: number;
+    first_ns: number;
+    median_ns: number;
+    p99_ns: number;
+    max_ns: number;
+    total_ns: number;
+    bytes: number;
+  };
   hash: { sha256: string; bytes: number; ns: number };
   read: { hex: string };
   write: object;

@@ -1,17 +1,20 @@
-//! The highest rate of faults that one session answers: threads touch memory page after page, each fault gets its page
-//! and nothing else, from memory. Prints nanoseconds per fault, the median of some rounds.
+//! The highest rate of faults that sessions of one pager answer: threads touch memory page after page, in one session after
+//! the other, each fault gets its page and nothing else, all from one file. Prints nanoseconds per fault, the median of some
+//! rounds.
 //!
-//! `storm THREADS ROUNDS`; which CPUs it may use is the caller's business (taskset(1)).
+//! `storm THREADS ROUNDS [SESSIONS [IMAGE]]`; without a file, from memory. Which CPUs it may use is the caller's business
+//! (taskset(1)).
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a program for measuring")]
 
-use std::sync::mpsc::{Sender, channel};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pager::{
-    FailurePolicy, MemorySource, Notice, Observer, Pager, PagerOptions, Region, Rest, SessionModes,
-    SessionOptions,
+    FailurePolicy, FileSource, MemorySource, Notice, Observer, PageSource, Pager, PagerOptions, Region, Rest,
+    SessionModes, SessionOptions,
 };
 use uffd::{CreateOptions, Factory, Mapping, MappingKind, Modes};
 
@@ -26,9 +29,36 @@ impl Observer for Told {
     }
 }
 
-/// Nanoseconds per fault of one storm.
-fn storm(pager: &Pager, threads: usize, source: &Arc<MemorySource>) -> u128 {
-    let mapping = Arc::new(Mapping::new(PAGES * PAGE, MappingKind::Private).unwrap());
+/// What all sessions are filled from, and the first byte of each of its pages.
+struct Image {
+    source: Arc<dyn PageSource>,
+    first_bytes: Arc<Vec<u8>>,
+}
+
+impl Image {
+    fn new(path: Option<&str>) -> Self {
+        let Some(path) = path else {
+            let source = Arc::new(MemorySource::new(vec![1; PAGES * PAGE]));
+            return Self { source, first_bytes: Arc::new(vec![1; PAGES]) };
+        };
+        let bytes = std::fs::read(path).unwrap();
+        let first_bytes = bytes.iter().step_by(PAGE).copied().take(PAGES).collect();
+        Self {
+            source: Arc::new(FileSource::open(Path::new(path)).unwrap()),
+            first_bytes: Arc::new(first_bytes),
+        }
+    }
+}
+
+/// A mapping that is served.
+struct Served {
+    mapping: Arc<Mapping>,
+    id: u64,
+    notices: Receiver<Notice>,
+}
+
+fn serve(pager: &Pager, pages: usize, source: &Arc<dyn PageSource>) -> Served {
+    let mapping = Arc::new(Mapping::new(pages * PAGE, MappingKind::Private).unwrap());
     let uffd = Factory::open().create(&CreateOptions::default()).unwrap();
     let (address, len) = (mapping.address(), mapping.len() as u64);
     // SAFETY: no reference to the mapping exists; it is read by copying.
@@ -36,7 +66,7 @@ fn storm(pager: &Pager, threads: usize, source: &Arc<MemorySource>) -> u128 {
     let options = SessionOptions {
         regions: vec![Region { address, len, source_offset: 0 }],
         page_size: PAGE as u64,
-        source: Arc::<MemorySource>::clone(source),
+        source: Arc::clone(source),
         policy: FailurePolicy::Poison,
         window: Some(PAGE as u64),
         fill: pager::FillOptions::default(),
@@ -47,20 +77,27 @@ fn storm(pager: &Pager, threads: usize, source: &Arc<MemorySource>) -> u128 {
     let (sender, notices) = channel();
     let id = pager.adopt(uffd, options, Arc::new(Told(Mutex::new(sender)))).unwrap();
     let Notice::SessionStarted(_) = notices.recv().unwrap() else { panic!("not started") };
+    Served { mapping, id, notices }
+}
 
+/// Nanoseconds per fault of one storm.
+fn storm(pager: &Pager, threads: usize, sessions: usize, image: &Image) -> u128 {
+    let served: Vec<Served> = (0..sessions).map(|_| serve(pager, PAGES / sessions, &image.source)).collect();
     let start = Arc::new(Barrier::new(threads + 1));
     let touchers: Vec<_> = (0..threads)
         .map(|first| {
-            let (mapping, start) = (Arc::clone(&mapping), Arc::clone(&start));
+            let mappings: Vec<_> = served.iter().map(|one| Arc::clone(&one.mapping)).collect();
+            let (start, first_bytes) = (Arc::clone(&start), Arc::clone(&image.first_bytes));
             thread::spawn(move || {
                 start.wait();
-                for page in (first..PAGES).step_by(threads) {
-                    let place = (address as *const u8).wrapping_add(page * PAGE);
+                for turn in (first..PAGES / sessions * sessions).step_by(threads) {
+                    let (page, mapping) = (turn / sessions, &mappings[turn % sessions]);
+                    let place = (mapping.address() as *const u8).wrapping_add(page * PAGE);
                     // SAFETY: inside of the mapping, which lives as long as this thread; others only read it.
                     let byte = unsafe { place.read_volatile() };
-                    assert_ne!(byte, 0, "page {page}");
+                    assert_eq!(byte, first_bytes[page], "page {page}");
                 }
-                drop(mapping);
+                drop(mappings);
             })
         })
         .collect();
@@ -70,19 +107,22 @@ fn storm(pager: &Pager, threads: usize, source: &Arc<MemorySource>) -> u128 {
         toucher.join().unwrap();
     }
     let took = began.elapsed();
-    pager.close_session(id, Rest::Zero);
-    while !matches!(notices.recv().unwrap(), Notice::SessionEnded { .. }) {}
+    for Served { id, notices, .. } in &served {
+        pager.close_session(*id, Rest::Zero);
+        while !matches!(notices.recv().unwrap(), Notice::SessionEnded { .. }) {}
+    }
     took.as_nanos() / PAGES as u128
 }
 
 fn main() {
-    let mut arguments = std::env::args().skip(1).filter_map(|argument| argument.parse::<usize>().ok());
-    let (threads, rounds) = (arguments.next().unwrap_or(4), arguments.next().unwrap_or(5));
-    let source = Arc::new(MemorySource::new(vec![1; PAGES * PAGE]));
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let number = |at: usize, default| words.get(at).map_or(default, |word| word.parse::<usize>().unwrap());
+    let (threads, rounds, sessions) = (number(0, 4), number(1, 5), number(2, 1));
+    let image = Image::new(words.get(3).map(String::as_str));
     let pager = Pager::start(&PagerOptions::default()).unwrap();
     // The first warms the memory up.
-    storm(&pager, threads, &source);
-    let mut times: Vec<u128> = (0..rounds).map(|_| storm(&pager, threads, &source)).collect();
+    storm(&pager, threads, sessions, &image);
+    let mut times: Vec<u128> = (0..rounds).map(|_| storm(&pager, threads, sessions, &image)).collect();
     times.sort_unstable();
     println!("{}", times.get(times.len() / 2).copied().unwrap_or_default());
 }

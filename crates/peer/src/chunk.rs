@@ -51,6 +51,14 @@ impl Chunk {
         unsafe { pointer.read_volatile() }
     }
 
+    /// Stores the first 8 bytes once more, as they are.
+    pub(crate) fn touch_for_writing(self) {
+        let word = self.touch();
+        let pointer = ptr::with_exposed_provenance_mut::<u64>(self.address);
+        // SAFETY: as in `touch`; no Rust reference to the memory exists.
+        unsafe { pointer.write_volatile(word) };
+    }
+
     /// Loads every byte into `buffer`, which is this process's own memory.
     /// The shorter of the two limits how many.
     pub(crate) fn load(self, buffer: &mut [u8]) {

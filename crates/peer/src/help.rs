@@ -49,8 +49,10 @@ printed when the connection stands and before anything is sent; resident counts 
 
 Commands (offsets are image offsets; times are nanoseconds)
   touch [order=sequential|random] [seed=1] [threads=1] [stride=PAGE] [limit=PAGES]
+        [access=load|store] [offset=BYTES]
       load 8 bytes of each page, in image order or shuffled; with a stride only of every page that many bytes
-      apart; answers pages, bytes (of those pages), first_ns (the first load), max_ns, total_ns
+      apart, from the offset on; with access=store, store them as they are; answers pages, bytes (of
+      those pages), first_ns (the first one), median_ns, p99_ns, max_ns, total_ns
   hash [skip-discarded]   SHA-256 of all regions in image order: sha256, bytes, ns
   read OFFSET LEN         up to 65536 bytes: hex
   write OFFSET HEX        store bytes: bytes

@@ -1,0 +1,29 @@
+/** Every case, in the order in which they run. */
+
+import type { Case } from '../harness/case.js';
+import { calls } from './calls.js';
+import { demand } from './demand.js';
+import { faults } from './faults.js';
+import { handler } from './handler.js';
+import { modes } from './modes.js';
+import { population } from './population.js';
+import { scan } from './scan.js';
+import { sessions } from './sessions.js';
+import { sharing } from './sharing.js';
+import { statistics } from './statistics.js';
+import { wholeImage } from './whole-image.js';
+
+/** What `npm run bench` runs. */
+export const CASES: readonly Case[] = [
+  faults,
+  wholeImage,
+  population,
+  demand,
+  modes,
+  sessions,
+  sharing,
+  statistics,
+  scan,
+  calls,
+  handler,
+];

@@ -1,0 +1,33 @@
+/**
+ * The dirty scan in this process, as `floor/scan.c` does it: `node scan.js PART ROUNDS` prints nanoseconds of a scan, the median of
+ * the rounds, and how many pages each has found.
+ */
+
+import { MemoryMapping, MiB, Userfaultfd } from 'userfaultfd';
+
+import { median } from '../harness/statistics.js';
+
+const SIZE = 256 * MiB;
+const PAGE = 4096;
+
+const [part = 64, rounds = 9] = process.argv.slice(2).map(Number);
+const uffd = Userfaultfd.create({ require: ['wp-async', 'wp-unpopulated'] });
+const mapping = MemoryMapping.anonymous(SIZE, { pages: 'small' });
+const bytes = new Uint8Array(mapping.arrayBuffer());
+bytes.fill(1);
+uffd.register(mapping.range(), { modes: ['write-protect'] });
+mapping.writtenPages({ protect: true });
+const times: number[] = [];
+let pages = 0;
+for (let round = -2; round < rounds; round += 1) {
+  for (let at = 0; at < SIZE; at += part * PAGE) bytes[at] = round;
+  const start = process.hrtime.bigint();
+  const { ranges } = mapping.writtenPages({ protect: true });
+  const time = Number(process.hrtime.bigint() - start);
+  pages = 0;
+  for (const range of ranges) pages += range.length / PAGE;
+  if (round >= 0) times.push(time);
+}
+uffd.close();
+mapping.close();
+process.stdout.write(`${median(times)} ${pages}`);

@@ -112,6 +112,7 @@ async function checkTypeScript() {
     '--test',
     'scripts/results.test.mjs',
     'scripts/conformance.test.mjs',
+    'scripts/build-all/gate.test.mjs',
   ]);
 }
 
@@ -142,8 +143,10 @@ async function main() {
     const ready = await prepareAll([steps.addon, steps.library, steps.peer, steps.tests]);
     // These say what they find without a build, too; only the tests need all of it.
     await checkTypeScript();
-    if (ready) await testTypeScript();
-    else process.stdout.write('ava                          not run: what it needs could not be built\n');
+    if (ready) {
+      await testTypeScript();
+      if (match === undefined) await check('consumer', [process.execPath, 'scripts/consumer.mjs']);
+    } else process.stdout.write('ava                          not run: what it needs could not be built\n');
   }
   if (only === undefined && match === undefined) checkSuites();
 }

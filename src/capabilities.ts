@@ -91,7 +91,8 @@ function seen(factory: NativeFactory): 'all' | 'user' {
   return 'all';
 }
 
-function hasPtrace(): boolean {
+/** @hidden Whether this process has CAP_SYS_PTRACE, in effect. */
+export function hasPtrace(): boolean {
   const mask = /^CapEff:\s*([0-9a-f]+)$/m.exec(text('/proc/self/status') ?? '')?.[1] ?? '0';
   return (BigInt(`0x${mask}`) & (1n << CAP_SYS_PTRACE)) !== 0n;
 }

@@ -15,6 +15,7 @@ use crate::failures;
 use crate::operations::{PROTECT, negative};
 use crate::polling::Polling;
 use crate::stack;
+use crate::thread;
 use crate::values::NativeError;
 use crate::views::View;
 use crate::waiting::copy;
@@ -75,10 +76,8 @@ pub fn create_handler(
     let Ok(pidfd) = pidfd else {
         return failed(failures::system("pidfd", &std::io::Error::from_raw_os_error(libc::EBADF)));
     };
-    // SAFETY: takes nothing and cannot fail.
-    let thread = unsafe { libc::gettid() };
     let settings = HandlerOptions {
-        thread: thread as u32,
+        thread: thread::current(),
         deadline: Duration::from_secs_f64(options.deadline / 1000.0),
         policy: if options.kill { FailurePolicy::Kill } else { FailurePolicy::Poison },
         on_self_fault: if options.zero_self_faults { SelfFault::Zero } else { SelfFault::Abort },

@@ -28,6 +28,7 @@ mod shared_pager;
 mod slots;
 mod sources;
 mod stack;
+mod thread;
 mod tracking;
 mod values;
 mod views;

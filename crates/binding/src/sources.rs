@@ -16,6 +16,7 @@ use pager::{
 use crate::environment::{self, SOURCES};
 use crate::jobs::{self, Product};
 use crate::notices::{Wake, wake_by};
+use crate::thread;
 use crate::values::NativeError;
 use crate::views::View;
 
@@ -170,14 +171,12 @@ pub fn callback_source(
 ) -> Result<NativeSource> {
     let wake = wake_by(&notify)?;
     let requests = Arc::new(Requests { queue: Mutex::default(), wake });
-    // SAFETY: takes nothing and cannot fail.
-    let thread = unsafe { libc::gettid() };
     let options = CallbackOptions {
         size: options.size as u64,
         chunk: options.chunk as usize,
         concurrency: options.concurrency as usize,
         cache_bytes: options.cache_bytes as usize,
-        thread: u32::try_from(thread).ok(),
+        thread: Some(thread::current()),
     };
     let source = match CallbackSource::new(options, Box::new(Asks(Arc::clone(&requests)))) {
         Ok(source) => Arc::new(source),

@@ -268,7 +268,8 @@ impl Factory {
         let mut device_error = self.device_error();
         if let Ok(device) = &self.device {
             // SAFETY: the flags go by value; on a file that is not the device the number is unknown.
-            let result = unsafe { libc::ioctl(device.as_raw_fd(), sys::USERFAULTFD_IOC_NEW.into(), flags) };
+            let result =
+                unsafe { libc::ioctl(device.as_raw_fd(), sys::USERFAULTFD_IOC_NEW as libc::Ioctl, flags) };
             match Errno::result(result) {
                 Ok(raw) => return Ok(New { fd: owned(raw), backend: Backend::Device, user_mode_only }),
                 Err(errno) => device_error = Some(errno),

@@ -1,0 +1,170 @@
+// `userfaultfd serve`, as a service manager and as a person at a terminal meet it.
+
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { once } from 'node:events';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+
+import test, { type ExecutionContext } from 'ava';
+import { MiB } from 'userfaultfd';
+
+import { Peer } from '../examples/support/peer.js';
+import { canRun, folder, image, IMAGE_SIZE, PAGE } from './helpers/serving.js';
+
+const MAIN = fileURLToPath(new URL('../../dist/src/cli/main.js', import.meta.url));
+
+interface Line {
+  event: string;
+  [detail: string]: unknown;
+}
+
+/** The command, running. */
+class Serve {
+  readonly child: ChildProcess;
+  readonly ended: Promise<unknown[]>;
+  readonly lines: Line[] = [];
+  readonly #reader: AsyncIterator<string>;
+
+  constructor(t: ExecutionContext, args: string[]) {
+    this.child = spawn(process.execPath, [MAIN, 'serve', ...args], { stdio: ['ignore', 'pipe', 'inherit'] });
+    this.ended = once(this.child, 'close');
+    if (this.child.stdout === null) throw new Error('a pipe is missing');
+    this.#reader = createInterface({ input: this.child.stdout })[Symbol.asyncIterator]();
+    t.teardown(async () => {
+      this.child.kill('SIGKILL');
+      await this.ended;
+    });
+  }
+
+  /** The next line of this kind. */
+  async next(event: string): Promise<Line> {
+    for (;;) {
+      const next = await this.#reader.next();
+      if (next.done === true) throw new Error(`no line '${event}' in ${JSON.stringify(this.lines)}`);
+      const line = JSON.parse(next.value) as Line;
+      this.lines.push(line);
+      if (line.event === event) return line;
+    }
+  }
+}
+
+async function serving(
+  t: ExecutionContext,
+  { size = IMAGE_SIZE, args = [] as string[] } = {},
+): Promise<{ serve: Serve; socket: string; bytes: Buffer; peer: Peer }> {
+  const { path: memory, bytes } = image(t, size);
+  const socket = join(folder(t), 'vm.sock');
+  const serve = new Serve(t, ['--socket', socket, '--memory', memory, ...args]);
+  await serve.next('listening');
+  const peer = new Peer(['--socket', socket, '--region', `${size}`]);
+  t.teardown(async () => {
+    peer.kill();
+    await peer.ended;
+  });
+  await peer.ready();
+  await serve.next('session');
+  return { serve, socket, bytes, peer };
+}
+
+test('serve: a process gets its memory, and each second has a line about it', async t => {
+  if (!canRun(t)) return;
+  const { serve, bytes, peer } = await serving(t);
+
+  const { hex } = await peer.ask('read', 5 * PAGE, 32);
+  const { faults, bytesInstalled, sessions } = await serve.next('progress');
+
+  t.is(hex, bytes.subarray(5 * PAGE, 5 * PAGE + 32).toString('hex'));
+  t.is(sessions, 1);
+  t.true(Number(faults) > 0 && Number(bytesInstalled) >= PAGE);
+  await peer.exit();
+  t.like(await serve.next('end'), { reason: 'peer-exited' });
+});
+
+for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+  test(`serve: ${signal} poisons what is missing, keeps what is there, removes the socket, and is no failure`, async t => {
+    if (!canRun(t)) return;
+    const { serve, socket, bytes, peer } = await serving(t);
+    await peer.ask('read', 0, 8);
+
+    serve.child.kill(signal);
+
+    t.like(await serve.next('end'), { reason: 'closed' });
+    await serve.next('closed');
+    t.deepEqual(await serve.ended, [0, null]);
+    t.false(existsSync(socket));
+    t.is((await peer.ask('probe', IMAGE_SIZE - PAGE)).result, 'efault', 'no zeros');
+    t.is((await peer.ask('read', 0, 8)).hex, bytes.subarray(0, 8).toString('hex'));
+  });
+}
+
+test('serve: SIGTERM while the memory is being read never gives zeros', async t => {
+  if (!canRun(t)) return;
+  const { serve, peer, bytes } = await serving(t, { size: 64 * MiB });
+  peer.send('touch', 'order=random');
+
+  serve.child.kill('SIGTERM');
+  await serve.ended;
+
+  const touched = await peer.answer<'touch'>().catch(() => undefined);
+  if (touched === undefined) {
+    t.is((await peer.ended).signal, 'SIGBUS');
+  } else {
+    // It had all of it in time.
+    t.is((await peer.ask('hash')).sha256, createHash('sha256').update(bytes).digest('hex'));
+  }
+});
+
+test('serve --on-failure kill: SIGTERM kills the process that is served', async t => {
+  if (!canRun(t)) return;
+  const { serve, peer } = await serving(t, { args: ['--on-failure', 'kill'] });
+
+  serve.child.kill('SIGTERM');
+
+  t.is((await peer.ended).signal, 'SIGKILL');
+  t.deepEqual(await serve.ended, [0, null]);
+});
+
+test('serve: what cannot be served is told with its code, and ends with status 1', t => {
+  const { status, stderr, stdout } = spawnSync(
+    process.execPath,
+    [MAIN, 'serve', '--socket', join(folder(t), 'vm.sock'), '--memory', join(folder(t), 'none')],
+    { encoding: 'utf8' },
+  );
+
+  t.is(status, 1);
+  t.regex(stderr, /^ERR_UFFD_SOURCE: .*none/);
+  t.is(stdout, '');
+});
+
+test('serve: at a terminal one line is written over as memory arrives', async t => {
+  if (!canRun(t)) return;
+  const { path: memory } = image(t);
+  const socket = join(folder(t), 'vm.sock');
+  // script(1) gives it a terminal.
+  const command = `exec ${process.execPath} ${MAIN} serve --socket ${socket} --memory ${memory}`;
+  const child = spawn('script', ['-qefc', command, '/dev/null'], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const ended = once(child, 'close');
+  t.teardown(() => child.kill('SIGKILL'));
+  let said = '';
+  const signal = AbortSignal.timeout(30_000);
+  const says = async (wanted: RegExp): Promise<void> => {
+    while (!wanted.test(said)) await once(child.stdout, 'data', { signal });
+  };
+  child.stdout.setEncoding('utf8').on('data', (text: string) => (said += text));
+  await says(/listening/);
+  const peer = new Peer(['--socket', socket, '--region', `${IMAGE_SIZE}`]);
+  t.teardown(() => peer.kill());
+  await peer.ready();
+  await peer.ask('read', 0, 8);
+
+  await says(/1 sessions, 0\.\d MiB, \d+ faults\/s, \d+ pages missing/);
+  child.stdin.write('\x03'); // Ctrl-C
+
+  await says(/SIGINT.*ending 1 sessions \(poison\)/);
+  await ended;
+  t.regex(said, /closed/);
+  t.notRegex(said, /"event"/);
+});

@@ -1,0 +1,22 @@
+// How large a package may be.
+
+const LARGEST_ROOT = 300_000;
+/** Bytes of a binary. */
+export const LARGEST_BINARY = 2_000_000;
+
+const kB = bytes => `${(bytes / 1000).toFixed(0)} kB`;
+
+/**
+ * Compares tarballs with what is promised: the root's tarball, the platform packages' files.
+ *
+ * @param {import('./stage.mjs').Tarball[]} tarballs
+ * @param {(what: string, problem: string, detail: string) => void} check Told about each.
+ */
+export function checkSizes(tarballs, check) {
+  for (const { name, size, unpackedSize, files } of tarballs) {
+    const isRoot = !files.some(file => file.endsWith('.node'));
+    const [bytes, most] = isRoot ? [size, LARGEST_ROOT] : [unpackedSize, LARGEST_BINARY];
+    const problem = bytes < most ? '' : `${kB(bytes)} are more than ${kB(most)}`;
+    check(`size of ${name}`, problem, `tarball ${kB(size)}, files ${kB(unpackedSize)}`);
+  }
+}

@@ -1,0 +1,66 @@
+#!/usr/bin/env node
+/** The command line: `userfaultfd <command>`. Each command is loaded when it is called. */
+
+import { readFileSync } from 'node:fs';
+import process from 'node:process';
+
+import { Command, Option } from 'commander';
+
+import { FAILURE_POLICIES } from '../policy.js';
+import { ROLES } from './doctor/diagnose.js';
+import type { DoctorOptions } from './doctor/command.js';
+import type { ServeOptions } from './serve.js';
+import { explain } from './explain.js';
+
+const { version } = JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')) as {
+  version: string;
+};
+
+const program = new Command('userfaultfd')
+  .description('Serves page faults: of Firecracker VMs, and of whoever hands over its userfaultfd.')
+  .version(version)
+  .showHelpAfterError()
+  // 1 is an answer of the doctor.
+  .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : 2));
+
+program
+  .command('doctor')
+  .description(
+    'Says what this machine, user and container can do, and how to get what they cannot. Status 0: usable, 1: not.',
+  )
+  .option('--json', 'for programs')
+  .addOption(new Option('--role <role>', 'only this one counts').choices(ROLES))
+  .action(async (options: DoctorOptions) => {
+    const { doctor } = await import('./doctor/command.js');
+    process.exitCode = doctor(options);
+  });
+
+program
+  .command('serve')
+  .description('Serves Firecracker snapshots from a memory file, until SIGINT or SIGTERM.')
+  .requiredOption('--socket <path>', 'where to listen: mem_backend.backend_path of PUT /snapshot/load')
+  .requiredOption('--memory <file>', "the snapshot's memory file")
+  .addOption(
+    new Option(
+      '--on-failure <policy>',
+      'what happens to a VM whose memory cannot be served any more, also when this is ended',
+    )
+      .choices(FAILURE_POLICIES)
+      .default('poison'),
+  )
+  .option('--uid <uid>', 'whose VMs may connect (default: those of this user)')
+  .action(async (options: ServeOptions) => {
+    const { serve } = await import('./serve.js');
+    process.exitCode = await serve(options);
+  });
+
+async function main(): Promise<void> {
+  try {
+    await program.parseAsync();
+  } catch (error) {
+    process.stderr.write(`${explain(error)}\n`);
+    process.exitCode = 1;
+  }
+}
+
+void main();

@@ -1,0 +1,150 @@
+/** What `serve` says: to a person at a terminal, or to a program that reads lines. */
+
+import process from 'node:process';
+import type { WriteStream } from 'node:tty';
+
+import colors from 'picocolors';
+
+import type { RejectedConnection } from '../firecracker.js';
+import type { Session, SessionEnd } from '../session.js';
+import { MiB } from '../units.js';
+
+/** Where news of a server goes. */
+export interface Log {
+  listening(socket: string, memory: string): void;
+  started(session: Session): void;
+  finished(session: Session, end: SessionEnd): void;
+  rejected(rejection: RejectedConnection): void;
+  /** Once a second. */
+  progress(sessions: readonly Session[]): void;
+  ending(signal: string, sessions: number, policy: string): void;
+  ended(): void;
+}
+
+interface Totals {
+  sessions: number;
+  faults: number;
+  bytesInstalled: number;
+  pagesMissing: number;
+}
+
+function totals(sessions: readonly Session[]): Totals {
+  const sum = { sessions: sessions.length, faults: 0, bytesInstalled: 0, pagesMissing: 0 };
+  for (const session of sessions) {
+    const stats = session.stats();
+    const pages = session.regions.reduce((all, { length }) => all + length / session.pageSize, 0);
+    sum.faults += stats.faults;
+    sum.bytesInstalled += stats.bytesInstalled;
+    sum.pagesMissing += Math.max(0, pages - stats.pagesInstalled - stats.pagesZero - stats.pagesZeroed);
+  }
+  return sum;
+}
+
+/** One JSON object a line; `event` says which. */
+export class JsonLog implements Log {
+  readonly #out: NodeJS.WritableStream;
+
+  constructor(out: NodeJS.WritableStream) {
+    this.#out = out;
+  }
+
+  listening(socket: string, memory: string): void {
+    this.#write('listening', { socket, memory, pid: process.pid });
+  }
+
+  started({ id, peer, regions }: Session): void {
+    const bytes = regions.reduce((sum, { length }) => sum + length, 0);
+    this.#write('session', { session: id, peer, bytes });
+  }
+
+  finished(session: Session, { reason, error }: SessionEnd): void {
+    const { faults, bytesInstalled, pagesPoisoned, pagesRemoved } = session.stats();
+    this.#write('end', {
+      session: session.id,
+      peer: session.peer,
+      reason,
+      ...(error ? { code: error.code, message: error.message } : {}),
+      faults,
+      bytesInstalled,
+      pagesPoisoned,
+      pagesRemoved,
+    });
+  }
+
+  rejected({ error, peer }: RejectedConnection): void {
+    this.#write('rejected', { code: error.code, message: error.message, ...(peer ? { peer } : {}) });
+  }
+
+  progress(sessions: readonly Session[]): void {
+    this.#write('progress', totals(sessions));
+  }
+
+  ending(signal: string, sessions: number, policy: string): void {
+    this.#write('ending', { signal, sessions, onFailure: policy });
+  }
+
+  ended(): void {
+    this.#write('closed', {});
+  }
+
+  #write(event: string, details: object): void {
+    this.#out.write(`${JSON.stringify({ at: new Date().toISOString(), event, ...details })}\n`);
+  }
+}
+
+/** Lines for what happens, and below them one that is written over as memory arrives. */
+export class TerminalLog implements Log {
+  readonly #out: WriteStream;
+  #last = { at: performance.now(), faults: 0 };
+
+  constructor(out: WriteStream) {
+    this.#out = out;
+  }
+
+  listening(socket: string, memory: string): void {
+    this.#line(`${colors.green('listening')} on ${colors.bold(socket)}, serving ${memory}`);
+  }
+
+  started({ id, peer, regions }: Session): void {
+    const bytes = regions.reduce((sum, { length }) => sum + length, 0);
+    this.#line(`${colors.green('session')} ${id}: process ${peer.pid}, ${(bytes / MiB).toFixed(0)} MiB`);
+  }
+
+  finished(session: Session, { reason, error }: SessionEnd): void {
+    const { faults, bytesInstalled } = session.stats();
+    const why = error ? colors.red(`${reason} (${error.code}: ${error.message})`) : reason;
+    this.#line(
+      `${colors.dim('end')} of session ${session.id}: ${why}, ${faults} faults, ${(bytesInstalled / MiB).toFixed(1)} MiB`,
+    );
+  }
+
+  rejected({ error, peer }: RejectedConnection): void {
+    const who = peer ? `process ${peer.pid}` : 'a connection';
+    this.#line(`${colors.red('rejected')} ${who}: ${error.code}: ${error.message}`);
+  }
+
+  progress(sessions: readonly Session[]): void {
+    const { faults, bytesInstalled, pagesMissing } = totals(sessions);
+    const now = performance.now();
+    const rate = Math.max(0, faults - this.#last.faults) / ((now - this.#last.at) / 1000);
+    this.#last = { at: now, faults };
+    const line = `${sessions.length} sessions, ${(bytesInstalled / MiB).toFixed(1)} MiB, ${rate.toFixed(0)} faults/s, ${pagesMissing} pages missing`;
+    this.#out.clearLine(0);
+    this.#out.cursorTo(0);
+    this.#out.write(colors.dim(line.slice(0, (this.#out.columns || 80) - 1)));
+  }
+
+  ending(signal: string, sessions: number, policy: string): void {
+    this.#line(`${signal}: ending ${sessions} sessions (${policy})`);
+  }
+
+  ended(): void {
+    this.#line('closed');
+  }
+
+  #line(text: string): void {
+    this.#out.clearLine(0);
+    this.#out.cursorTo(0);
+    this.#out.write(`${text}\n`);
+  }
+}

@@ -1,0 +1,66 @@
+/** `userfaultfd serve`: the Firecracker pager without a program around it. */
+
+import { once } from 'node:events';
+import process from 'node:process';
+
+import { type FirecrackerServer, serveFirecracker } from '../firecracker.js';
+import type { FirecrackerServerOptions } from '../firecracker-options.js';
+import type { FailurePolicy } from '../policy.js';
+import { JsonLog, type Log, TerminalLog } from './serve-log.js';
+
+/** Options of the command line. */
+export interface ServeOptions {
+  socket: string;
+  memory: string;
+  onFailure: FailurePolicy;
+  uid?: string;
+}
+
+/** Milliseconds between two lines of progress. */
+const INTERVAL = 1_000;
+
+/**
+ * Serves until a signal comes. Then every session meets the failure policy: what its VM still lacks is poisoned, or the VM is
+ * killed. It is never left with zeros, nor waiting. A second signal does not wait for the end of that.
+ *
+ * Gives the exit status.
+ */
+export async function serve({ socket, memory, onFailure, uid }: ServeOptions): Promise<number> {
+  const options: FirecrackerServerOptions = { socketPath: socket, memory, onFailure };
+  if (uid !== undefined) options.peer = { uid: Number(uid) };
+  // Before it listens: from then on somebody may depend on it.
+  const asked = signalled();
+  const server = await serveFirecracker(options);
+  const log: Log = process.stdout.isTTY ? new TerminalLog(process.stdout) : new JsonLog(process.stdout);
+  log.listening(server.socketPath, memory);
+  follow(server, log);
+  const timer = setInterval(() => log.progress(server.sessions), INTERVAL);
+  const signal = await asked;
+  clearInterval(timer);
+  log.ending(signal, server.sessions.length, onFailure);
+  await (onFailure === 'kill' ? server.giveUp() : server.close({ rest: 'poison' }));
+  log.ended();
+  return 0;
+}
+
+function follow(server: FirecrackerServer, log: Log): void {
+  server.on('session', session => {
+    log.started(session);
+    void session.closed.then(end => log.finished(session, end));
+  });
+  server.on('rejected', rejection => log.rejected(rejection));
+}
+
+/** The first of the signals that ask a program to end. Only the first is taken: the next one ends it as it always did. */
+async function signalled(): Promise<NodeJS.Signals> {
+  const controller = new AbortController();
+  const { signal } = controller;
+  const first = await Promise.race(
+    (['SIGINT', 'SIGTERM', 'SIGHUP'] as const).map(async name => {
+      await once(process, name, { signal });
+      return name;
+    }),
+  );
+  controller.abort();
+  return first;
+}

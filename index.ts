@@ -57,6 +57,7 @@ export type { AddressRange, MemoryRange } from './src/range.js';
 export { registerRegions, type RegionsTarget, unregisterRegions } from './src/regions.js';
 export {
   type CloseOptions,
+  type DetachOptions,
   type DirtyPages,
   type DirtyRange,
   type Peer,

@@ -111,6 +111,7 @@ test('codes and kinds of errors are literal unions', t => {
     | 'ERR_UFFD_NOT_REGISTERED'
     | 'ERR_UFFD_PAGE_EXIST'
     | 'ERR_UFFD_PAGER_LOST'
+    | 'ERR_UFFD_PAGES_MISSING'
     | 'ERR_UFFD_PARTIALLY_COPIED'
     | 'ERR_UFFD_PEER_NOT_ALLOWED'
     | 'ERR_UFFD_PROTOCOL'

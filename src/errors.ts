@@ -14,6 +14,7 @@ import type { NativeError } from '#native';
  * - `ERR_UFFD_NOT_REGISTERED`: a range is not registered, or leaves its mapping.
  * - `ERR_UFFD_PAGE_EXIST`: a page is present already.
  * - `ERR_UFFD_PAGER_LOST`: the native pager itself ended.
+ * - `ERR_UFFD_PAGES_MISSING`: not all of a session's memory is there; the message says how much is not.
  * - `ERR_UFFD_PARTIALLY_COPIED`: only the first `done` bytes were done.
  * - `ERR_UFFD_PEER_NOT_ALLOWED`: a process of another user connected.
  * - `ERR_UFFD_PROTOCOL`: the other side did not keep to the protocol.
@@ -41,6 +42,7 @@ export type UffdErrorCode =
   | 'ERR_UFFD_NOT_REGISTERED'
   | 'ERR_UFFD_PAGE_EXIST'
   | 'ERR_UFFD_PAGER_LOST'
+  | 'ERR_UFFD_PAGES_MISSING'
   | 'ERR_UFFD_PARTIALLY_COPIED'
   | 'ERR_UFFD_PEER_NOT_ALLOWED'
   | 'ERR_UFFD_PROTOCOL'

@@ -17,7 +17,7 @@ import { type Rest, RESTS } from './policy.js';
 import { type MemoryRange, startOf } from './range.js';
 import type { PageSource } from './sources.js';
 import { type SessionStats, statsOf } from './stats.js';
-import { validateInteger, validateOneOf, validateOptions, wrongType } from './validate.js';
+import { validateBoolean, validateInteger, validateOneOf, validateOptions, wrongType } from './validate.js';
 
 /** The process that is served, as the kernel told when it connected. */
 export interface Peer {
@@ -41,6 +41,7 @@ export interface SessionRegion {
  * Why a session is over:
  *
  * - `'closed'`: by {@link Session.close}, or with its server.
+ * - `'detached'`: by {@link Session.detach}: all of its memory is there, and its process goes on without a pager.
  * - `'peer-exited'`: the served process is gone.
  * - `'source-failed'`: the memory image could not be read any more; the failure policy was applied.
  * - `'stalled'`: the source did not answer in time; the failure policy was applied.
@@ -49,7 +50,14 @@ export interface SessionRegion {
  * - `'pager-lost'`: the pager itself ended; the failure policy was applied.
  */
 export type SessionEndReason =
-  'closed' | 'peer-exited' | 'source-failed' | 'stalled' | 'protocol' | 'exhausted' | 'pager-lost';
+  | 'closed'
+  | 'detached'
+  | 'peer-exited'
+  | 'source-failed'
+  | 'stalled'
+  | 'protocol'
+  | 'exhausted'
+  | 'pager-lost';
 
 /** How a session ended. */
 export interface SessionEnd {
@@ -106,6 +114,14 @@ export interface PopulateOptions {
   signal?: AbortSignal;
 }
 
+/** Options of {@link Session.detach}. */
+export interface DetachOptions {
+  /** Bring what is missing first ({@link Session.populate}). Default: `false`. */
+  populate?: boolean;
+  /** Gives up bringing it, with its reason. */
+  signal?: AbortSignal;
+}
+
 /** Options of {@link Session.takeDirty}. */
 export interface TakeDirtyOptions {
   /** Ranges at most. Default: 65,536. */
@@ -121,6 +137,7 @@ interface SessionOwner {
   closeSession(session: number, rest: Rest): void;
   populate(session: number, options: NativePopulateOptions): Promise<NativePopulated>;
   cancelPopulate(session: number, request: number): void;
+  detach(session: number): Promise<NativePopulated>;
   /** Absent where writes are never tracked. */
   takeDirty?(session: number, most: number): Promise<NativeDirty>;
 }
@@ -221,6 +238,28 @@ export class Session {
       if (signal?.aborted) this.#native.cancelPopulate(this.id, given.request);
       throw reason;
     }
+  }
+
+  /**
+   * Ends the session of memory that is all there: it is unregistered (`UFFDIO_UNREGISTER`), and its process needs no pager any
+   * more. What it gives back from then on reads zero, as before. Resolves when everything of the session is closed.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_PAGES_MISSING` (the message says how many; the session goes on as it was),
+   *   `ERR_UFFD_USE_AFTER_CLOSE` (the session is over); with `populate`, its errors and the signal's reason
+   */
+  async detach(options: DetachOptions = {}): Promise<SessionEnd> {
+    validateOptions('options', options, ['populate', 'signal']);
+    const populate = validateBoolean('options.populate', options.populate, false);
+    const signal = validateSignal(options.signal);
+    signal?.throwIfAborted();
+    if (populate) await this.populate(signal === undefined ? {} : { signal });
+    const { error } = await this.#native.detach(this.id);
+    if (error?.code === 'ERR_UFFD_PAGES_MISSING') {
+      const hint = 'Bring them first: `session.detach({ populate: true })`.';
+      throw new UffdError('ERR_UFFD_PAGES_MISSING', error.message, { hint });
+    }
+    if (error) throw fromNative(error);
+    return holdOpen(this.closed);
   }
 
   /**

@@ -309,6 +309,12 @@ impl NativePager {
         populating::populate(env, self.shared.pager().as_deref(), session, &options)
     }
 
+    /// Ends a session whose memory is all there; the answer comes before its end.
+    #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
+    pub fn detach<'env>(&self, env: &'env Env, session: f64) -> Result<Object<'env>> {
+        populating::detach(env, self.shared.pager().as_deref(), session)
+    }
+
     /// Gives up a request of `populate`.
     #[napi(catch_unwind)]
     pub fn cancel_populate(&self, session: f64, request: f64) {

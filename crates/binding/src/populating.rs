@@ -5,7 +5,7 @@ use std::ops::Range;
 use napi::bindgen_prelude::Object;
 use napi::{Env, Result};
 use napi_derive::napi;
-use pager::{Pager, PagerError, PopulateOptions};
+use pager::{DeliverPopulated, Pager, PagerError, PopulateOptions};
 
 use crate::promised::{Failed, Promised};
 use crate::values::NativeError;
@@ -44,6 +44,24 @@ impl Failed for NativePopulated {
     }
 }
 
+/// Gives the memory of a session that is all there back to its process; without a pager the session is over.
+pub(crate) fn detach<'env>(env: &'env Env, pager: Option<&Pager>, session: f64) -> Result<Object<'env>> {
+    let (promised, promise) = Promised::<NativePopulated>::new(env)?;
+    if let Some(pager) = pager {
+        pager.detach(session as u64, keep(promised));
+    }
+    Ok(promise)
+}
+
+/// What keeps a promise.
+fn keep(mut promised: Promised<NativePopulated>) -> DeliverPopulated {
+    Box::new(move |answer| {
+        promised.keep(
+            answer.map_or_else(|error| NativePopulated::failed(&error), |()| NativePopulated { error: None }),
+        );
+    })
+}
+
 /// Asks for it; without a pager the session is over.
 pub(crate) fn populate<'env>(
     env: &'env Env,
@@ -51,16 +69,9 @@ pub(crate) fn populate<'env>(
     session: f64,
     options: &NativePopulateOptions,
 ) -> Result<Object<'env>> {
-    let (mut promised, promise) = Promised::<NativePopulated>::new(env)?;
+    let (promised, promise) = Promised::<NativePopulated>::new(env)?;
     if let Some(pager) = pager {
-        let deliver =
-            move |answer: std::result::Result<(), PagerError>| {
-                promised.keep(answer.map_or_else(
-                    |error| NativePopulated::failed(&error),
-                    |()| NativePopulated { error: None },
-                ));
-            };
-        pager.populate(session as u64, options.request as u64, options.into(), Box::new(deliver));
+        pager.populate(session as u64, options.request as u64, options.into(), keep(promised));
     }
     Ok(promise)
 }

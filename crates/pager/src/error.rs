@@ -144,6 +144,14 @@ pub enum PagerError {
     /// The server was closed before it could serve this process.
     #[error("the server was closed before the process was served")]
     Closed,
+    /// Not all of a session's memory is there.
+    #[error("{pages} pages ({len} bytes) are missing")]
+    PagesMissing {
+        /// How many.
+        pages: usize,
+        /// Their bytes.
+        len: u64,
+    },
     /// The process exited before all of its memory was there that was to be before its session.
     #[error("the process exited before all of its memory was there")]
     PeerExited,
@@ -197,6 +205,7 @@ impl PagerError {
             Self::Exhausted(_) => "ERR_UFFD_EXHAUSTED",
             Self::Internal(_) | Self::Abandoned => "ERR_UFFD_PAGER_LOST",
             Self::Closed | Self::SessionOver => "ERR_UFFD_USE_AFTER_CLOSE",
+            Self::PagesMissing { .. } => "ERR_UFFD_PAGES_MISSING",
             Self::PeerExited => "ERR_UFFD_CLOSED",
             Self::System { .. } => "ERR_UFFD_SYSTEM",
             Self::Kernel { cause, .. } => match cause {

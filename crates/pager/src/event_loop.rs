@@ -204,6 +204,7 @@ impl EventLoop {
                 Message::Populate { id, request, options, answer } => {
                     self.with_session(id, |session, _| session.populate(request, options, answer));
                 }
+                Message::Detach { id, answer } => self.with_session(id, |session, _| session.detach(answer)),
                 Message::CancelPopulate { id, request } => {
                     self.with_session(id, |session, _| session.cancel_populate(request));
                 }

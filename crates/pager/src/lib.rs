@@ -7,6 +7,7 @@ mod address_map;
 mod ahead;
 mod announced;
 mod deferred;
+mod detach;
 mod error;
 mod event_loop;
 mod fill;

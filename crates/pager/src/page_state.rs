@@ -107,6 +107,13 @@ impl PageStates {
         None
     }
 
+    /// How many pages a fault on would be answered from the source.
+    #[must_use]
+    pub fn missing_count(&self) -> usize {
+        let known = self.present.iter().zip(&self.removed);
+        self.len - known.map(|(present, removed)| (present | removed).count_ones() as usize).sum::<usize>()
+    }
+
     /// How many pages were discarded.
     #[must_use]
     pub fn removed_count(&self) -> usize {

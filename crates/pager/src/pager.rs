@@ -134,6 +134,10 @@ pub(crate) enum Message {
         options: PopulateOptions,
         answer: Owed<()>,
     },
+    Detach {
+        id: u64,
+        answer: Owed<()>,
+    },
     CancelPopulate {
         id: u64,
         request: u64,
@@ -310,6 +314,15 @@ impl Pager {
     /// Gives up a request to populate; it is told that it is over.
     pub fn cancel_populate(&self, session: u64, request: u64) {
         self.mailbox.send(Message::CancelPopulate { id: session, request });
+    }
+
+    /// Ends a session whose memory is all there: it is unregistered (`UFFDIO_UNREGISTER`), and its process needs no pager any
+    /// more. `deliver` hears that it ends, as [`EndReason::Detached`]; or [`PagerError::PagesMissing`], which leaves it as it was, and
+    /// [`PagerError::SessionOver`].
+    ///
+    /// [`EndReason::Detached`]: crate::EndReason::Detached
+    pub fn detach(&self, session: u64, deliver: DeliverPopulated) {
+        self.mailbox.send(Message::Detach { id: session, answer: Owed::new(deliver) });
     }
 
     /// Closes a session; the observer of its server is told when it is over.

@@ -32,6 +32,8 @@ pub enum Rest {
 pub enum EndReason {
     /// It was closed by its owner.
     Closed,
+    /// All of its memory was there, and its process goes on without a pager: its owner wanted it so.
+    Detached,
     /// The served process is gone.
     PeerExited,
     /// The source failed; the failure policy was applied.
@@ -52,6 +54,7 @@ impl EndReason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
+            Self::Detached => "detached",
             Self::PeerExited => "peer-exited",
             Self::SourceFailed => "source-failed",
             Self::Stalled => "stalled",

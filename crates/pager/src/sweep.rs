@@ -104,7 +104,7 @@ impl Phase {
         }
     }
 
-    fn sweep(rest: Rest, end: SessionEnd) -> Self {
+    pub(crate) fn sweep(rest: Rest, end: SessionEnd) -> Self {
         Self::Sweeping { rest, next: 0, not_before: None, end }
     }
 

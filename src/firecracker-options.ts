@@ -40,8 +40,9 @@ export interface FirecrackerServerOptions {
   onFailure?: FailurePolicy;
   /**
    * Bytes installed around a fault, a power of two from 4 KiB to 2 MiB. More is faster and uses more memory; pages
-   * present or discarded are never touched, nor anything outside the region. Default: 64 KiB, and 256 KiB in those
-   * stretches of 16 MiB where 32 faults have shown that most of it is wanted.
+   * present or discarded are never touched, nor anything outside the region. Default: as the
+   * faults suggest: 64 KiB at first, doubling to 2 MiB where one is right behind the other, 256 KiB in those stretches of
+   * 16 MiB where 32 faults have shown that most of it is wanted, 16 KiB where they are rare.
    */
   window?: number;
   /**

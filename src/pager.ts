@@ -61,7 +61,10 @@ export interface ServeOptions {
    * the memory is this process's own. Default: `'poison'`.
    */
   onFailure?: FailurePolicy;
-  /** Bytes installed around a fault, a power of two from 4 KiB to 2 MiB. Default: 64 KiB, and 256 KiB where faults are dense. */
+  /**
+   * Bytes installed around a fault, a power of two from 4 KiB to 2 MiB. Default: as the faults suggest: 64 KiB at first, doubling
+   * to 2 MiB where one is right behind the other, 256 KiB where they are dense, 16 KiB where they are rare.
+   */
   window?: number;
   /** How much is brought before the session is there. Default: `'windows'`. */
   mode?: RestoreMode;

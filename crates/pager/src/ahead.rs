@@ -16,6 +16,8 @@ use crate::source::{self, ReadNow};
 const MOST_READS: usize = MOST_IN_FLIGHT / 2;
 /// What a second is divided into: that much is brought at a time where a rate is set.
 const PIECES_PER_SECOND: u64 = 64;
+/// Stretches that are likely wanted and have not had their turn.
+const MOST_WISHES: usize = 64;
 /// Requests of a session that may be under way at once.
 const MOST_REQUESTS: usize = 64;
 
@@ -75,8 +77,18 @@ impl Request {
 pub(crate) struct Wishes(Vec<Request>);
 
 impl Wishes {
+    /// Pages that nobody has asked for, but that are likely wanted. Too many are forgotten: their faults will bring them.
     pub(crate) fn add(&mut self, pages: Range<usize>) {
-        self.0.push(Request { left: VecDeque::from([pages]), ..Request::default() });
+        let Some(request) = self.0.iter_mut().find(|request| request.id.is_none()) else {
+            self.0.push(Request { left: VecDeque::from([pages]), ..Request::default() });
+            return;
+        };
+        let full = request.left.len() >= MOST_WISHES;
+        match request.left.back_mut() {
+            Some(last) if last.end == pages.start => last.end = pages.end,
+            _ if full => {}
+            _ => request.left.push_back(pages),
+        }
     }
 
     /// All of so many pages, before anybody hears of the session.

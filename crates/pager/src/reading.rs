@@ -23,11 +23,12 @@ impl Session {
             }
             return Ok(());
         }
-        let window = self.window.at(page);
-        if let Some(block) = self.window.rest_of_block(page) {
-            self.ahead.add(block);
-        }
+        let window = self.window.at(page, &self.states);
         let run = self.states.missing_run(page, self.map.block_of(page, window));
+        self.window.brings(&run);
+        if let Some(wish) = self.window.wish() {
+            self.ahead.add(wish);
+        }
         let len = self.map.bytes(run.len()) as usize;
         let (Some(offset), Some(buffer)) = (self.map.source_offset_of(run.start), cx.staging.get_mut(..len))
         else {

@@ -22,11 +22,20 @@ fn serve_blocks(source: Arc<dyn PageSource>) -> Option<Served> {
     serve(Mapping::new(2 * BLOCK * PAGE, MappingKind::Private).unwrap(), source, |_| {})
 }
 
-/// Touches the first half of the first block: an eighth of it by windows of 64 KiB, the rest by windows of 256 KiB.
-fn want_half(served: &Served) {
-    for page in (0..BLOCK / 8).step_by(16).chain((BLOCK / 8..HALF).step_by(64)) {
+/// Pages whose faults bring the first half of the first block: an eighth of it by windows of 64 KiB, the rest by windows of
+/// 256 KiB. Backwards, because one right behind the other would be a stream.
+fn half() -> Vec<usize> {
+    (0..BLOCK / 8).step_by(16).rev().chain((BLOCK / 8..HALF).step_by(64).rev()).collect()
+}
+
+fn touch(served: &Served, pages: &[usize]) {
+    for page in pages {
         read(&served.mapping, page * PAGE, 1);
     }
+}
+
+fn want_half(served: &Served) {
+    touch(served, &half());
 }
 
 fn stats(served: &Served) -> StatsSnapshot {
@@ -63,12 +72,43 @@ fn a_block_of_which_half_was_wanted_comes_as_a_whole_and_no_other() {
 }
 
 #[test]
+fn what_lies_before_a_stream_comes_without_faults_and_ever_more_of_it() {
+    let bytes = image(2 * BLOCK);
+    let Some(served) = serve_blocks(Arc::new(Bytes(bytes.clone()))) else { return };
+
+    touch(&served, &[0, 16, 32, 64]);
+    until(&served, "behind 256 KiB", |stats| stats.pages_prefetched == 64);
+    assert_eq!(present(&served, 0, 192), 192);
+    touch(&served, &[100, 191, 192]);
+    until(&served, "behind 512 KiB", |stats| stats.pages_prefetched == 64 + 192);
+
+    assert_eq!(stats(&served).faults, 5);
+    assert_eq!(present(&served, 0, BLOCK), 448);
+    assert!(read(&served.mapping, 0, 2 * BLOCK * PAGE) == bytes);
+    served.close();
+}
+
+#[test]
+fn a_page_given_back_before_a_stream_reaches_it_stays_zero() {
+    let bytes = image(BLOCK);
+    let Some(served) = serve_blocks(Arc::new(Bytes(image(2 * BLOCK)))) else { return };
+    let mapping = Arc::clone(&served.mapping);
+    finish(&elsewhere(move || mapping.discard(150 * PAGE, 8 * PAGE).unwrap()));
+
+    touch(&served, &[0, 16, 32, 64]);
+    until(&served, "what is left of it", |stats| stats.pages_prefetched == 64 - 8);
+
+    let mut expected = bytes[..192 * PAGE].to_vec();
+    expected[150 * PAGE..158 * PAGE].fill(0);
+    assert!(read(&served.mapping, 0, 192 * PAGE) == expected);
+    served.close();
+}
+
+#[test]
 fn less_than_half_is_left_at_that() {
     let Some(served) = serve_blocks(Arc::new(Bytes(image(2 * BLOCK)))) else { return };
 
-    for page in (0..BLOCK / 8).step_by(16).chain((BLOCK / 8..HALF - 64).step_by(64)) {
-        read(&served.mapping, page * PAGE, 1);
-    }
+    touch(&served, half().split_last().unwrap().1);
     // In the other block, after which anything ahead would have had its turn.
     read(&served.mapping, BLOCK * PAGE, 1);
     read(&served.mapping, (BLOCK + 16) * PAGE, 1);
@@ -99,14 +139,14 @@ fn reads_ahead_leave_room_for_those_of_faults() {
     let bytes = image(2 * BLOCK);
     let source = Gated::new(bytes.clone());
     let Some(served) = serve_blocks(Arc::<Gated>::clone(&source)) else { return };
-    for page in (0..BLOCK / 8).step_by(16).chain((BLOCK / 8..HALF - 64).step_by(64)) {
-        read(&served.mapping, page * PAGE, 1);
-    }
+    let half = half();
+    let (&last, rest) = half.split_last().unwrap();
+    touch(&served, rest);
     let before = stats(&served);
 
     let gate = source.shut();
     let mapping = Arc::clone(&served.mapping);
-    let last = elsewhere(move || read(&mapping, (HALF - 64) * PAGE, 1));
+    let last = elsewhere(move || read(&mapping, last * PAGE, 1));
     // The fault's own, and those ahead: half of what may be under way at once.
     until(&served, "as many reads ahead as may be", |stats| stats.worker_reads == before.worker_reads + 16);
     let mapping = Arc::clone(&served.mapping);

@@ -87,10 +87,11 @@ fn a_chunk_is_asked_for_once_however_many_wait_for_it() {
 
 #[test]
 fn so_many_chunks_are_on_the_way_and_the_others_wait_their_turn() {
-    let bytes = image(128);
-    let (source, asked) = source(128, |options| options.concurrency = 2);
-    let Some(served) = served(128, &source, DEADLINE) else { return };
-    let waiting: Vec<_> = (0..5).map(|chunk| touch(&served, chunk * 16)).collect();
+    let bytes = image(256);
+    let (source, asked) = source(256, |options| options.concurrency = 2);
+    let Some(served) = served(256, &source, DEADLINE) else { return };
+    // Every second one: one right behind the other would be a stream.
+    let waiting: Vec<_> = (0..5).map(|chunk| touch(&served, chunk * 32)).collect();
     let until = std::time::Instant::now() + DEADLINE;
     while served.info.stats.snapshot().worker_reads < 5 {
         assert!(std::time::Instant::now() < until);
@@ -110,7 +111,7 @@ fn so_many_chunks_are_on_the_way_and_the_others_wait_their_turn() {
     }
 
     for (chunk, answer) in waiting.iter().enumerate() {
-        assert_eq!(finish(answer), Ok(bytes[chunk * CHUNK]));
+        assert_eq!(finish(answer), Ok(bytes[2 * chunk * CHUNK]));
     }
     served.close();
 }

@@ -35,5 +35,33 @@ test('cases and reasons are counted', () => {
     a: { one: { reason: 'none' } },
     b: { two: { file: 'tests/a/main.rs', title: 'copy::rows' } },
   };
-  assert.deepEqual(checkConformance(two, ran), { cases: 2, reasons: 1, problems: [] });
+  assert.deepEqual(checkConformance(two, ran), { cases: 2, reasons: 1, skipped: 0, problems: [] });
+});
+
+test('rows of a test that said why it could not run are counted as skipped, all others are missed', () => {
+  const some = [
+    { file: 'tests/a/main.rs', title: 'huge' },
+    { file: 'tests/a/main.rs', title: 'huge', skipped: true },
+    { file: 'tests/a/main.rs', row: 'small' },
+  ];
+  const suite = rows => ({
+    suite: Object.fromEntries(rows.map(([row, title]) => [row, { file: 'tests/a/main.rs', title, row }])),
+  });
+
+  assert.deepEqual(
+    checkConformance(
+      suite([
+        ['small', 'huge'],
+        ['large', 'huge'],
+      ]),
+      some,
+    ),
+    {
+      cases: 2,
+      reasons: 0,
+      skipped: 1,
+      problems: [],
+    },
+  );
+  assert.match(checkConformance(suite([['large', 'other']]), some).problems[0], /has run/);
 });

@@ -13,8 +13,8 @@
  */
 
 /**
- * @typedef {{ file: string, title?: string, row?: string }} Ran A test, or a row of a table: its file, as far as the
- *   output tells it, and its title, or what it printed as `row: <name>`.
+ * @typedef {{ file: string, title?: string, row?: string, skipped?: boolean }} Ran A test, or a row of a table: its file, as
+ *   far as the output tells it, and its title, or what it printed as `row: <name>`; whether it said that it skipped something.
  */
 
 // With one test at a time, what its children write to fd 2 lands behind the harness's `test <name> ... `.
@@ -80,8 +80,10 @@ function readTestProgram(text, results) {
       reasons.set(key, [...(reasons.get(key) ?? []), reason[1]]);
     }
   }
-  for (const [key, texts] of reasons)
+  for (const [key, texts] of reasons) {
     results.skipped.push({ test: `${name}: ${key}`, reason: texts.join('; ') });
+    results.ran.push({ file, title: key, skipped: true });
+  }
   results.passed += Math.max(0, passed - reasons.size);
   results.failed += failed;
   if (failed > 0) results.failures.push(`${name}\n${failureSections(text)}`);
@@ -113,10 +115,13 @@ export function readTap(text) {
       /^(not )?ok\b(?: \d+)?(?: - )?(.*?)(?: # (SKIP|TODO)\b.*)?$/m.exec(block) ?? [];
     if (test === undefined || !/^(?:not )?ok\b/.test(block)) continue;
     const [, spec, title] = /^(\S+) › (.*)$/.exec(test) ?? [undefined, '', test];
-    if (!directive) results.ran.push({ file: `__test__/${spec}.spec.ts`, title });
     const reasons = block
       .split('\n')
       .flatMap(line => SKIPPED.exec(/^#\s+(?:ℹ\s+)?(.*)$/.exec(line)?.[1] ?? '')?.[1] ?? []);
+    if (!directive) {
+      const skipped = reasons.length > 0;
+      results.ran.push({ file: `__test__/${spec}.spec.ts`, title, ...(skipped ? { skipped } : {}) });
+    }
     if (directive) {
       if (directive === 'TODO') todo += 1;
       results.skipped.push({ test, reason: directive === 'TODO' ? 'not written' : 'marked as skipped' });

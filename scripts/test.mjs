@@ -124,9 +124,13 @@ async function testTypeScript() {
 /** Whether every test that stands for a case of another suite has run. Only when everything was to run. */
 function checkSuites() {
   const start = performance.now();
-  const { cases, reasons, problems } = checkTree(root, total.ran);
+  const { cases, reasons, skipped, problems } = checkTree(root, total.ran);
   const outcome = problems.length === 0 ? 'ok' : 'FAILED';
-  report(`conformance`, `${outcome}: ${cases} cases, ${reasons} do not apply`, performance.now() - start);
+  report(
+    `conformance`,
+    `${outcome}: ${cases} cases, ${reasons} do not apply, ${skipped} skipped`,
+    performance.now() - start,
+  );
   if (problems.length === 0) total.passed += 1;
   else total.failed += 1;
   if (problems.length > 0) total.failures.push(`conformance\n${problems.join('\n')}`);

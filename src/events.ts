@@ -56,8 +56,9 @@ export const WORDS = 4;
 const KINDS = ['missing', 'write-protect', 'minor'] as const;
 const TYPES = ['fault', 'fault', 'fault', 'fork', 'remap', 'remove', 'unmap', 'unknown'] as const;
 const FORK = 3;
-const WRITE = 16n;
+const WRITE = 16;
 const PAGE = 4096;
+const LOW = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1 ? 0 : 1;
 
 /**
  * Room for the messages of one read, used again and again: reading makes no object per message.
@@ -73,6 +74,9 @@ export class EventBatch implements Iterable<UffdEvent> {
   /** Messages it has room for. */
   readonly capacity: number;
   readonly #words: BigUint64Array;
+  /** The same, by halves: looking at one makes no bigint. */
+  readonly #halves: Uint32Array;
+  readonly #bytes: Uint8Array;
   readonly #children = new Map<number, Userfaultfd>();
   #length = 0;
   #adopt: ((handle: number) => Userfaultfd) | undefined;
@@ -81,6 +85,8 @@ export class EventBatch implements Iterable<UffdEvent> {
   constructor(capacity = 64) {
     this.capacity = validateInteger('capacity', capacity, 1, 4096);
     this.#words = new BigUint64Array(this.capacity * WORDS);
+    this.#halves = new Uint32Array(this.#words.buffer);
+    this.#bytes = new Uint8Array(this.#words.buffer);
   }
 
   /** Messages that the last read gave. */
@@ -100,7 +106,7 @@ export class EventBatch implements Iterable<UffdEvent> {
 
   /** Whether the access of a fault writes. */
   write(index: number): boolean {
-    return (this.#word(this.#faultAt(index), 0) & WRITE) !== 0n;
+    return (this.#low(this.#faultAt(index), 0) & WRITE) !== 0;
   }
 
   /** What a fault is about. */
@@ -115,7 +121,8 @@ export class EventBatch implements Iterable<UffdEvent> {
    */
   page(index: number, size: number = PAGE): AddressRange {
     const address = this.address(index);
-    return { address: address - (address % BigInt(size)), length: size };
+    const within = this.#low(index, 1) % size;
+    return { address: within === 0 ? address : address - BigInt(within), length: size };
   }
 
   /** Message `index` as an object. */
@@ -155,11 +162,13 @@ export class EventBatch implements Iterable<UffdEvent> {
     for (let index = 0; index < this.#length; index += 1) yield this.at(index);
   }
 
-  /** @hidden Reads the next messages in the place of those it has; bytes below 0 are -errno. */
-  fill(handle: number, adopt: (handle: number) => Userfaultfd): number {
+  /**
+   * @hidden Reads the next messages in the place of those it has, and waits for them if there are none; below 0 it is -errno.
+   */
+  fill(handle: number, adopt: (handle: number) => Userfaultfd, milliseconds: number): number {
     this.clear();
     this.#adopt = adopt;
-    const count = native().uffdReadEvents(handle, this.#words);
+    const count = native().uffdTakeEvents(handle, this.#bytes, milliseconds);
     this.#length = Math.max(0, count);
     return count;
   }
@@ -171,7 +180,7 @@ export class EventBatch implements Iterable<UffdEvent> {
         native().closeUserfaultfd(Number(this.#word(index, 1)), false);
       }
     }
-    this.#children.clear();
+    if (this.#children.size > 0) this.#children.clear();
     this.#length = 0;
   }
 
@@ -199,7 +208,12 @@ export class EventBatch implements Iterable<UffdEvent> {
     if (!(index >= 0 && index < this.#length)) {
       validateInteger('index', index, 0, this.#length - 1);
     }
-    return Number(this.#word(index, 0) & ~WRITE);
+    return this.#low(index, 0) & ~WRITE;
+  }
+
+  /** The lower half of a word. */
+  #low(index: number, word: number): number {
+    return this.#halves[(index * WORDS + word) * 2 + LOW] ?? 0;
   }
 
   #word(index: number, word: number): bigint {

@@ -26,8 +26,10 @@ import { argumentError, validateInteger, validateView } from './validate.js';
  */
 export class FaultBatch implements Iterable<Fault> {
   readonly #owner: FaultOwner;
-  readonly #rows = new Float64Array(BATCH * ROW);
-  readonly #results = new Float64Array(BATCH * ROW);
+  readonly #rows = new Float64Array(BATCH * ROW + BATCH);
+  /** What an operation on all came to, for each: bytes, or -errno. */
+  readonly #results = this.#rows.subarray(BATCH * ROW);
+  readonly #bytes = new Uint8Array(this.#rows.buffer);
   readonly #faults: (Fault | undefined)[] = [];
   #length = 0;
   /** Whether an operation has answered the whole batch. */
@@ -86,7 +88,7 @@ export class FaultBatch implements Iterable<Fault> {
     if (known) return known;
     const [flags, id] = [this.#word(index, 0), this.#word(index, 1)];
     const fault = new Fault(this.#owner, id, this.#word(index, 2), flags, this.#word(index, 3));
-    if (this.#answered) fault.tell(this.#results[index * ROW] ?? -errno.ESTALE);
+    if (this.#answered) fault.tell(this.#results[index] ?? -errno.ESTALE);
     this.#faults[index] = fault;
     return fault;
   }
@@ -96,7 +98,8 @@ export class FaultBatch implements Iterable<Fault> {
   }
 
   /**
-   * Fills the pages of all that are not answered (`UFFDIO_COPY`), in one call.
+   * Fills the pages of all that are not answered (`UFFDIO_COPY`), in one call. Threads that wait for pages next to each other go
+   * on together, after 128 KiB at most.
    *
    * @param source One page for all, or one for each, in their order.
    * @returns How many were answered; the others will be delivered again, or meet the failure policy (their pages cannot be
@@ -113,9 +116,9 @@ export class FaultBatch implements Iterable<Fault> {
         `Expected \`source\` to be a page of ${page} bytes, or one for each of ${this.#length} faults, got ${view.byteLength} bytes`,
       );
     }
-    return this.#all('UFFDIO_COPY', rows =>
-      native().answerAllCopy(this.#owner.handle, rows, this.#length, view, mode),
-    );
+    const { handle } = this.#owner;
+    const count = native().answerAllCopy(handle, this.#bytes, this.#length, view, mode);
+    return this.#told('UFFDIO_COPY', count);
   }
 
   /** {@link Fault.zero} of all that are not answered, in one call. */
@@ -151,7 +154,7 @@ export class FaultBatch implements Iterable<Fault> {
   /** @hidden Those that are still to be answered. */
   *open(): Generator<Fault, void, undefined> {
     for (let index = 0; index < this.#length; index += 1) {
-      if (this.#answered && (this.#results[index * ROW] ?? 0) >= 0) continue;
+      if (this.#answered && (this.#results[index] ?? 0) >= 0) continue;
       const fault = this.at(index);
       if (!fault.settled) yield fault;
     }
@@ -159,7 +162,7 @@ export class FaultBatch implements Iterable<Fault> {
 
   /** @hidden Why an operation on all has left one as it was. */
   errorOf(fault: Fault): UffdError | undefined {
-    const result = this.#results[this.#faults.indexOf(fault) * ROW] ?? 0;
+    const result = this.#results[this.#faults.indexOf(fault)] ?? 0;
     return this.#answered && result < 0 ? errorOf(this.#syscall, -result, 0) : undefined;
   }
 
@@ -167,29 +170,26 @@ export class FaultBatch implements Iterable<Fault> {
   clear(): void {
     this.#length = 0;
     this.#answered = false;
-    this.#faults.length = 0;
+    if (this.#faults.length > 0) this.#faults.length = 0;
   }
 
   #resolve(how: number, mode: number): number {
-    return this.#all(syscallOf(how), rows =>
-      native().answerAll(this.#owner.handle, rows, this.#length, how, mode),
-    );
+    const { handle } = this.#owner;
+    const count = native().answerAll(handle, this.#bytes, this.#length, how, mode);
+    return this.#told(syscallOf(how), count);
   }
 
-  #all(syscall: string, act: (rows: Float64Array) => number): number {
-    // Most batches are short: copying all of the rows would cost more than answering them.
-    for (let at = 0; at < this.#length * ROW; at += 1) this.#results[at] = this.#rows[at] ?? 0;
-    const count = act(this.#results);
+  #told(syscall: string, count: number): number {
     this.#syscall = syscall;
     this.#count = count;
     this.#answered = true;
     if (count < this.#length) {
       for (let index = 0; index < this.#length; index += 1) {
-        if (this.#results[index * ROW] === -errno.EAGAIN) this.#owner.putOff();
+        if (this.#results[index] === -errno.EAGAIN) this.#owner.putOff();
       }
     }
     if (this.#faults.length > 0) {
-      this.#faults.forEach((fault, index) => fault?.tell(this.#results[index * ROW] ?? 0));
+      this.#faults.forEach((fault, index) => fault?.tell(this.#results[index] ?? 0));
     }
     this.#owner.settled();
     return Math.max(0, count);

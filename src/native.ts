@@ -7,8 +7,8 @@ import type * as addon from '#native';
 import { UffdError } from './errors.js';
 
 /**
- * The calls of the inner loop, which the addon exports by hand: numbers in; bytes done out, or `-errno`. Addresses are whole
- * pages, exact in a double. The low bits of `mode` are options, those from 8 on the logarithm of the page size.
+ * The calls of the inner loop, which the addon exports by hand: numbers in; bytes done out, or `-errno`. Words cross as bytes,
+ * because Node-API asks a typed array for each type in turn, and for bytes nearly first. Addresses are whole pages, exact in a double. The low bits of `mode` are options, those from 8 on the logarithm of the page size.
  */
 interface Calls {
   uffdCopy(handle: number, dst: number, source: Uint8Array, mode: number): number;
@@ -21,15 +21,17 @@ interface Calls {
   uffdContinue(handle: number, start: number, length: number, mode: number): number;
   uffdWriteProtect(handle: number, start: number, length: number, mode: number): number;
   uffdWake(handle: number, start: number, length: number): number;
-  /** Rows of four words; how many. */
-  handlerTake(handler: number, rows: Float64Array): number;
+  /** Messages of four words, waited for for at most so many milliseconds (100 at most); how many. */
+  uffdTakeEvents(handle: number, words: Uint8Array, milliseconds: number): number;
+  /** Rows of four doubles; how many. */
+  handlerTake(handler: number, rows: Uint8Array): number;
   answerCopy(handler: number, id: number, source: Uint8Array, mode: number): number;
   answerCopyFrom(handler: number, id: number, source: number, length: number, mode: number): number;
   answerFault(handler: number, id: number, how: number, mode: number): number;
   deferFault(handler: number, id: number): number;
-  /** The first word of each row becomes what came of it; how many were answered. */
-  answerAllCopy(handler: number, rows: Float64Array, count: number, source: Uint8Array, mode: number): number;
-  answerAll(handler: number, rows: Float64Array, count: number, how: number, mode: number): number;
+  /** Behind the rows there is a double for what came of each; how many were answered. */
+  answerAllCopy(handler: number, rows: Uint8Array, count: number, source: Uint8Array, mode: number): number;
+  answerAll(handler: number, rows: Uint8Array, count: number, how: number, mode: number): number;
 }
 
 type Binding = typeof addon & Calls;
@@ -60,7 +62,8 @@ function load(): Binding {
     const loaded = createRequire(import.meta.url)('#native') as Binding;
     // Workers have no word in how the program ends.
     if (isMainThread) process.on('exit', status => loaded.exitInSpiteOfFaults(status));
-    return loaded;
+    // As a prototype it is an object of known properties to the engine, and not a dictionary to look names up in.
+    return Object.create(loaded) as Binding;
   } catch (cause) {
     throw new UffdError(
       'ERR_UFFD_UNSUPPORTED_PLATFORM',

@@ -39,7 +39,23 @@ export function startOf(name: string, range: MemoryRange): number {
       if (offset + length <= mapping.length) return mapping.addressNumber() + offset;
     }
   }
-  return explainedStart(name, range);
+  return plainStart(range) ?? explainedStart(name, range);
+}
+
+/** The start of addresses that are as they should be. */
+function plainStart(range: unknown): number | undefined {
+  if (range === null || typeof range !== 'object') return undefined;
+  let keys = 0;
+  // No array is made of them.
+  for (const key in range) {
+    if (key !== 'address' && key !== 'length') return undefined;
+    keys += 1;
+  }
+  const { address, length } = range as AddressRange;
+  if (keys !== 2 || typeof address !== 'bigint' || typeof length !== 'number') return undefined;
+  const start = Number(address);
+  const isWhole = start % ORDINARY_PAGE === 0 && length % ORDINARY_PAGE === 0;
+  return isWhole && start >= 0 && length > 0 && start + length <= Number.MAX_SAFE_INTEGER ? start : undefined;
 }
 
 function explainedStart(name: string, range: MemoryRange): number {

@@ -14,7 +14,7 @@ import type { FaultCallbacks, FaultHandlerOptions } from './handler-options.js';
 import type { MemoryMapping } from './mapping.js';
 import { type Feature, type Ioctl, IOCTLS, MODES, type OrBit, type RegisterMode } from './names.js';
 import { native } from './native.js';
-import { errorOf } from './outcome.js';
+import { errno, errorOf } from './outcome.js';
 import { type MemoryRange, startOf } from './range.js';
 import {
   argumentError,
@@ -37,6 +37,11 @@ export function modeBits(modes: readonly RegisterMode[]): number {
   }
   return modes.reduce((bits, mode) => bits | (1 << MODES.indexOf(mode)), 0);
 }
+
+const WAITING = ['timeout'] as const;
+/** Milliseconds that one call waits. */
+const SLICE = 100;
+const fromHandle = (handle: number): Userfaultfd => Userfaultfd.fromHandle(handle);
 
 const collected = new FinalizationRegistry<number>(handle => {
   if (!native().forgetUserfaultfd(handle)) return;
@@ -180,12 +185,16 @@ export class Userfaultfd extends PageOperations {
    *   something else. Reading can go on after any of them. Messages of kinds to come are events of type `'unknown'`.
    */
   readEvents(batch: EventBatch): number {
+    const count = this.#fill(batch, 0);
+    if (count < 0) throw errorOf('read', -count, 0);
+    return count;
+  }
+
+  #fill(batch: EventBatch, milliseconds: number): number {
     if (!(batch instanceof EventBatch)) {
       throw wrongType('batch', 'an EventBatch', batch);
     }
-    const count = batch.fill(this.handle(), handle => Userfaultfd.fromHandle(handle));
-    if (count < 0) throw errorOf('read', -count, 0);
-    return count;
+    return batch.fill(this.handle(), fromHandle, milliseconds);
   }
 
   /**
@@ -196,19 +205,18 @@ export class Userfaultfd extends PageOperations {
    * @returns How many; 0 when the time is up; -1 when the process is gone.
    */
   waitSync(batch: EventBatch, options: { timeout?: number } = {}): number {
-    validateOptions('options', options, ['timeout']);
+    validateOptions('options', options, WAITING);
     const { timeout = Number.MAX_SAFE_INTEGER } = options;
-    const until = performance.now() + validateInteger('options.timeout', timeout, 0, Number.MAX_SAFE_INTEGER);
+    let left = validateInteger('options.timeout', timeout, 0, Number.MAX_SAFE_INTEGER);
     for (;;) {
-      const count = this.readEvents(batch);
-      if (count > 0) return count;
-      const left = until - performance.now();
-      if (left <= 0 && timeout > 0) return 0;
-      if (this.isDead()) return -1;
-      if (timeout === 0) return 0;
       // In slices: a worker can be terminated only between two calls.
-      const ready = native().uffdWait(this.handle(), Math.max(0, Math.min(100, Math.ceil(left))));
-      if (ready < 0) throw errorOf('poll', -ready, 0);
+      const slice = Math.min(left, SLICE);
+      const count = this.#fill(batch, slice);
+      if (count > 0) return count;
+      if (count === -errno.ESRCH) return -1;
+      if (count < 0) throw errorOf(count === -errno.EOPNOTSUPP ? 'poll' : 'read', -count, 0);
+      left -= slice;
+      if (left <= 0) return slice === 0 && this.isDead() ? -1 : 0;
     }
   }
 

@@ -128,17 +128,21 @@ call!(answer, 4, |given| ranged(given, handlers::answer)?);
 call!(defer, 2, |given| handlers::defer(given.number(0)?, given.number(1)?));
 call!(answer_all_copy, 5, |given| handlers::answer_all_copy(
     given.number(0)?,
-    &given.view(1)?,
-    given.number(2)?,
+    &handlers::Batch::new(&given.view(1)?, given.number(2)?),
     &given.view(3)?,
     given.number(4)? as u32
 ));
 call!(answer_all, 5, |given| handlers::answer_all(
     given.number(0)?,
-    &given.view(1)?,
-    given.number(2)?,
+    &handlers::Batch::new(&given.view(1)?, given.number(2)?),
     given.number(3)?,
     given.number(4)? as u32
+));
+call!(take_events, 3, |given| on::take_events(
+    &Env::from_raw(given.env),
+    given.number(0)?,
+    &given.view(1)?,
+    given.number(2)?
 ));
 
 /// Of operations that take a range and a mode.
@@ -148,7 +152,7 @@ fn ranged(given: &Arguments<4>, act: fn(f64, f64, f64, u32) -> f64) -> Option<f6
 
 #[napi(module_exports)]
 pub fn export_calls(mut exports: Object<'_>) -> Result<()> {
-    let calls: [(&str, Callback); 17] = [
+    let calls: [(&str, Callback); 18] = [
         ("uffdCopy", copy),
         ("uffdCopyPart", copy_part),
         ("uffdCopyFrom", copy_from),
@@ -159,6 +163,7 @@ pub fn export_calls(mut exports: Object<'_>) -> Result<()> {
         ("uffdContinue", continue_pages),
         ("uffdWriteProtect", write_protect),
         ("uffdWake", wake),
+        ("uffdTakeEvents", take_events),
         ("handlerTake", handler_take),
         ("answerCopy", answer_copy),
         ("answerCopyFrom", answer_copy_from),

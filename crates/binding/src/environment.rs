@@ -9,7 +9,7 @@ use pager::Guarded;
 use uffd::Userfaultfd;
 
 use crate::buffers::Mapped;
-use crate::handlers::Handling;
+use crate::handlers::{self, Handling};
 use crate::slots::Slots;
 use crate::sources::Source;
 
@@ -56,6 +56,7 @@ fn end(id: usize) {
     for source in SOURCES.remove_of(id) {
         source.close();
     }
+    handlers::forget_last();
     for handling in HANDLERS.remove_of(id) {
         handling.stop();
         if is_exiting() && handling.handler.is_own() {

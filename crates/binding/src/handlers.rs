@@ -1,12 +1,15 @@
 //! Faults that JavaScript answers: handlers by number, and what crosses for each batch.
 
+use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use napi::bindgen_prelude::Function;
 use napi::{Env, Result};
 use napi_derive::napi;
-use pager::{Answered, Area, Delivery, FailurePolicy, Handler, HandlerOptions, OpenFault, SelfFault};
+use pager::{
+    Answered, Area, Delivery, FailurePolicy, Handler, HandlerOptions, Joining, OpenFault, Run, SelfFault,
+};
 use uffd::liveness::PidFd;
 use uffd::{ContinueOptions, CopyOptions, Event, UffdError, Userfaultfd};
 
@@ -38,6 +41,26 @@ impl Handling {
             polling.stop();
         }
     }
+}
+
+thread_local! {
+    /// The one that was asked for last: a thread mostly has one, and asks for it twice a fault.
+    static LAST: RefCell<Option<(f64, Arc<Handling>)>> = const { RefCell::new(None) };
+}
+
+/// With a handler of this thread; nothing where it has ended.
+fn with<R>(handle: f64, act: impl FnOnce(&Handling) -> R) -> Option<R> {
+    LAST.with_borrow_mut(|last| {
+        if !matches!(last, Some((known, _)) if *known == handle) {
+            *last = HANDLERS.get(handle).map(|handling| (handle, handling));
+        }
+        last.as_ref().map(|(_, handling)| act(handling))
+    })
+}
+
+/// One of this thread ends.
+pub(crate) fn forget_last() {
+    drop(LAST.take());
 }
 
 #[napi(object, object_to_js = false)]
@@ -151,6 +174,7 @@ pub fn end_handler(handle: f64, poison: bool) -> Option<NativeError> {
         return Some(error.into());
     }
     handling.stop();
+    forget_last();
     drop(HANDLERS.remove(handle));
     None
 }
@@ -170,9 +194,6 @@ fn row_of(env: &Env, delivery: Delivery) -> [f64; WORDS] {
     let of_fault =
         |code: f64, fault: OpenFault| [code, fault.id as f64, fault.address as f64, f64::from(fault.flags)];
     match delivery {
-        Delivery::Fault(fault) => {
-            [f64::from(fault.flags), fault.id as f64, fault.address as f64, f64::from(fault.thread)]
-        }
         // An environment that ends takes no more children: they are closed.
         Delivery::Event(Event::Fork { child }) => {
             [OTHERS, environment::keep(env, child).unwrap_or(-1.0), 0.0, 0.0]
@@ -191,149 +212,178 @@ fn row_of(env: &Env, delivery: Delivery) -> [f64; WORDS] {
 
 /// Reads into rows; how many, or -errno.
 pub(crate) fn take(env: &Env, handle: f64, rows: &View) -> f64 {
-    let Some(handling) = HANDLERS.get(handle) else { return negative(libc::EBADF) };
+    with(handle, |handling| delivered(env, handling, rows)).unwrap_or(negative(libc::EBADF))
+}
+
+fn delivered(env: &Env, handling: &Handling, rows: &View) -> f64 {
     let most = rows.len / size_of::<f64>() / WORDS;
-    let mut at = rows.data.cast::<f64>();
-    let delivered = handling.handler.deliver(most, |delivery| {
-        let row = row_of(env, delivery);
-        // SAFETY: there are at most as many deliveries as the view has rows, and a Float64Array is aligned for them.
-        unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), at, WORDS) };
-        at = at.wrapping_add(WORDS);
-    });
+    let next = Cell::new(rows.data.cast::<f64>());
+    let put = |row: [f64; WORDS]| {
+        let at = next.replace(next.get().wrapping_add(WORDS));
+        // SAFETY: there are at most as many deliveries as the view has rows; TypeScript passes the bytes of a Float64Array, which
+        // is aligned for them.
+        unsafe { at.cast::<[f64; WORDS]>().write(row) };
+    };
+    let put_fault = |fault: &OpenFault| {
+        // As signed numbers, which they fit: the processor converts those by itself.
+        let (id, address) = (fault.id as i64, fault.address as i64);
+        put([f64::from(fault.flags), id as f64, address as f64, f64::from(fault.thread)]);
+    };
+    let delivered = handling.handler.deliver(most, |delivery| put(row_of(env, delivery)), put_fault);
     match delivered {
         Ok(count) => count as f64,
         Err(error) => negative(error.errno().unwrap_or(libc::EIO)),
     }
 }
 
-/// How a fault is answered without bytes, by number.
-fn resolved(
-    uffd: &Userfaultfd,
-    fault: &OpenFault,
-    how: u32,
-    mode: u32,
-) -> std::result::Result<u64, UffdError> {
-    let (page, size) = (fault.page, fault.page_size);
-    let protect = mode & PROTECT != 0;
+/// How faults are answered without bytes, by number.
+fn resolved(uffd: &Userfaultfd, run: Run, how: u32, mode: u32) -> std::result::Result<u64, UffdError> {
+    let Run { start, len, page_size, wake, .. } = run;
     match how {
-        0 => match uffd.zero(page, size, true) {
+        0 => match uffd.zero(start, len, wake) {
             // Huge pages have no zero page.
-            Err(UffdError::System { .. }) if size > uffd::page_size() as u64 => {
-                uffd.zero_huge(page, size, size as usize, true)
+            Err(UffdError::System { .. }) if page_size > uffd::page_size() as u64 => {
+                uffd.zero_huge(start, len, page_size as usize, wake)
             }
             result => result,
         },
-        1 => uffd.continue_pages(page, size, ContinueOptions { wake: true, write_protect: protect }),
-        2 => uffd.poison(page, size, true),
-        3 => uffd.write_protect(page, size, false, true),
-        _ => uffd.wake(page, size),
+        1 => uffd.continue_pages(start, len, ContinueOptions { wake, write_protect: mode & PROTECT != 0 }),
+        2 => uffd.poison(start, len, wake),
+        3 => uffd.write_protect(start, len, false, wake),
+        _ if wake => uffd.wake(start, len),
+        // Which is done for all of them at once.
+        _ => Ok(()),
     }
-    .map(|()| size)
+    .map(|()| len)
 }
 
 fn number(answered: Answered) -> f64 {
+    if let Answered::Done(bytes) = answered {
+        return bytes as f64;
+    }
     match answered {
-        Answered::Done(bytes) => bytes as f64,
+        Answered::Done(_) => 0.0,
         Answered::Later => negative(libc::EAGAIN),
         Answered::Stale => negative(libc::ESTALE),
         Answered::Failed(error) => negative(error.errno().unwrap_or(libc::EIO)),
     }
 }
 
+/// `len` bytes, which need not be those of the run.
 fn copied(
     uffd: &Userfaultfd,
-    fault: &OpenFault,
+    run: Run,
     source: *const u8,
     len: usize,
     mode: u32,
 ) -> std::result::Result<u64, UffdError> {
-    let options = CopyOptions { wake: true, write_protect: mode & PROTECT != 0 };
+    let options = CopyOptions { wake: run.wake, write_protect: mode & PROTECT != 0 };
     // SAFETY: TypeScript passes a view of `len` bytes, or an address that the kernel checks. The destination is memory of
     // the package's own mappings or of another process: no reference to it exists.
-    unsafe { uffd.copy(fault.page, source, len, options) }.map(|()| len as u64)
+    unsafe { uffd.copy(run.start, source, len, options) }.map(|()| len as u64)
+}
+
+fn answered(
+    handle: f64,
+    id: f64,
+    act: impl FnOnce(&Userfaultfd, &OpenFault) -> std::result::Result<u64, UffdError>,
+) -> f64 {
+    with(handle, |handling| number(handling.handler.answer(id as u64, act))).unwrap_or(negative(libc::ESTALE))
 }
 
 /// Fills the page of a fault, and those behind it for as many bytes as there are.
 pub(crate) fn answer_copy(handle: f64, id: f64, source: &View, mode: u32) -> f64 {
-    let Some(handling) = HANDLERS.get(handle) else { return negative(libc::ESTALE) };
-    let act = |uffd: &Userfaultfd, fault: &OpenFault| copied(uffd, fault, source.data, source.len, mode);
-    number(handling.handler.answer(id as u64, act))
+    let act = |uffd: &Userfaultfd, fault: &OpenFault| {
+        copied(uffd, Run::alone(fault), source.data, source.len, mode)
+    };
+    answered(handle, id, act)
 }
 
 pub(crate) fn answer_copy_from(handle: f64, id: f64, source: f64, len: f64, mode: u32) -> f64 {
-    let Some(handling) = HANDLERS.get(handle) else { return negative(libc::ESTALE) };
     let source = source as u64 as *const u8;
-    let act = |uffd: &Userfaultfd, fault: &OpenFault| copied(uffd, fault, source, len as usize, mode);
-    number(handling.handler.answer(id as u64, act))
+    let act =
+        |uffd: &Userfaultfd, fault: &OpenFault| copied(uffd, Run::alone(fault), source, len as usize, mode);
+    answered(handle, id, act)
 }
 
 pub(crate) fn answer(handle: f64, id: f64, how: f64, mode: u32) -> f64 {
-    let Some(handling) = HANDLERS.get(handle) else { return negative(libc::ESTALE) };
-    let act = |uffd: &Userfaultfd, fault: &OpenFault| resolved(uffd, fault, how as u32, mode);
-    number(handling.handler.answer(id as u64, act))
+    let act = |uffd: &Userfaultfd, fault: &OpenFault| resolved(uffd, Run::alone(fault), how as u32, mode);
+    answered(handle, id, act)
 }
 
 /// Puts a fault off; whether it was there to be put off.
 pub(crate) fn defer(handle: f64, id: f64) -> f64 {
-    HANDLERS.get(handle).map_or(0.0, |handling| f64::from(u8::from(handling.handler.defer(id as u64))))
+    with(handle, |handling| f64::from(u8::from(handling.handler.defer(id as u64)))).unwrap_or(0.0)
 }
 
-/// The rows of a batch, whose first word becomes what came of each: bytes, or -errno.
-struct Rows<'a>(&'a View);
+/// The rows of a batch, and behind all of them room for what comes of each: bytes, or -errno.
+pub(crate) struct Batch<'a> {
+    words: &'a View,
+    count: usize,
+    room: usize,
+}
 
-impl Rows<'_> {
-    fn count(&self, wanted: f64) -> usize {
-        (self.0.len / size_of::<f64>() / WORDS).min(wanted as usize)
+impl<'a> Batch<'a> {
+    pub(crate) fn new(words: &'a View, count: f64) -> Self {
+        let room = words.len / size_of::<f64>() / (WORDS + 1);
+        Self { words, count: room.min(count as usize), room }
+    }
+
+    /// Below `(WORDS + 1) * room`.
+    fn at(&self, index: usize) -> *mut f64 {
+        self.words.data.cast::<f64>().wrapping_add(index)
     }
 
     fn id(&self, index: usize) -> u64 {
-        let at = self.0.data.cast::<f64>().wrapping_add(index * WORDS + 1);
-        // SAFETY: the caller's index is below `count`, and a Float64Array is aligned for its words.
-        (unsafe { at.read() }) as u64
+        // SAFETY: the caller's index is below `count`; TypeScript passes the bytes of a Float64Array, which is aligned for it.
+        (unsafe { self.at(index * WORDS + 1).read() }) as u64
     }
 
     fn tell(&self, index: usize, result: f64) {
-        let at = self.0.data.cast::<f64>().wrapping_add(index * WORDS);
         // SAFETY: as above.
-        unsafe { at.write(result) };
+        unsafe { self.at(self.room * WORDS + index).write(result) };
     }
 }
 
 /// Answers a whole batch with bytes: a page each, or one page for all. How many were answered.
-pub(crate) fn answer_all_copy(handle: f64, rows: &View, count: f64, source: &View, mode: u32) -> f64 {
-    let step = |fault: &OpenFault| {
-        let size = fault.page_size as usize;
-        (size, if source.len <= size { 0 } else { size })
+pub(crate) fn answer_all_copy(handle: f64, batch: &Batch<'_>, source: &View, mode: u32) -> f64 {
+    let is_one_page = |run: Run| source.len as u64 <= run.page_size;
+    let joining = if batch.count as u64 > 1 && source.len > uffd::page_size() {
+        Joining::InOrder
+    } else {
+        Joining::Never
     };
-    answer_rows(handle, rows, count, |uffd, fault, index| {
-        let (size, step) = step(fault);
-        if (index * step).saturating_add(size) > source.len {
+    answer_rows(handle, batch, joining, |uffd, run| {
+        let from = if is_one_page(run) { 0 } else { run.index * run.page_size as usize };
+        let len = run.len as usize;
+        if from.saturating_add(len) > source.len {
             return Err(UffdError::invalid(uffd::Operation::Copy));
         }
-        copied(uffd, fault, source.data.wrapping_add(index * step), size, mode)
+        copied(uffd, run, source.data.wrapping_add(from), len, mode)
     })
 }
 
 /// Answers a whole batch without bytes. How many were answered.
-pub(crate) fn answer_all(handle: f64, rows: &View, count: f64, how: f64, mode: u32) -> f64 {
-    answer_rows(handle, rows, count, |uffd, fault, _| resolved(uffd, fault, how as u32, mode))
+pub(crate) fn answer_all(handle: f64, batch: &Batch<'_>, how: f64, mode: u32) -> f64 {
+    answer_rows(handle, batch, Joining::Always, |uffd, run| resolved(uffd, run, how as u32, mode))
 }
 
 fn answer_rows(
     handle: f64,
-    rows: &View,
-    count: f64,
-    act: impl FnMut(&Userfaultfd, &OpenFault, usize) -> std::result::Result<u64, UffdError>,
+    batch: &Batch<'_>,
+    joining: Joining,
+    act: impl FnMut(&Userfaultfd, Run) -> std::result::Result<u64, UffdError>,
 ) -> f64 {
-    let Some(handling) = HANDLERS.get(handle) else { return negative(libc::ESTALE) };
-    let rows = Rows(rows);
     let mut answered = 0.0;
-    let ids = (0..rows.count(count)).map(|index| rows.id(index));
-    handling.handler.answer_all(ids, act, |index, result| {
+    let told = |index, result| {
         if matches!(result, Answered::Done(_)) {
             answered += 1.0;
         }
-        rows.tell(index, number(result));
-    });
-    answered
+        batch.tell(index, number(result));
+    };
+    let ids = (0..batch.count).map(|index| batch.id(index));
+    match with(handle, |handling| handling.handler.answer_all(ids, joining, act, told)) {
+        Some(()) => answered,
+        None => negative(libc::ESTALE),
+    }
 }

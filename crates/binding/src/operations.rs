@@ -1,14 +1,16 @@
 //! The operations of a userfaultfd: a number in, a number out (bytes, or -errno). TypeScript makes errors of them.
 
+use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use napi::{Env, Result};
+use napi::Env;
 use napi_derive::napi;
 use pager::Guarded;
 use uffd::regions::{RegionsError, Target, register_regions, unregister_regions};
 use uffd::{
-    ContinueOptions, CopyOptions, Event, EventBuffer, FaultKind, Ioctls, Modes, MoveOptions, UffdError,
-    Userfaultfd,
+    ContinueOptions, CopyOptions, Event, EventBuffer, Fault, FaultKind, Ioctls, Modes, MoveOptions,
+    UffdError, Userfaultfd,
 };
 
 use crate::environment::{self, UFFDS};
@@ -32,10 +34,15 @@ fn filled(
     handle: f64,
     range: (f64, f64),
     mode: u32,
-    act: impl FnOnce(&Userfaultfd) -> std::result::Result<(), UffdError>,
+    act: impl FnOnce(&Userfaultfd) -> Result<(), UffdError>,
 ) -> f64 {
     let Some(uffd) = UFFDS.get(handle) else { return negative(libc::EBADF) };
-    match act(&uffd) {
+    let result = act(&uffd);
+    // By itself: the table of jumps of a long match costs more than all else here.
+    if result.is_ok() {
+        return range.1;
+    }
+    match result {
         Ok(()) => range.1,
         Err(UffdError::PartiallyCopied { done }) => done as f64,
         Err(UffdError::PageExist) => {
@@ -125,7 +132,7 @@ pub struct NativeRegistered {
 }
 
 /// The memory of another process is the caller's to read for; only what is made here is guarded.
-pub(crate) fn guarded(uffd: &Guarded) -> std::result::Result<(), NativeError> {
+pub(crate) fn guarded(uffd: &Guarded) -> Result<(), NativeError> {
     match uffd.origin() {
         Some(_) => uffd.guard().map_err(|error| failures::system("pthread_create", &error)),
         None => Ok(()),
@@ -178,7 +185,7 @@ pub struct NativeRegions {
 
 type Regions = Vec<(Arc<Guarded>, Vec<std::ops::Range<u64>>)>;
 
-fn targets(given: &[NativeTarget]) -> std::result::Result<Regions, NativeError> {
+fn targets(given: &[NativeTarget]) -> Result<Regions, NativeError> {
     let target = |target: &NativeTarget| {
         let uffd = UFFDS.get(target.handle).ok_or_else(|| failures::closed("userfaultfd"))?;
         guarded(&uffd)?;
@@ -189,7 +196,7 @@ fn targets(given: &[NativeTarget]) -> std::result::Result<Regions, NativeError> 
     given.iter().map(target).collect()
 }
 
-fn regions(result: std::result::Result<Vec<usize>, RegionsError>) -> NativeRegions {
+fn regions(result: Result<Vec<usize>, RegionsError>) -> NativeRegions {
     let indices = |list: Vec<usize>| list.into_iter().map(|index| index as u32).collect();
     match result {
         Ok(dead) => NativeRegions { error: None, dead: indices(dead), refused: None, others: 0 },
@@ -204,7 +211,7 @@ fn regions(result: std::result::Result<Vec<usize>, RegionsError>) -> NativeRegio
 
 fn on_regions(
     given: &[NativeTarget],
-    act: impl for<'a> FnOnce(&[Target<'a>]) -> std::result::Result<Vec<usize>, RegionsError>,
+    act: impl for<'a> FnOnce(&[Target<'a>]) -> Result<Vec<usize>, RegionsError>,
 ) -> NativeRegions {
     match targets(given) {
         Ok(owned) => {
@@ -227,9 +234,7 @@ pub fn uffd_unregister_regions(given: Vec<NativeTarget>) -> NativeRegions {
 }
 
 /// Waits until there is something to read: 1, or 0 when `milliseconds` (at most 100) have passed, or -errno.
-#[napi(catch_unwind)]
-pub fn uffd_wait(handle: f64, milliseconds: u32) -> f64 {
-    let Some(uffd) = UFFDS.get(handle) else { return negative(libc::EBADF) };
+pub(crate) fn wait(uffd: &Guarded, milliseconds: u32) -> f64 {
     if uffd.has_kept() {
         return 1.0;
     }
@@ -251,49 +256,86 @@ pub fn uffd_wait(handle: f64, milliseconds: u32) -> f64 {
 /// Words of a message: kind and flags, then up to three of its own.
 const WORDS: usize = 4;
 
-/// Reads messages into words; how many, or -errno.
-#[napi(catch_unwind)]
-pub fn uffd_read_events(
-    env: &Env,
-    handle: f64,
-    #[napi(ts_arg_type = "BigUint64Array")] words: View,
-) -> Result<f64> {
-    let Some(uffd) = UFFDS.get(handle) else { return Ok(negative(libc::EBADF)) };
+thread_local! {
+    /// For the next read of this thread; empty between two of them.
+    static BUFFER: RefCell<EventBuffer> = RefCell::new(EventBuffer::new(64));
+}
+
+/// Reads messages into words, and waits for some for at most `milliseconds` (100 at most; not at all with 0) if there are none:
+/// how many, or -errno; ESRCH where none will come, because the process is gone.
+pub(crate) fn take_events(env: &Env, handle: f64, words: &View, milliseconds: f64) -> f64 {
+    let Some(uffd) = UFFDS.get(handle) else { return negative(libc::EBADF) };
+    let count = read_events(env, &uffd, words);
+    if count != 0.0 || milliseconds <= 0.0 {
+        return count;
+    }
+    if uffd.is_dead() {
+        return negative(libc::ESRCH);
+    }
+    let until = Instant::now() + Duration::from_millis(milliseconds as u64);
+    let mut left = milliseconds as u32;
+    loop {
+        let ready = wait(&uffd, left);
+        let count = if ready > 0.0 { read_events(env, &uffd, words) } else { ready };
+        if count != 0.0 {
+            return count;
+        }
+        // Interrupted, or somebody else has read it.
+        match until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => return 0.0,
+            rest => left = rest.as_millis() as u32 + 1,
+        }
+    }
+}
+
+fn read_events(env: &Env, uffd: &Guarded, words: &View) -> f64 {
     if uffd.is_handled() {
-        return Ok(negative(libc::EBUSY));
+        return negative(libc::EBUSY);
     }
-    let mut buffer = EventBuffer::new((words.len / size_of::<u64>() / WORDS).max(1));
-    let mut events = Vec::with_capacity(buffer.capacity());
-    if let Err(error) = uffd.take_events(buffer.capacity(), &mut buffer, |event| events.push(event)) {
-        return Ok(negative(error.errno().unwrap_or(libc::EIO)));
+    let most = words.len / size_of::<u64>() / WORDS;
+    let mut at = words.data.cast::<u64>();
+    let read = BUFFER.with_borrow_mut(|buffer| {
+        if buffer.capacity() != most {
+            *buffer = EventBuffer::new(most);
+        }
+        uffd.take_events(most, buffer, |event| {
+            let message = message_of(env, event);
+            // SAFETY: there are at most as many messages as the view has room for, and a BigUint64Array is aligned for its
+            // words.
+            unsafe { std::ptr::copy_nonoverlapping(message.as_ptr(), at, WORDS) };
+            at = at.wrapping_add(WORDS);
+        })
+    });
+    match read {
+        Ok(count) => count as f64,
+        Err(error) => negative(error.errno().unwrap_or(libc::EIO)),
     }
-    let count = events.len();
-    for (index, event) in events.into_iter().enumerate() {
-        let message = message_of(env, event)?;
-        let at = words.data.cast::<u64>().wrapping_add(index * WORDS);
-        // SAFETY: there are at most as many messages as the view has room for (`EventBuffer::new` above), and a
-        // BigUint64Array is aligned for its words.
-        unsafe { std::ptr::copy_nonoverlapping(message.as_ptr(), at, WORDS) };
-    }
-    Ok(count as f64)
 }
 
 /// Kinds as TypeScript reads them: 0 to 2 faults (missing, write-protect, minor), 16 added for a write; then the rest.
-fn message_of(env: &Env, event: Event) -> Result<[u64; WORDS]> {
-    Ok(match event {
-        Event::Fault(fault) => {
-            let kind = match fault.kind {
-                FaultKind::Missing => 0,
-                FaultKind::WriteProtect => 1,
-                FaultKind::Minor => 2,
-            };
-            let write = if fault.write { 16 } else { 0 };
-            [kind | write, fault.address, u64::from(fault.thread_id.unwrap_or(0)), 0]
+fn message_of(env: &Env, event: Event) -> [u64; WORDS] {
+    let of_fault = |fault: &Fault| {
+        let kind = match fault.kind {
+            FaultKind::Missing => 0,
+            FaultKind::WriteProtect => 1,
+            FaultKind::Minor => 2,
+        };
+        let write = if fault.write { 16 } else { 0 };
+        [kind | write, fault.address, u64::from(fault.thread_id.unwrap_or(0)), 0]
+    };
+    // By itself, as above.
+    if let Event::Fault(fault) = &event {
+        return of_fault(fault);
+    }
+    match event {
+        Event::Fault(fault) => of_fault(&fault),
+        // An environment that ends takes no more children: they are closed.
+        Event::Fork { child } => {
+            [3, environment::keep(env, child).map_or(u64::MAX, |handle| handle as u64), 0, 0]
         }
-        Event::Fork { child } => [3, environment::keep(env, child)? as u64, 0, 0],
         Event::Remap { from, to, len } => [4, from, to, len],
         Event::Remove { start, end } => [5, start, end, 0],
         Event::Unmap { start, end } => [6, start, end, 0],
         Event::Unknown { event } => [7, u64::from(event), 0, 0],
-    })
+    }
 }

@@ -13,7 +13,7 @@ use uffd::liveness::{LivenessError, PidFd};
 use crate::environment::UFFDS;
 use crate::failures;
 use crate::jobs::{self, Product, WAITS};
-use crate::operations::uffd_wait;
+use crate::operations::wait;
 use crate::values::{NativeError, NativePeer};
 use crate::views::View;
 
@@ -23,12 +23,11 @@ const SLICE: Duration = Duration::from_millis(100);
 /// Whether there are events, after at most `milliseconds` (100 at most).
 #[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
 pub fn uffd_wait_async<'env>(env: &'env Env, handle: f64, milliseconds: u32) -> Result<Object<'env>> {
-    jobs::run(env, &WAITS, move || match uffd_wait(handle, milliseconds) {
-        ready @ 0.0.. => Ok(Product { ready: Some(ready > 0.0), ..Product::default() }),
-        _ if UFFDS.get(handle).is_none() => Err(failures::closed("userfaultfd")),
-        errno => {
-            let error = std::io::Error::from_raw_os_error(-errno as i32);
-            Err(failures::system("poll", &error))
+    jobs::run(env, &WAITS, move || {
+        let uffd = UFFDS.get(handle).ok_or_else(|| failures::closed("userfaultfd"))?;
+        match wait(&uffd, milliseconds) {
+            ready @ 0.0.. => Ok(Product { ready: Some(ready > 0.0), ..Product::default() }),
+            errno => Err(failures::system("poll", &std::io::Error::from_raw_os_error(-errno as i32))),
         }
     })
 }

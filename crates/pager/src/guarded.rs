@@ -10,7 +10,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -47,6 +47,8 @@ pub struct Guarded {
 struct Shared {
     uffd: Userfaultfd,
     kept: Mutex<Kept>,
+    /// How many reads are kept, for who asks before each answer.
+    full: AtomicUsize,
     /// Counts reads by others than the guard: messages that were waiting before one of them are not left alone.
     reads: AtomicU64,
     /// A thread allocates while it starts: a fork(3) before its end would have it wait for the fork.
@@ -56,6 +58,8 @@ struct Shared {
     /// The guard has read in spite of that, because the answer did not come to an end.
     forced: AtomicBool,
     watcher: Mutex<Option<Arc<dyn Watcher>>>,
+    /// Whether there is one, for who asks before each read.
+    handled: AtomicBool,
 }
 
 /// What the guard has read, and the room it has left. Neither ever grows.
@@ -80,11 +84,13 @@ impl Guarded {
             shared: Arc::new(Shared {
                 uffd,
                 kept,
+                full: AtomicUsize::new(0),
                 reads: AtomicU64::new(0),
                 started: Barrier::new(2),
                 gate: Mutex::default(),
                 forced: AtomicBool::new(false),
                 watcher: Mutex::default(),
+                handled: AtomicBool::new(false),
             }),
             guard: Mutex::default(),
         }
@@ -135,18 +141,21 @@ impl Guarded {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
         *place = Some(watcher);
+        self.shared.handled.store(true, Ordering::SeqCst);
         Ok(())
     }
 
     /// Ends that. When this returns, the watcher is not looking any more.
     pub(crate) fn detach(&self) {
-        drop(self.shared.watcher.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let mut place = self.shared.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(place.take());
+        self.shared.handled.store(false, Ordering::SeqCst);
     }
 
     /// Whether its messages are a handler's.
     #[must_use]
     pub fn is_handled(&self) -> bool {
-        self.shared.watcher.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.shared.handled.load(Ordering::SeqCst)
     }
 
     /// While this is held, the guard reads no message; so what was known of a fault before it is answered stays true.
@@ -187,12 +196,12 @@ impl Guarded {
         self.shared.reads.fetch_add(1, Ordering::Relaxed);
         // Nothing is allocated under the lock: in the middle of a fork(3) that would wait for the guard, which waits here.
         let mut kept = self.shared.lock();
-        let Some(mut oldest) = kept.full.pop_front() else {
+        let Some(mut oldest) = self.shared.oldest(&mut kept) else {
             let read = self.shared.uffd.read_events(buffer);
             if read.is_err() && !buffer.is_empty() {
                 // Whole messages in front of the error: they come with the next call.
                 let capacity = buffer.capacity();
-                kept.full.push_back(std::mem::replace(buffer, EventBuffer::new(capacity)));
+                self.shared.keep_behind(&mut kept, std::mem::replace(buffer, EventBuffer::new(capacity)));
             }
             drop(kept);
             read?;
@@ -200,32 +209,23 @@ impl Guarded {
         };
         drop(kept);
         let count = oldest.drain().take(most).map(&mut take).count();
-        let mut kept = self.shared.lock();
-        if oldest.is_empty() {
-            kept.free.push(oldest);
-        } else {
-            kept.full.push_front(oldest);
-        }
+        self.shared.put_back(&mut self.shared.lock(), oldest);
         Ok(count)
     }
 
     /// Takes at most `most` messages of those that the guard has read.
     pub(crate) fn take_kept(&self, most: usize, take: impl FnMut(Event)) -> usize {
         let mut kept = self.shared.lock();
-        let Some(mut oldest) = kept.full.pop_front() else { return 0 };
+        let Some(mut oldest) = self.shared.oldest(&mut kept) else { return 0 };
         let count = oldest.drain().take(most).map(take).count();
-        if oldest.is_empty() {
-            kept.free.push(oldest);
-        } else {
-            kept.full.push_front(oldest);
-        }
+        self.shared.put_back(&mut kept, oldest);
         count
     }
 
     /// Whether the guard has messages that were not taken.
     #[must_use]
     pub fn has_kept(&self) -> bool {
-        !self.shared.lock().full.is_empty()
+        self.shared.full.load(Ordering::Acquire) > 0
     }
 
     /// Ends the guard and gives the userfaultfd up. Messages that were not taken are lost, and the userfaultfds of forked
@@ -273,6 +273,27 @@ impl Shared {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn oldest(&self, kept: &mut Kept) -> Option<EventBuffer> {
+        let oldest = kept.full.pop_front()?;
+        self.full.store(kept.full.len(), Ordering::Release);
+        Some(oldest)
+    }
+
+    /// What was the oldest, with what is left in it.
+    fn put_back(&self, kept: &mut Kept, oldest: EventBuffer) {
+        if oldest.is_empty() {
+            kept.free.push(oldest);
+        } else {
+            kept.full.push_front(oldest);
+        }
+        self.full.store(kept.full.len(), Ordering::Release);
+    }
+
+    fn keep_behind(&self, kept: &mut Kept, newest: EventBuffer) {
+        kept.full.push_back(newest);
+        self.full.store(kept.full.len(), Ordering::Release);
+    }
+
     fn watch(&self, bell: &Bell) {
         self.started.wait();
         // Readable at the last look, and nobody has read since.
@@ -318,7 +339,7 @@ impl Shared {
         let mut any = false;
         while let Some(mut buffer) = kept.free.pop() {
             match self.uffd.read_events(&mut buffer) {
-                Ok(1..) => kept.full.push_back(buffer),
+                Ok(1..) => self.keep_behind(&mut kept, buffer),
                 // Nothing left; or an error, which stays for the reader to find.
                 Ok(0) | Err(_) => {
                     kept.free.push(buffer);

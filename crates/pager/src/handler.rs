@@ -26,6 +26,9 @@ use crate::self_fault::{self, SelfFault, Suspect};
 use crate::spin::{Look, Spin, let_others_run};
 use crate::supervise::Supervised;
 
+pub use batch::{Joining, Run};
+
+mod batch;
 mod failing;
 
 /// Messages of one read.
@@ -173,13 +176,20 @@ impl Handler {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the messages that are there, as far as there is room, and hands out at most `most` deliveries. Never waits.
+    /// Reads the messages that are there, as far as there is room, and hands out at most `most` deliveries and, behind them,
+    /// faults. Never waits.
     ///
     /// # Errors
     ///
     /// When the descriptor has become something else, or has none left for a forked child. Reading can go on.
-    pub fn deliver(&self, most: usize, mut take: impl FnMut(Delivery)) -> Result<usize, UffdError> {
-        self.turns.fetch_add(1, Ordering::Relaxed);
+    pub fn deliver(
+        &self,
+        most: usize,
+        mut take: impl FnMut(Delivery),
+        mut take_fault: impl FnMut(&OpenFault),
+    ) -> Result<usize, UffdError> {
+        // This thread alone writes it.
+        self.turns.store(self.turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         let now = Instant::now();
         let mut state = self.lock();
         state.queue.unpark(now);
@@ -199,6 +209,12 @@ impl Handler {
                 child.inherit(&self.guarded);
             }
             take(delivery);
+            count += 1;
+        }
+        while count < most
+            && let Some(fault) = state.queue.deliver_fault()
+        {
+            take_fault(&fault);
             count += 1;
         }
         drop(state);
@@ -250,21 +266,6 @@ impl Handler {
         answered
     }
 
-    /// Answers several, one after the other; `told` gets the result of each.
-    pub fn answer_all(
-        &self,
-        ids: impl Iterator<Item = u64>,
-        mut act: impl FnMut(&Userfaultfd, &OpenFault, usize) -> Result<u64, UffdError>,
-        mut told: impl FnMut(usize, Answered),
-    ) {
-        for (index, id) in ids.enumerate() {
-            let gate = self.guarded.gate();
-            let answered = self.answer_in_gate(id, |uffd, fault| act(uffd, fault, index));
-            drop(gate);
-            told(index, answered);
-        }
-    }
-
     fn answer_in_gate(
         &self,
         id: u64,
@@ -275,42 +276,29 @@ impl Handler {
         if self.guarded.was_forced() && self.known(id).is_none() {
             return Answered::Stale;
         }
-        match result {
-            Ok(done) => {
-                self.lock().queue.close(id);
-                Answered::Done(done)
-            }
-            Err(UffdError::PartiallyCopied { done }) => {
-                self.lock().queue.close(id);
-                Answered::Done(done)
-            }
-            Err(UffdError::PageExist) => {
-                // The kernel leaves its waiters asleep.
-                fault.wake(&self.guarded);
-                self.lock().queue.close(id);
-                Answered::Done(0)
-            }
-            Err(UffdError::Changing) => {
-                self.lock().queue.park(id, Instant::now());
-                Answered::Later
-            }
-            // Memory that went: whoever waits looks again, and finds that out.
-            Err(UffdError::NotRegistered) if fault.is_removed() => {
-                fault.wake(&self.guarded);
-                self.lock().queue.close(id);
-                Answered::Done(0)
-            }
-            Err(error) => Answered::Failed(error),
+        let wakes = !matches!(result, Ok(_) | Err(UffdError::PartiallyCopied { .. }));
+        let mut state = self.lock();
+        let answered = settle(&mut state.queue, &fault, result);
+        drop(state);
+        // Neither the kernel nor an operation that was refused has woken anybody.
+        if wakes && matches!(answered, Answered::Done(_)) {
+            fault.wake(&self.guarded);
         }
+        answered
     }
 
     /// A fault that is to be answered, as of all messages that have been read.
     fn known(&self, id: u64) -> Option<OpenFault> {
+        self.current().queue.given(id)
+    }
+
+    /// The state as of all messages that have been read.
+    fn current(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         if self.guarded.has_kept() {
             self.take_kept(&mut state, Instant::now());
         }
-        state.queue.given(id)
+        state
     }
 
     fn take_kept(&self, state: &mut State, now: Instant) {
@@ -376,6 +364,29 @@ impl Handler {
         let area = state.queue.area_of(fault.address);
         self_fault::end(&self.guarded, fault, area, self.options.thread, self.options.stack.as_deref());
     }
+}
+
+/// What an operation on a fault came to, and what becomes of the fault. Done, but not done by the operation: who waits is to be
+/// woken.
+fn settle(queue: &mut HandlerQueue, fault: &OpenFault, result: Result<u64, UffdError>) -> Answered {
+    if let Ok(done) = result {
+        queue.close(fault.id);
+        return Answered::Done(done);
+    }
+    let done = match result {
+        Ok(done) | Err(UffdError::PartiallyCopied { done }) => done,
+        // The kernel leaves its waiters asleep.
+        Err(UffdError::PageExist) => 0,
+        // Memory that went: whoever waits looks again, and finds that out.
+        Err(UffdError::NotRegistered) if fault.is_removed() => 0,
+        Err(UffdError::Changing) => {
+            queue.park(fault.id, Instant::now());
+            return Answered::Later;
+        }
+        Err(error) => return Answered::Failed(error),
+    };
+    queue.close(fault.id);
+    Answered::Done(done)
 }
 
 impl Deref for Handler {

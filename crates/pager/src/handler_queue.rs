@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use uffd::{Event, Userfaultfd};
 
 use crate::deferred::{Kind, Wanted};
+use crate::scatter::Scatter;
 
 /// Faults that can be open, and other messages that can wait for their delivery, at one time.
 const MOST_OPEN: usize = 4096;
@@ -55,7 +56,7 @@ pub struct OpenFault {
 const REMOVED: u32 = 32;
 const WRITE: u32 = 16;
 
-/// What there is to tell, in this order: everything else before faults.
+/// What there is to tell besides faults, and before them.
 #[derive(Debug)]
 pub enum Delivery {
     /// A message of the address space, as it came.
@@ -66,8 +67,6 @@ pub enum Delivery {
     Expired(OpenFault),
     /// A fault of the thread that answers was answered with zeros.
     SelfFault(OpenFault),
-    /// A fault to answer.
-    Fault(OpenFault),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,12 +99,13 @@ pub struct HandlerQueue {
     places: Vec<Place>,
     free: Vec<u32>,
     /// Places by page and kind.
-    known: HashMap<(u64, Kind), u32>,
+    known: HashMap<(u64, Kind), u32, Scatter>,
     ready: VecDeque<u32>,
     notices: VecDeque<Delivery>,
     areas: Vec<Area>,
     page_size: u64,
-    parked: usize,
+    /// Places whose faults are parked.
+    parked: Vec<u32>,
     /// No open fault is older.
     oldest: Instant,
 }
@@ -129,12 +129,12 @@ impl HandlerQueue {
             places: vec![nothing; MOST_OPEN],
             free: (0..MOST_OPEN as u32).rev().collect(),
             // A map that is at most half full is tidied up where it is.
-            known: HashMap::with_capacity(MOST_OPEN * 2),
+            known: HashMap::with_capacity_and_hasher(MOST_OPEN * 2, Scatter::new()),
             ready: VecDeque::with_capacity(MOST_OPEN),
             notices: VecDeque::with_capacity(MOST_NOTICES + MOST_OPEN * 2),
             areas: Vec::new(),
             page_size,
-            parked: 0,
+            parked: Vec::with_capacity(MOST_OPEN),
             oldest: now,
         }
     }
@@ -158,17 +158,16 @@ impl HandlerQueue {
 
     /// Takes a message. There has to be room.
     pub fn push(&mut self, event: Event, now: Instant) {
+        if let Event::Fault(fault) = &event {
+            let page_size = self.page_size_at(fault.address);
+            let page = fault.address & !(page_size - 1);
+            let wanted = Wanted { address: page, kind: fault.kind.into(), write: fault.write, read: None };
+            return self.open_fault(wanted, fault.address, page_size, fault.thread_id.unwrap_or(0), now);
+        }
         match &event {
-            Event::Fault(fault) => {
-                let page_size = self.page_size_at(fault.address);
-                let page = fault.address & !(page_size - 1);
-                let kind = fault.kind.into();
-                let wanted = Wanted { address: page, kind, write: fault.write, read: None };
-                return self.open_fault(wanted, fault.address, page_size, fault.thread_id.unwrap_or(0), now);
-            }
             Event::Remove { start, end } | Event::Unmap { start, end } => self.went(*start, *end),
             Event::Remap { from, len, .. } => self.went(*from, from.saturating_add(*len)),
-            Event::Fork { .. } | Event::Unknown { .. } => {}
+            Event::Fault(_) | Event::Fork { .. } | Event::Unknown { .. } => {}
         }
         self.notices.push_back(Delivery::Event(event));
     }
@@ -231,10 +230,15 @@ impl HandlerQueue {
         }
     }
 
-    /// The next thing to tell. Faults only when nothing else is left.
+    /// The next thing to tell that is no fault to answer.
     pub fn deliver(&mut self) -> Option<Delivery> {
-        if let Some(notice) = self.notices.pop_front() {
-            return Some(notice);
+        self.notices.pop_front()
+    }
+
+    /// The next fault to answer, when nothing else is left.
+    pub fn deliver_fault(&mut self) -> Option<OpenFault> {
+        if !self.notices.is_empty() {
+            return None;
         }
         while let Some(index) = self.ready.pop_front() {
             let Some(place) = self.places.get_mut(index as usize) else { continue };
@@ -243,8 +247,7 @@ impl HandlerQueue {
                 continue;
             }
             place.state = State::Given;
-            let fault = fault_of(index as usize, place);
-            return Some(Delivery::Fault(fault));
+            return Some(fault_of(index as usize, place));
         }
         None
     }
@@ -284,26 +287,25 @@ impl HandlerQueue {
         place.attempts = place.attempts.saturating_add(1);
         place.generation += 1;
         place.state = State::Parked(now + pause);
-        self.parked += 1;
+        self.parked.push(index_of(id) as u32);
         true
     }
 
     /// Makes parked faults whose time has come ready; when the next one is due.
     pub fn unpark(&mut self, now: Instant) -> Option<Instant> {
-        if self.parked == 0 {
-            return None;
-        }
+        let Self { parked, places, ready, .. } = self;
         let mut next: Option<Instant> = None;
-        for (index, place) in self.places.iter_mut().enumerate() {
-            let State::Parked(due) = place.state else { continue };
+        parked.retain(|&index| {
+            let Some(place) = places.get_mut(index as usize) else { return false };
+            let State::Parked(due) = place.state else { return false };
             if due <= now {
                 place.state = State::Ready;
-                self.parked -= 1;
-                self.ready.push_back(index as u32);
-            } else {
-                next = Some(next.map_or(due, |next| next.min(due)));
+                ready.push_back(index);
+                return false;
             }
-        }
+            next = Some(next.map_or(due, |next| next.min(due)));
+            true
+        });
         next
     }
 
@@ -376,7 +378,7 @@ impl HandlerQueue {
         let Some(place) = self.places.get_mut(index) else { return };
         match place.state {
             State::Free => return,
-            State::Parked(_) => self.parked -= 1,
+            State::Parked(_) => self.parked.retain(|&other| other as usize != index),
             // Few are taken out of the queue like this, and a place must not be in it twice.
             State::Ready => self.ready.retain(|&other| other as usize != index),
             State::Given => {}

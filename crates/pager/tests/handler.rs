@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use pager::{Answered, Delivery, FailurePolicy, Guarded, Handler, HandlerOptions, OpenFault, SelfFault};
+use pager::{Answered, FailurePolicy, Guarded, Handler, HandlerOptions, Joining, Run, SelfFault};
 use uffd::{CopyOptions, Features, Modes, Userfaultfd};
 
 use handshakes::Random;
@@ -24,11 +24,13 @@ const FAULTING: u64 = 4;
 const READS: usize = 20_000;
 
 /// Every word of page `index` is `index + 1`.
-fn fill(uffd: &Userfaultfd, fault: &OpenFault, area: Area) -> Result<u64, uffd::UffdError> {
-    let word = (fault.page - area.address) / PAGE as u64 + 1;
-    let page = vec![word; PAGE / 8];
+fn fill(uffd: &Userfaultfd, run: Run, area: Area) -> Result<u64, uffd::UffdError> {
+    let pages = (run.start..run.start + run.len).step_by(PAGE);
+    let words: Vec<u64> =
+        pages.flat_map(|page| [(page - area.address) / PAGE as u64 + 1; PAGE / 8]).collect();
+    let options = CopyOptions { wake: run.wake, ..CopyOptions::default() };
     // SAFETY: the bytes live across the call and nobody writes them; no reference to the area exists.
-    unsafe { uffd.copy(fault.page, page.as_ptr().cast(), PAGE, CopyOptions::default()) }.map(|()| PAGE as u64)
+    unsafe { uffd.copy(run.start, words.as_ptr().cast(), run.len as usize, options) }.map(|()| run.len)
 }
 
 /// One turn of the thread that answers: at once, all together, or later.
@@ -40,13 +42,7 @@ fn turn(handler: &Handler, area: Area, random: &mut Random, answered: &AtomicU64
     poll(&mut fds, PollTimeout::from(5u8)).unwrap();
     handler.wake().clear();
     let mut faults = Vec::new();
-    handler
-        .deliver(64, |delivery| {
-            if let Delivery::Fault(fault) = delivery {
-                faults.push(fault.id);
-            }
-        })
-        .unwrap();
+    handler.deliver(64, drop, |fault| faults.push(fault.id)).unwrap();
     let told = |given: Answered| match given {
         Answered::Done(_) => drop(answered.fetch_add(1, Ordering::Relaxed)),
         // Its memory went, or is going: it comes again.
@@ -56,7 +52,8 @@ fn turn(handler: &Handler, area: Area, random: &mut Random, answered: &AtomicU64
     if random.one_in(2) {
         handler.answer_all(
             faults.into_iter(),
-            |uffd, fault, _| fill(uffd, fault, area),
+            if random.one_in(2) { Joining::Always } else { Joining::Never },
+            |uffd, run| fill(uffd, run, area),
             |_, given| told(given),
         );
         return;
@@ -64,7 +61,7 @@ fn turn(handler: &Handler, area: Area, random: &mut Random, answered: &AtomicU64
     for id in faults {
         match random.one_in(10) {
             true => drop(handler.defer(id)),
-            false => told(handler.answer(id, |uffd, fault| fill(uffd, fault, area))),
+            false => told(handler.answer(id, |uffd, fault| fill(uffd, Run::alone(fault), area))),
         }
     }
 }

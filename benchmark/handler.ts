@@ -1,20 +1,20 @@
 /**
  * What a fault costs that JavaScript answers, against the same loop in C: faults a second, and the median and 99th percentile of
  * one. The faults are those of another process, one page each, of one thread and of eight; everything pinned, on two CPUs and on
- * one. Each measurement has processes of its own, interleaved.
+ * one. Each measurement has processes of its own, interleaved. `unguarded` is `main` with the guard's thread stopped (ptrace(2)).
  *
- *     node out/benchmark/handler.js [rounds] [only]
+ *     node out/benchmark/handler.js [rounds] [kind,…]
  */
 
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { createServer, type Socket } from 'node:net';
 import { cpus, release, tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import process from 'node:process';
 import { createInterface } from 'node:readline';
-import { setImmediate } from 'node:timers/promises';
+import { setImmediate, setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { isMainThread, Worker, workerData } from 'node:worker_threads';
 
@@ -24,8 +24,10 @@ import { PEER } from '../examples/support/peer.js';
 
 const PAGE = 4096;
 const PAGES = 4096;
-const PASSES = 3;
-const KINDS = ['main', 'batch', 'worker', 'fallback', 'promise', 'defer'] as const;
+const PASSES = 5;
+/** Passes in front of them, in which the engine compiles what is called often; of the floor's, too. */
+const WARMING = 4;
+const KINDS = ['main', 'unguarded', 'batch', 'worker', 'fallback', 'promise', 'defer'] as const;
 type Kind = (typeof KINDS)[number];
 /** Shares of C's faults a second, for one thread and for eight. */
 const GOALS: { readonly [kind in Kind]?: readonly [number, number?] } = {
@@ -65,6 +67,7 @@ async function serve(kind: Kind, path: string): Promise<void> {
         },
       },
       main: { fault: (fault: { copy(bytes: Buffer): boolean }) => fault.copy(page) },
+      unguarded: { fault: (fault: { copy(bytes: Buffer): boolean }) => fault.copy(page) },
       fallback: { fault: (fault: { copy(bytes: Buffer): boolean }) => fault.copy(page) },
     }[kind],
     options,
@@ -98,11 +101,32 @@ async function line(child: ChildProcess): Promise<string> {
   return text;
 }
 
+const built = (name: string): string => {
+  const cache = fileURLToPath(new URL('../../.cache', import.meta.url));
+  mkdirSync(cache, { recursive: true });
+  const source = fileURLToPath(new URL(`../../benchmark/floor/${name}.c`, import.meta.url));
+  execFileSync('cc', ['-O2', '-o', join(cache, name), source]);
+  return join(cache, name);
+};
+
+/** The thread of a process by its name, once it is there. */
+async function threadOf(pid: number, name: string): Promise<string> {
+  for (;;) {
+    const threads = readdirSync(`/proc/${pid}/task`);
+    const found = threads.find(
+      thread => readFileSync(`/proc/${pid}/task/${thread}/comm`, 'utf8') === `${name}\n`,
+    );
+    if (found !== undefined) return found;
+    await setTimeout(1);
+  }
+}
+
 /** One handler, one peer. */
 async function measure(
   handler: (path: string) => [string, ...string[]],
   threads: number,
   cpu: { faulter: number; handler: number },
+  hold?: string,
 ): Promise<Figures> {
   const folder = mkdtempSync(join(tmpdir(), 'userfaultfd-'));
   const path = join(folder, 's');
@@ -116,11 +140,17 @@ async function measure(
     if (how !== 'ok') throw new Error(words.join(' '));
     return words.map(Number);
   };
+  let holding: ChildProcess | undefined;
   try {
     const [address] = await ask(`map ${PAGES}`);
     await ask(`register ${address} ${PAGES * PAGE} 1`);
+    if (hold !== undefined) {
+      const thread = await threadOf(serving.pid ?? -1, 'uffd-guard');
+      holding = spawn(hold, [thread], { stdio: ['ignore', 'pipe', 'inherit'] });
+      await line(holding);
+    }
     const figures: Figures[] = [];
-    for (let pass = -1; pass < PASSES; pass += 1) {
+    for (let pass = -WARMING; pass < PASSES; pass += 1) {
       const [total = 0, median = 0, late = 0] = await ask(`bench ${address} ${PAGES} ${threads}`);
       if (pass >= 0) figures.push({ rate: (PAGES / total) * 1e9, median: median / 1e3, late: late / 1e3 });
       await ask(`discard ${address} ${PAGES * PAGE}`);
@@ -133,6 +163,7 @@ async function measure(
   } finally {
     const ended = [once(peer, 'exit'), once(serving, 'exit')];
     peer.kill('SIGKILL');
+    holding?.kill('SIGKILL');
     serving.kill('SIGKILL');
     await Promise.all(ended);
     rmSync(folder, { recursive: true });
@@ -143,15 +174,11 @@ const middle = (values: number[]): number =>
   values.toSorted((a, b) => a - b)[values.length >> 1] ?? Number.NaN;
 
 async function main(rounds: number, only: string | undefined): Promise<void> {
-  const cache = fileURLToPath(new URL('../../.cache', import.meta.url));
-  mkdirSync(cache, { recursive: true });
-  const floor = join(cache, 'handler');
-  const source = fileURLToPath(new URL('../../benchmark/floor/handler.c', import.meta.url));
-  execFileSync('cc', ['-O2', '-o', floor, source]);
+  const [floor, hold] = [built('handler'), built('hold')];
   process.stdout.write(
     `${cpus()[0]?.model ?? '?'}, ${cpus().length} CPUs, Linux ${release()}, Node ${process.version}\n`,
   );
-  const kinds = KINDS.filter(kind => only === undefined || kind === only);
+  const kinds = KINDS.filter(kind => only === undefined || only.split(',').includes(kind));
   for (const threads of [1, 8]) {
     for (const cpu of [
       { faulter: 0, handler: 1 },
@@ -169,7 +196,8 @@ async function main(rounds: number, only: string | undefined): Promise<void> {
             kind,
             path,
           ];
-          figures.get(kind)?.push(await measure(command, threads, cpu));
+          const held = kind === 'unguarded' ? hold : undefined;
+          figures.get(kind)?.push(await measure(command, threads, cpu, held));
         }
         await setImmediate();
       }
@@ -186,6 +214,11 @@ async function main(rounds: number, only: string | undefined): Promise<void> {
           `  ${kind.padEnd(8)} ${ratio('rate').toFixed(2)} of C${goal === undefined ? '' : ` (goal ${goal})`}: ` +
             `${of(list, 'rate').toFixed(0)}/s, ${of(list, 'median').toFixed(1)} us, p99 ${ratio('late').toFixed(2)}x\n`,
         );
+      }
+      const [guarded, unguarded] = [figures.get('main'), figures.get('unguarded')];
+      if (guarded && unguarded) {
+        const shares = guarded.map((one, round) => one.rate / (unguarded[round]?.rate ?? Number.NaN));
+        process.stdout.write(`  the guard costs ${((1 - middle(shares)) * 100).toFixed(1)} % (goal 3 %)\n`);
       }
     }
   }

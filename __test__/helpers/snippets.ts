@@ -1,0 +1,250 @@
+/**
+ * The examples in the documents: each `ts` block has a name, in a comment before it (`<!-- snippet: NAME -->`), and a setting
+ * here, in which it runs. What stands in the block is what runs; only the strings in `replace` are other ones.
+ */
+
+import { randomBytes } from 'node:crypto';
+import { existsSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import { once } from 'node:events';
+import type { AddressInfo } from 'node:net';
+import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
+
+import type { ExecutionContext } from 'ava';
+import * as userfaultfd from 'userfaultfd';
+
+import { Peer } from '../../examples/support/peer.js';
+import { FakeFirecracker } from './firecracker.js';
+import { IMAGE_SIZE } from './serving.js';
+
+/** What a snippet finds when it runs. */
+interface Scene {
+  /** What it takes to be there without saying so. */
+  globals?: Record<string, unknown>;
+  /** What goes on beside it. */
+  meanwhile?: () => Promise<void>;
+  /** What has to be true afterwards; `said` is what it has printed. */
+  finish?: (said: string) => Promise<void> | void;
+}
+
+/** Where a snippet belongs. */
+export interface Setting {
+  /** Declarations of the globals. */
+  types?: string;
+  /** What is run behind it, in its scope. */
+  append?: string;
+  /** Strings of the snippet that are other ones here, in the folder that it gets. */
+  replace?: Record<string, string>;
+  prepare: (folder: string) => Promise<Scene> | Scene;
+}
+
+const { GiB, MiB } = userfaultfd;
+const PAGE = 4096;
+const TYPES = "type Uffd = typeof import('userfaultfd');";
+const names = (...list: string[]): string =>
+  list.map(name => `declare const ${name}: Uffd['${name}'];`).join('\n');
+
+function image(path: string, size: number = IMAGE_SIZE): void {
+  writeFileSync(path, randomBytes(size));
+}
+
+function must(condition: boolean, what: string): void {
+  if (!condition) throw new Error(`not so: ${what}`);
+}
+
+/** Only what helpers take of a test: the process ends with the snippet. */
+function loose(): ExecutionContext {
+  return { teardown() {} } as unknown as ExecutionContext;
+}
+
+/** A VM that connects when somebody listens, reads all of its memory, and exits. */
+async function visit(socket: string): Promise<void> {
+  const signal = AbortSignal.timeout(10_000);
+  while (!existsSync(socket)) await setTimeout(10, undefined, { signal });
+  const peer = new Peer(['--socket', socket, '--region', `${IMAGE_SIZE}`]);
+  await peer.ready();
+  await peer.ask('touch');
+  await peer.exit();
+}
+
+/** Bytes of a file behind HTTP, with ranges. */
+async function webServer(size: number): Promise<{ url: string; asked: () => number }> {
+  let requests = 0;
+  const server = createServer((request, response) => {
+    const [, from = '', to = ''] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? '') ?? [];
+    requests += 1;
+    response.writeHead(206, { 'content-range': `bytes ${from}-${to}/${size}` });
+    response.end(Buffer.alloc(Number(to) - Number(from) + 1, 9));
+  }).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/`, asked: () => requests };
+}
+
+/** A handler's surroundings, and a fault for it. */
+const handled: Omit<Setting, 'prepare'> = {
+  append: `
+    const [byte] = await mapping.read(2 * 4096, 1);
+    if (byte !== 9) throw new Error(\`the page has \${byte}\`);`,
+};
+const page = (): Uint8Array => new Uint8Array(PAGE).fill(9);
+const ignore = (): void => {};
+
+const ONE_VISIT = `
+  const session = await server.accept({ timeout: 10_000 });
+  await session.closed;
+  await server.close();`;
+
+/** A Firecracker whose VM runs for a moment. */
+const restored: Setting = {
+  replace: {
+    '/run/firecracker.socket': 'run/firecracker.socket',
+    '/snapshots/vm.state': 'vm.state',
+    '/snapshots/vm.mem': 'vm.mem',
+  },
+  async prepare(folder) {
+    image(join(folder, 'vm.mem'));
+    writeFileSync(join(folder, 'vm.state'), '');
+    const firecracker = await FakeFirecracker.start(loose(), folder);
+    // It runs for a moment, and ends.
+    const { onLoad } = firecracker;
+    firecracker.onLoad = async (request, socket) => {
+      const answer = await onLoad(request, socket);
+      void setTimeout(200).then(() => firecracker.exit());
+      return answer;
+    };
+    return { finish: said => must(/faults: \d/.test(said), said) };
+  },
+};
+
+export const SETTINGS: Record<string, Setting> = {
+  'serve-firecracker': {
+    replace: { '/run/sandbox/vm.sock': 'vm.sock', 'snapshot.mem': 'snapshot.mem' },
+    prepare: folder => {
+      image(join(folder, 'snapshot.mem'));
+      return {
+        meanwhile: async () => visit(join(folder, 'vm.sock')),
+        finish: said => must(/^\d+ peer-exited undefined$/m.test(said), said),
+      };
+    },
+  },
+  'restore-firecracker': restored,
+  'restore-firecracker-api': {
+    ...restored,
+    types: `${TYPES}\n${names('restoreFirecracker')}`,
+    async prepare(folder) {
+      const { restoreFirecracker } = userfaultfd;
+      return {
+        ...(await restored.prepare(folder)),
+        globals: { restoreFirecracker },
+        finish: said => must(/loaded: \d/.test(said), said),
+      };
+    },
+  },
+  'image-per-process': {
+    types: `${TYPES}
+      ${names('serveFirecracker')}
+      declare const lookUp: (pid: number, options: { signal: AbortSignal }) => Promise<{ memoryFile: string }>;`,
+    append: ONE_VISIT,
+    replace: { '/run/vm/pager.sock': 'pager.sock' },
+    prepare(folder) {
+      const memoryFile = join(folder, 'memory');
+      image(memoryFile);
+      const { serveFirecracker } = userfaultfd;
+      let asked = 0;
+      const lookUp = async (): Promise<object> => {
+        asked += 1;
+        return { memoryFile };
+      };
+      return {
+        globals: { serveFirecracker, lookUp },
+        meanwhile: async () => visit(join(folder, 'pager.sock')),
+        finish: () => must(asked === 1, `asked ${asked} times`),
+      };
+    },
+  },
+  'kernel-object': {
+    prepare: () => ({ finish: said => must(said.includes('<Buffer 07 07 07 07 07>'), said) }),
+  },
+  'memory-that-fills-itself': {
+    types: 'declare const url: string;',
+    append: "if (bytes[0] !== 9) throw new Error('other bytes'); await pager.close(); mapping.close();",
+    async prepare() {
+      const { url, asked } = await webServer(1 * GiB);
+      return { globals: { url }, finish: () => must(asked() === 1, `${asked()} requests`) };
+    },
+  },
+  'dirty-tracking': {
+    types: `${TYPES}
+      ${names('fileSource')}
+      declare const pager: import('userfaultfd').Pager;
+      declare const mapping: import('userfaultfd').MemoryMapping;
+      declare const save: (offset: number, bytes: Uint8Array) => void;
+      declare const start: () => void;`,
+    append: 'await tracked.close(); await pager.close();',
+    replace: { image: 'image' },
+    prepare(folder) {
+      image(join(folder, 'image'), 1 * MiB);
+      const mapping = userfaultfd.MemoryMapping.anonymous(1 * MiB);
+      const saved: number[] = [];
+      const save = (offset: number, bytes: Uint8Array): void => void saved.push(offset, bytes.length);
+      const { fileSource, Pager } = userfaultfd;
+      return {
+        globals: { fileSource, pager: Pager.create(), mapping, save },
+        finish: () => must(saved.length === 0, 'nothing was written to'),
+      };
+    },
+  },
+  'fault-handler': {
+    ...handled,
+    types: `declare const pageAt: (offset: number | undefined) => Promise<Uint8Array>;
+      declare const forget: (range: unknown) => void;
+      declare const log: (...words: unknown[]) => void;`,
+    prepare: () => ({ globals: { pageAt: async () => page(), forget: ignore, log: ignore } }),
+  },
+  'fault-handler-api': {
+    types: `${TYPES}
+      ${names('Userfaultfd')}
+      declare const mapping: import('userfaultfd').MemoryMapping;
+      declare const pageFor: (offset: number | undefined) => Uint8Array;
+      declare const forget: (range: unknown) => void;
+      declare const log: (...words: unknown[]) => void;`,
+    prepare() {
+      const { MemoryMapping, Userfaultfd } = userfaultfd;
+      let ended: unknown;
+      return {
+        globals: {
+          Userfaultfd,
+          mapping: MemoryMapping.anonymous(1 * MiB),
+          pageFor: page,
+          forget: ignore,
+          log: (reason: unknown) => (ended = reason),
+        },
+        finish: () => must(ended === 'closed', `it ended: ${String(ended)}`),
+      };
+    },
+  },
+  'overlay-per-process': {
+    types: `${TYPES}
+      ${names('fileSource', 'overlaySource', 'serveFirecracker')}
+      declare const socketPath: string;
+      declare const identityOf: (peer: unknown) => Promise<{ offset: number; data: Uint8Array }>;`,
+    append: ONE_VISIT,
+    replace: { '/snapshots/golden.mem': 'golden.mem' },
+    prepare(folder) {
+      image(join(folder, 'golden.mem'));
+      const { fileSource, overlaySource, serveFirecracker } = userfaultfd;
+      const socketPath = join(folder, 'vm.sock');
+      let asked = 0;
+      const identityOf = async (): Promise<object> => {
+        asked += 1;
+        return { offset: 8, data: new Uint8Array(16) };
+      };
+      return {
+        globals: { fileSource, overlaySource, serveFirecracker, socketPath, identityOf },
+        meanwhile: async () => visit(socketPath),
+        finish: () => must(asked === 1, `asked ${asked} times`),
+      };
+    },
+  },
+};

@@ -1,6 +1,8 @@
 // What a person gets who installs the package: the tarballs of the root and of this machine's platform package, installed
 // into an empty folder outside the repository, with nothing on PATH but Node; then a real fault from ESM, CommonJS,
 // TypeScript and a worker, under each supported Node, as root and as an ordinary user. Needs a built tree (`npm test` has).
+//
+//   --packaged    the binary that `npm run build:all` has put into its package, not that of the checkout
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import {
@@ -17,6 +19,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { parseArgs } from 'node:util';
 import { bin, root } from './paths.mjs';
 import { hostPlatform, packPlatform, packRoot } from './release/stage.mjs';
 import { checkSizes } from './release/sizes.mjs';
@@ -131,7 +134,9 @@ function tool(name, args, cwd = root) {
 const project = join(folder, 'project');
 const platform = hostPlatform();
 const rootTarball = packRoot(folder);
-const platformTarball = packPlatform(platform, folder, join(root, `userfaultfd.${platform}.node`));
+const { packaged } = parseArgs({ options: { packaged: { type: 'boolean', default: false } } }).values;
+const ownBinary = packaged ? undefined : join(root, `userfaultfd.${platform}.node`);
+const platformTarball = packPlatform(platform, folder, ownBinary);
 checkSizes([rootTarball, platformTarball], check);
 check('publint', tool('publint', ['--strict', rootTarball.folder]));
 check('attw', tool('attw', ['--profile', 'esm-only', rootTarball.file]));

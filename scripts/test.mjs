@@ -113,6 +113,7 @@ async function checkTypeScript() {
     'scripts/results.test.mjs',
     'scripts/conformance.test.mjs',
     'scripts/build-all/gate.test.mjs',
+    'scripts/release/release.test.mjs',
   ]);
 }
 

@@ -4,7 +4,7 @@
  */
 
 import { randomBytes } from 'node:crypto';
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { once } from 'node:events';
 import type { AddressInfo } from 'node:net';
@@ -98,14 +98,15 @@ const ONE_VISIT = `
 /** A Firecracker whose VM runs for a moment. */
 const restored: Setting = {
   replace: {
-    '/run/firecracker.socket': 'run/firecracker.socket',
+    '/run/firecracker.socket': 'firecracker.socket',
     '/snapshots/vm.state': 'vm.state',
     '/snapshots/vm.mem': 'vm.mem',
   },
   async prepare(folder) {
     image(join(folder, 'vm.mem'));
     writeFileSync(join(folder, 'vm.state'), '');
-    const firecracker = await FakeFirecracker.start(loose(), folder);
+    const firecracker = await FakeFirecracker.start(loose());
+    symlinkSync(firecracker.apiSocket, join(folder, 'firecracker.socket'));
     // It runs for a moment, and ends.
     const { onLoad } = firecracker;
     firecracker.onLoad = async (request, socket) => {

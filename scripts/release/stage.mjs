@@ -14,6 +14,9 @@ import {
 } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { root } from '../paths.mjs';
+import { notices } from './notices.mjs';
+
+const NOTICES = 'THIRD-PARTY-LICENSES';
 
 const readJson = path => JSON.parse(readFileSync(path, 'utf8'));
 const writeJson = (path, value) => writeFileSync(path, `${JSON.stringify(value, undefined, 2)}\n`);
@@ -95,5 +98,9 @@ export function packPlatform(platform, destination, binary) {
   if (!existsSync(join(folder, name)))
     throw new Error(`npm/${platform}/${name} is missing: npm run build:all`);
   copyFileSync(join(root, 'LICENSE'), join(folder, 'LICENSE'));
+  writeFileSync(join(folder, NOTICES), notices());
+  const description = readJson(join(folder, 'package.json'));
+  description.files.push(NOTICES);
+  writeJson(join(folder, 'package.json'), description);
   return pack(folder, destination);
 }

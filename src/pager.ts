@@ -288,7 +288,8 @@ export class Pager extends EventEmitter<PagerEvents> {
   async #close(rest: NonNullable<CloseOptions['rest']>): Promise<void> {
     while (this.#sessions.size > 0 || this.#starting.size > 0) {
       for (const id of this.#starting.keys()) this.#native.closeSession(id, rest);
-      await Promise.allSettled(Array.from(this.#starting.values(), async ({ promise }) => promise));
+      const starting = Array.from(this.#starting.values(), async ({ promise }) => promise);
+      await holdOpen(Promise.allSettled(starting));
       await Promise.all([...this.#sessions.values()].map(async session => session.close({ rest })));
     }
     this.#isClosed = true;

@@ -166,6 +166,8 @@ export class Session {
   readonly pageSize: number;
   /** How its memory was brought before it was told of. */
   readonly mode: RestoreMode;
+  /** Why that is not the mode that was wanted; `undefined` where it is. It was told as a warning, too. */
+  readonly fallback: UffdError | undefined;
   /** @hidden Milliseconds that took. */
   readonly filledIn: number;
   /** Resolves when the session is over and its descriptors are closed. Never rejects. */
@@ -180,6 +182,14 @@ export class Session {
     this.regions = Object.freeze(session.regions.map(region => Object.freeze(region)));
     this.pageSize = session.pageSize;
     this.mode = session.mode;
+    this.fallback = session.fallback && fromNative(session.fallback);
+    if (this.fallback) {
+      const { message, code } = this.fallback;
+      process.emitWarning(`session ${this.id} is not filled with huge pages: ${message}`, {
+        type: 'UffdWarning',
+        code,
+      });
+    }
     this.filledIn = session.filledIn;
     this.closed = new Promise(resolve => {
       this.#end = resolve;

@@ -34,6 +34,8 @@ export interface SessionStats {
   readonly pagesRemoved: number;
   /** Of the pages installed, with bytes or as zeros of the image, those that were brought without a fault. */
   readonly pagesPrefetched: number;
+  /** Pages that were made parts of transparent huge pages. */
+  readonly pagesJoined: number;
   /** Bytes installed from the source. */
   readonly bytesInstalled: number;
   /** Stretches of pages installed by one answer. */
@@ -70,6 +72,7 @@ const NO_STATS: NativeStats = {
   pagesPoisoned: 0,
   pagesRemoved: 0,
   pagesPrefetched: 0,
+  pagesJoined: 0,
   bytesInstalled: 0,
   windows: 0,
   alreadyPresent: 0,

@@ -27,22 +27,32 @@ const fdOf = (socket: Socket): number => (socket as unknown as { _handle: { fd: 
 
 /** Starts a peer with these words for arguments. With `--fd memfd`, its regions say where they are in that. */
 export async function handedOver(t: ExecutionContext, args: string): Promise<Handed> {
-  const path = join(folder(t), 'socket');
+  const handed = await handOver(args, folder(t));
+  const { peer, uffd, pidfd, memfd } = handed;
+  t.teardown(async () => {
+    peer.kill();
+    await peer.ended;
+  });
+  t.teardown(() => [pidfd, memfd].forEach(fd => fd !== undefined && closeSync(fd)));
+  return { ...handed, uffd: Userfaultfd.adopt(uffd) };
+}
+
+/** The same without a test, in a folder of the caller's: what it leaves is the caller's to end. */
+export async function handOver(
+  args: string,
+  inFolder: string,
+): Promise<Omit<Handed, 'uffd'> & { uffd: number }> {
+  const path = join(inFolder, 'socket');
   const server = createServer({ pauseOnConnect: true }).listen(path);
   await once(server, 'listening');
   const connected = once(server, 'connection');
   // One byte is all that is sent beside the descriptors: what the regions are says its first line.
   const peer = new Peer(['--socket', path, '--json', '-', ...args.split(' ')]);
-  t.teardown(async () => {
-    peer.kill();
-    await peer.ended;
-  });
   const { regions: mapped } = await peer.ready();
   const [socket] = (await connected) as [Socket];
   const { fds } = await receiveFds(fdOf(socket), { maxFds: 2 });
   const [uffd, memfd] = fds as [number, number?];
   const pidfd = pidfdOf(fdOf(socket));
-  t.teardown(() => [pidfd, memfd].forEach(fd => fd !== undefined && closeSync(fd)));
   socket.destroy();
   server.close();
   let memfdOffset = 0;
@@ -52,5 +62,5 @@ export async function handedOver(t: ExecutionContext, args: string): Promise<Han
     memfdOffset += size;
     return memfd === undefined ? region : { ...region, memfdOffset: before };
   });
-  return { peer, uffd: Userfaultfd.adopt(uffd), memfd, pidfd, regions };
+  return { peer, uffd, memfd, pidfd, regions };
 }

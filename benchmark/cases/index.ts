@@ -5,6 +5,7 @@ import { calls } from './calls.js';
 import { demand } from './demand.js';
 import { faults } from './faults.js';
 import { handler } from './handler.js';
+import { hugeFill } from './huge-fill.js';
 import { modes } from './modes.js';
 import { population } from './population.js';
 import { scan } from './scan.js';
@@ -18,6 +19,7 @@ export const CASES: readonly Case[] = [
   faults,
   wholeImage,
   population,
+  hugeFill,
   demand,
   modes,
   sessions,

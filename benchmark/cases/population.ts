@@ -25,9 +25,15 @@ export const population: Case = {
   about: 'all of a process filled before its first fault, from a file in the page cache',
   contenders: {
     'ours, data': serving(ours({ populate: 'before' }), data),
+    'ours, fill': serving(ours({ server: { mode: 'fill' } }), data),
+    'ours, from memory': serving(ours({ buffered: true, server: { mode: 'fill' } }), data),
     'C bulk COPY': serving(inC('bulk'), data),
     'ours, zeros': serving(ours({ populate: 'before' }), zeros),
     'C ZEROPAGE': serving(inC('zero'), zeros),
   },
-  rows: [row('data', 'bulk COPY'), row('zeros', 'ZEROPAGE')],
+  rows: [
+    { ...row('data', 'bulk COPY'), rivals: ['ours, fill'] },
+    { ...row('data', 'bulk COPY'), name: 'fill-from-memory', ours: 'ours, from memory' },
+    row('zeros', 'ZEROPAGE'),
+  ],
 };

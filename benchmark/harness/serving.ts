@@ -85,5 +85,5 @@ for (let left = options.peers ?? 1; left > 0; left -= 1) {
     const ranges = [{ address: region.address, length: options.populateFirst }];
     void session.populate({ ranges }).then(() => say({ event: 'populated', ns: since() }));
   }
-  say({ event: 'session', ns: since() });
+  say({ event: 'session', ns: since() + session.filledIn * 1e6 });
 }

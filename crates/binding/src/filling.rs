@@ -5,6 +5,7 @@ use pager::{FillMode, FillOptions};
 pub(crate) fn fill_of(mode: &str) -> FillOptions {
     let mode = match mode {
         "fill" => FillMode::Fill,
+        "huge-fill" => FillMode::HugeFill,
         _ => FillMode::Windows,
     };
     FillOptions { mode }

@@ -34,7 +34,7 @@ pub struct NativeServerOptions {
     pub source: Option<f64>,
     pub kill: bool,
     pub window: Option<u32>,
-    #[napi(ts_type = "'windows' | 'fill'")]
+    #[napi(ts_type = "'windows' | 'fill' | 'huge-fill'")]
     pub mode: String,
     pub peer_uid: Option<u32>,
     pub handshake_timeout: u32,

@@ -16,7 +16,7 @@ pub struct NativeImage {
     pub source: Option<f64>,
     pub kill: bool,
     pub window: Option<u32>,
-    #[napi(ts_type = "'windows' | 'fill'")]
+    #[napi(ts_type = "'windows' | 'fill' | 'huge-fill'")]
     pub mode: String,
 }
 

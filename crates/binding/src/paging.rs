@@ -30,7 +30,7 @@ pub struct NativeServeOptions {
     pub source: f64,
     pub kill: bool,
     pub window: Option<u32>,
-    #[napi(ts_type = "'windows' | 'fill'")]
+    #[napi(ts_type = "'windows' | 'fill' | 'huge-fill'")]
     pub mode: String,
     /// Milliseconds.
     pub source_timeout: u32,
@@ -139,6 +139,10 @@ impl PageSource for Kept {
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), PagerError> {
         self.source.read(offset, buffer)
+    }
+
+    fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        self.source.bytes(offset, len)
     }
 
     fn zeros(&self, offset: u64, len: u64) -> bool {

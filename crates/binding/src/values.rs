@@ -53,9 +53,11 @@ pub struct NativeSession {
     pub page_size: f64,
     pub regions: Vec<NativeRegion>,
     /// How its memory was brought before this was told, and how many milliseconds that took.
-    #[napi(ts_type = "'windows' | 'fill'")]
+    #[napi(ts_type = "'windows' | 'fill' | 'huge-fill'")]
     pub mode: String,
     pub filled_in: f64,
+    /// Why it is not the mode that was wanted, where it is not.
+    pub fallback: Option<NativeError>,
 }
 
 impl NativeSession {
@@ -73,6 +75,7 @@ impl NativeSession {
             regions: regions.collect(),
             mode: FillMode::Windows.as_str().to_owned(),
             filled_in: 0.0,
+            fallback: None,
         }
     }
 }
@@ -83,6 +86,7 @@ impl From<&SessionInfo> for NativeSession {
         session.parent = info.parent.map(|id| id as f64);
         if let Some(filled) = info.filled.get() {
             session.mode = filled.mode.as_str().to_owned();
+            session.fallback = filled.fallback.as_ref().map(NativeError::from);
             session.filled_in = filled.took.as_secs_f64() * 1000.0;
         }
         session
@@ -104,6 +108,7 @@ pub struct NativeStats {
     pub pages_poisoned: f64,
     pub pages_removed: f64,
     pub pages_prefetched: f64,
+    pub pages_joined: f64,
     pub bytes_installed: f64,
     pub windows: f64,
     pub already_present: f64,
@@ -131,6 +136,7 @@ impl From<&Stats> for NativeStats {
             pages_poisoned: stats.pages_poisoned as f64,
             pages_removed: stats.pages_removed as f64,
             pages_prefetched: stats.pages_prefetched as f64,
+            pages_joined: stats.pages_joined as f64,
             bytes_installed: stats.bytes_installed as f64,
             windows: stats.windows as f64,
             already_present: stats.already_present as f64,

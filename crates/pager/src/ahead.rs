@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::PagerError;
@@ -182,6 +183,9 @@ impl Session {
         if let Some(moment) = self.deferred.due() {
             return Ahead::At(moment);
         }
+        if let Some(ahead) = self.bring_huge(cx) {
+            return ahead;
+        }
         let now = Instant::now();
         // Whoever is done is told, also while others wait for their time.
         self.finish_requests();
@@ -275,15 +279,30 @@ impl Session {
         if !self.brings_to_file() && source::known_zeros(&*self.source, offset, len as u64) {
             return self.fill(run, Filling::SourceZeros, &[]).map(|()| true);
         }
-        match source::read_now(&*self.source, offset, buffer) {
+        let source = Arc::clone(&self.source);
+        if let Some(bytes) = source::bytes(&*source, offset, len as u64) {
+            return self.fill(run, Filling::Bytes(bytes), &[]).map(|()| true);
+        }
+        match source::read_now(&*source, offset, buffer) {
             Ok(ReadNow::Done) => {
                 let took = self.watch.lap();
                 self.source_answered(took, false);
                 self.fill(run, Filling::Bytes(buffer), &[]).map(|()| true)
             }
-            Ok(ReadNow::WouldBlock) if self.reads_in_flight() >= MOST_READS => Ok(false),
-            Ok(ReadNow::WouldBlock) => self.read_on_worker(run, None, offset, cx.workers).map(|()| true),
+            Ok(ReadNow::WouldBlock) => self.read_ahead(run, offset, cx),
             Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),
         }
+    }
+    /// Has a worker read pages that nobody waits for; `false` where as many such reads are under way as may be.
+    pub(crate) fn read_ahead(
+        &mut self,
+        run: Range<usize>,
+        offset: u64,
+        cx: &Context<'_>,
+    ) -> Result<bool, Stop> {
+        if self.reads_in_flight() >= MOST_READS {
+            return Ok(false);
+        }
+        self.read_on_worker(run, None, offset, cx.workers).map(|()| true)
     }
 }

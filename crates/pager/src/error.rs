@@ -144,6 +144,16 @@ pub enum PagerError {
     /// The server was closed before it could serve this process.
     #[error("the server was closed before the process was served")]
     Closed,
+    /// This process may not do something to the one that is served.
+    #[error("{what}: {errno}: it needs {needs}")]
+    NoRight {
+        /// What.
+        what: &'static str,
+        /// The right that it takes.
+        needs: &'static str,
+        /// What the kernel said.
+        errno: Errno,
+    },
     /// Not all of a session's memory is there.
     #[error("{pages} pages ({len} bytes) are missing")]
     PagesMissing {
@@ -205,6 +215,7 @@ impl PagerError {
             Self::Exhausted(_) => "ERR_UFFD_EXHAUSTED",
             Self::Internal(_) | Self::Abandoned => "ERR_UFFD_PAGER_LOST",
             Self::Closed | Self::SessionOver => "ERR_UFFD_USE_AFTER_CLOSE",
+            Self::NoRight { .. } => "ERR_UFFD_NOT_PERMITTED",
             Self::PagesMissing { .. } => "ERR_UFFD_PAGES_MISSING",
             Self::PeerExited => "ERR_UFFD_CLOSED",
             Self::System { .. } => "ERR_UFFD_SYSTEM",
@@ -220,9 +231,10 @@ impl PagerError {
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Self::Source { errno, .. } | Self::Socket { errno, .. } | Self::System { errno, .. } => {
-                Some(*errno as i32)
-            }
+            Self::Source { errno, .. }
+            | Self::Socket { errno, .. }
+            | Self::System { errno, .. }
+            | Self::NoRight { errno, .. } => Some(*errno as i32),
             Self::Kernel { cause, .. } => cause.errno(),
             Self::GaveUp { cause, .. } => cause.errno(),
             _ => None,

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::error::PagerError;
+use crate::huge_fill::HugeFill;
 use crate::policy::{EndReason, SessionEnd};
 use crate::session::Session;
 
@@ -16,6 +17,10 @@ pub enum FillMode {
     ///
     /// [`Notice::SessionStarted`]: crate::Notice::SessionStarted
     Fill,
+    /// The same into transparent huge pages, where the memory allows it; else as [`FillMode::Fill`], and [`Filled::fallback`] says why.
+    /// Another process is stopped meanwhile (SIGSTOP, SIGCONT), and must not be let go on by anybody else, nor may a device of its own
+    /// that runs in the kernel touch its memory. Into memory of this process huge pages are moved, which disturbs nobody.
+    HugeFill,
 }
 
 impl FillMode {
@@ -25,6 +30,7 @@ impl FillMode {
         match self {
             Self::Windows => "windows",
             Self::Fill => "fill",
+            Self::HugeFill => "huge-fill",
         }
     }
 }
@@ -37,29 +43,75 @@ pub struct FillOptions {
 }
 
 /// What had come of a session when it was announced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Filled {
     /// How.
     pub mode: FillMode,
+    /// Why it is not what was wanted, where it is not.
+    pub fallback: Option<PagerError>,
     /// From its beginning on.
     pub took: Duration,
 }
 
 /// A session that is to be full before it is announced.
-#[derive(Debug, Clone, Copy)]
 pub(crate) struct Filling {
     mode: FillMode,
     since: Instant,
+    huge: Huge,
+    fallback: Option<PagerError>,
+}
+
+/// What becomes of huge pages.
+enum Huge {
+    No,
+    /// They are wanted.
+    Wanted,
+    Going(Box<HugeFill>),
+    /// It is being worked on.
+    Lent,
 }
 
 impl Filling {
     pub(crate) fn new(options: FillOptions) -> Self {
-        Self { mode: options.mode, since: Instant::now() }
+        let huge = if options.mode == FillMode::HugeFill { Huge::Wanted } else { Huge::No };
+        Self { mode: options.mode, since: Instant::now(), huge, fallback: None }
     }
 
     /// Whether there is anything to do before the session is announced.
-    pub(crate) fn is_wanted(self) -> bool {
+    pub(crate) fn is_wanted(&self) -> bool {
         self.mode != FillMode::Windows
+    }
+
+    /// Whether huge pages are to be begun with.
+    pub(crate) fn wants_huge(&self) -> bool {
+        matches!(self.huge, Huge::Wanted)
+    }
+
+    /// Filling with huge pages, while that goes on; until it is put back there is none.
+    pub(crate) fn take_huge(&mut self) -> Option<Box<HugeFill>> {
+        match std::mem::replace(&mut self.huge, Huge::Lent) {
+            Huge::Going(huge) => Some(huge),
+            other => {
+                self.huge = other;
+                None
+            }
+        }
+    }
+
+    pub(crate) fn put_huge(&mut self, huge: Box<HugeFill>) {
+        self.huge = Huge::Going(huge);
+    }
+
+    /// No more huge pages: all that could be are there.
+    pub(crate) fn end_huge(&mut self) {
+        self.huge = Huge::No;
+    }
+
+    /// No huge pages, for this reason; the rest comes the ordinary way.
+    pub(crate) fn fall_back(&mut self, error: PagerError) {
+        self.huge = Huge::No;
+        self.mode = FillMode::Fill;
+        self.fallback = Some(error);
     }
 }
 
@@ -71,7 +123,8 @@ impl Session {
 
     /// It is being announced.
     pub(crate) fn filled(&self) -> Filled {
-        Filled { mode: self.filling.mode, took: self.filling.since.elapsed() }
+        let Filling { mode, since, fallback, .. } = &self.filling;
+        Filled { mode: *mode, fallback: fallback.clone(), took: since.elapsed() }
     }
 }
 

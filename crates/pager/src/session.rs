@@ -262,6 +262,11 @@ impl Session {
         filling: Filling<'_>,
         waiting: &[usize],
     ) -> Result<(), Stop> {
+        if waiting.is_empty()
+            && let Some(done) = self.fill_huge(&pages, filling)
+        {
+            return done;
+        }
         let (mut filling, mut brought) = (filling, None);
         if let (Some(minor), Filling::Bytes(bytes)) = (&self.minor, filling) {
             // There may be more bytes than pages: those behind them are not to be touched.

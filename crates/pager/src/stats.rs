@@ -59,6 +59,8 @@ counters! {
     bytes_installed,
     /// Of the pages installed, with bytes or as zeros of the source, those that were brought without a fault.
     pages_prefetched,
+    /// Pages that were made parts of transparent huge pages.
+    pages_joined,
     /// Stretches of pages installed by one answer.
     windows,
     /// Faults whose page another answer had already brought.

@@ -30,6 +30,10 @@ impl Supervised {
         }
     }
 
+    pub(crate) const fn pidfd(&self) -> &PidFd {
+        &self.pidfd
+    }
+
     /// Whether it has exited.
     pub(crate) fn has_exited(&self) -> bool {
         // A pidfd that cannot be polled says nothing; the next ioctl on the uffd will.

@@ -21,6 +21,7 @@ mod mapping_place;
 mod ownership;
 mod page;
 pub mod pagemap;
+mod process_memory;
 pub mod regions;
 mod registering;
 mod registrations;

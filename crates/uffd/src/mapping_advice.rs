@@ -7,9 +7,7 @@ use crate::mapping::Mapping;
 use crate::mapping_options::{MappingError, Pages, transparent_huge_page_size};
 use crate::page::page_size;
 use crate::pagemap::{Categories, Pagemap, PagemapError, Region, ScanOptions};
-
-/// `MADV_COLLAPSE` (Linux 6.1), which the C library does not name everywhere.
-const MADV_COLLAPSE: libc::c_int = 25;
+use crate::process_memory::MADV_COLLAPSE;
 
 /// What pages are to be got ready for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

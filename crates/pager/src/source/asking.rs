@@ -19,6 +19,12 @@ pub(crate) fn known_zeros(source: &dyn PageSource, offset: u64, len: u64) -> boo
     catch_unwind(AssertUnwindSafe(|| source.zeros(offset, len))).unwrap_or(false)
 }
 
+/// [`PageSource::bytes`]; where it panics, reading has to show.
+pub(crate) fn bytes(source: &dyn PageSource, offset: u64, len: u64) -> Option<&[u8]> {
+    let bytes = catch_unwind(AssertUnwindSafe(|| source.bytes(offset, len))).unwrap_or(None)?;
+    (bytes.len() as u64 == len).then_some(bytes)
+}
+
 /// [`PageSource::fetch`]. Where it panics, the read is dropped on the way, which completes it with an error.
 pub(crate) fn fetch(source: &dyn PageSource, fetch: Fetch) -> Result<(), Fetch> {
     catch_unwind(AssertUnwindSafe(|| source.fetch(fetch))).unwrap_or(Ok(()))

@@ -43,10 +43,13 @@ impl PageSource for MemorySource {
         self.read(offset, buffer).map(|()| ReadNow::Done)
     }
 
+    fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        self.bytes.get(start..start.checked_add(usize::try_from(len).ok()?)?)
+    }
+
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
-        let range =
-            usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(buffer.len())?));
-        match range.and_then(|range| self.bytes.get(range)) {
+        match self.bytes(offset, buffer.len() as u64) {
             Some(bytes) => buffer.copy_from_slice(bytes),
             None => return Err(beyond(offset, buffer.len(), self.size())),
         }
@@ -116,6 +119,8 @@ mod tests {
 
         assert_eq!(source.read_now(90, &mut buffer).unwrap(), ReadNow::Done);
         assert_eq!(buffer, [90, 91, 92, 93, 94, 95, 96, 97, 98, 99]);
+        assert_eq!(source.bytes(90, 10), Some(&buffer[..]));
+        assert_eq!(source.bytes(91, 10), None);
         for offset in [91, 100, u64::MAX, u64::MAX - 3] {
             let error = source.read(offset, &mut buffer).unwrap_err();
             assert!(matches!(error, PagerError::SourceTruncated { actual: 100, .. }), "{error}");

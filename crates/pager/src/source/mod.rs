@@ -15,7 +15,7 @@ mod retry;
 mod waiting;
 mod zero;
 
-pub(crate) use asking::{answered_by, fetch, known_zeros, panicked, read_now};
+pub(crate) use asking::{answered_by, bytes, fetch, known_zeros, panicked, read_now};
 pub use cached::{CacheOptions, CachedSource};
 pub use callback::{CallbackOptions, CallbackSource, Fetcher};
 pub use fetch::Fetch;
@@ -73,6 +73,13 @@ pub trait PageSource: Send + Sync + std::fmt::Debug {
     /// The thread without which bytes that are not at hand never come, by its kernel id. If that very thread waits for them,
     /// it waits for itself. Default: none.
     fn answered_by(&self) -> Option<u32> {
+        None
+    }
+
+    /// The bytes themselves, where they lie in ordinary memory of this process and never change: they are then installed from
+    /// there. Called on the event loop: it must not wait. Default: none.
+    fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        let _ = (offset, len);
         None
     }
 

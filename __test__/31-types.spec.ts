@@ -121,6 +121,8 @@ test('codes and kinds of errors are literal unions', t => {
     | 'ERR_UFFD_STALE'
     | 'ERR_UFFD_SYSTEM'
     | 'ERR_UFFD_TIMEOUT'
+    | 'ERR_UFFD_TRACE'
+    | 'ERR_UFFD_TRACE_IMAGE'
     | 'ERR_UFFD_UNANSWERED'
     | 'ERR_UFFD_UNSUPPORTED'
     | 'ERR_UFFD_UNSUPPORTED_PLATFORM'

@@ -24,6 +24,8 @@ import type { NativeError } from '#native';
  * - `ERR_UFFD_STALE`: a fault cannot be answered any more: it was answered, its memory went, or its time is up.
  * - `ERR_UFFD_SYSTEM`: another system call failed; `errno` and `syscall` name it.
  * - `ERR_UFFD_TIMEOUT`: something did not happen in time.
+ * - `ERR_UFFD_TRACE`: a recording could not be read or written, or is none; `errno` and `syscall` say why where there are any.
+ * - `ERR_UFFD_TRACE_IMAGE`: a recording is of another image.
  * - `ERR_UFFD_UNANSWERED`: a handler has ended without answering its fault or putting it off.
  * - `ERR_UFFD_UNSUPPORTED`: well-formed, but not served by this version or kernel.
  * - `ERR_UFFD_UNSUPPORTED_PLATFORM`: no Linux, or no binary for this machine.
@@ -52,6 +54,8 @@ export type UffdErrorCode =
   | 'ERR_UFFD_STALE'
   | 'ERR_UFFD_SYSTEM'
   | 'ERR_UFFD_TIMEOUT'
+  | 'ERR_UFFD_TRACE'
+  | 'ERR_UFFD_TRACE_IMAGE'
   | 'ERR_UFFD_UNANSWERED'
   | 'ERR_UFFD_UNSUPPORTED'
   | 'ERR_UFFD_UNSUPPORTED_PLATFORM'

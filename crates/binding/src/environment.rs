@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use napi::{Env, Result};
-use pager::Guarded;
+use pager::{Guarded, Trace};
 use uffd::Userfaultfd;
 
 use crate::buffers::Mapped;
@@ -23,6 +23,9 @@ pub(crate) static HANDLERS: Slots<Handling> = Slots::new();
 
 /// Sources by number.
 pub(crate) static SOURCES: Slots<Source> = Slots::new();
+
+/// Recordings by number.
+pub(crate) static TRACES: Slots<Trace> = Slots::new();
 
 /// The program ends.
 static EXITING: AtomicBool = AtomicBool::new(false);
@@ -75,6 +78,7 @@ fn end(id: usize) {
         uffd.end_guard();
         poison_if_last(&uffd);
     }
+    drop(TRACES.remove_of(id));
     drop(MAPPINGS.remove_of(id));
 }
 

@@ -29,6 +29,7 @@ mod slots;
 mod sources;
 mod stack;
 mod thread;
+mod traces;
 mod tracking;
 mod values;
 mod views;

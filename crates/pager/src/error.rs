@@ -92,6 +92,27 @@ pub enum PagerError {
         /// What to do.
         hint: &'static str,
     },
+    /// A file is no recording of a working set, or a damaged one.
+    #[error("{path} cannot be used as a recording: {reason}")]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A recording could not be read or written.
+    #[error("{syscall} of recording {path}: {errno}")]
+    TraceFile {
+        /// The file.
+        path: PathBuf,
+        /// The system call that failed.
+        syscall: &'static str,
+        /// Its errno.
+        errno: Errno,
+    },
+    /// A recording is of another image.
+    #[error("{0}")]
+    TraceImage(String),
     /// Which image a process gets could not be said.
     #[error("{0}")]
     NoImage(String),
@@ -206,6 +227,8 @@ impl PagerError {
             | Self::SourceOption { .. }
             | Self::GaveUp { .. }
             | Self::NoImage(_) => "ERR_UFFD_SOURCE",
+            Self::Trace { .. } | Self::TraceFile { .. } => "ERR_UFFD_TRACE",
+            Self::TraceImage(_) => "ERR_UFFD_TRACE_IMAGE",
             Self::Socket { .. } => "ERR_UFFD_SOCKET",
             Self::Region { .. } => "ERR_UFFD_REGION",
             Self::Protocol(_) | Self::Adopt(_) => "ERR_UFFD_PROTOCOL",
@@ -233,6 +256,7 @@ impl PagerError {
         match self {
             Self::Source { errno, .. }
             | Self::Socket { errno, .. }
+            | Self::TraceFile { errno, .. }
             | Self::System { errno, .. }
             | Self::NoRight { errno, .. } => Some(*errno as i32),
             Self::Kernel { cause, .. } => cause.errno(),
@@ -245,9 +269,10 @@ impl PagerError {
     #[must_use]
     pub fn syscall(&self) -> Option<String> {
         match self {
-            Self::Source { syscall, .. } | Self::Socket { syscall, .. } | Self::System { syscall, .. } => {
-                Some((*syscall).to_owned())
-            }
+            Self::Source { syscall, .. }
+            | Self::Socket { syscall, .. }
+            | Self::TraceFile { syscall, .. }
+            | Self::System { syscall, .. } => Some((*syscall).to_owned()),
             Self::Kernel { cause, .. } => cause.operation().map(|operation| operation.to_string()),
             Self::GaveUp { cause, .. } => cause.syscall(),
             _ => None,

@@ -42,6 +42,7 @@ mod stopping;
 mod supervise;
 mod sweep;
 mod sync;
+mod trace;
 mod tracking;
 mod turn;
 mod window;
@@ -74,4 +75,5 @@ pub use source::{
 pub use source::{CallbackOptions, CallbackSource, Fetch, Fetcher};
 pub use stats::{Stats, StatsSnapshot};
 pub use supervise::Peer;
+pub use trace::{MOST_FAULTS, Trace, TraceEnd, TraceFault, TraceHeader, TraceKind};
 pub use tracking::{DeliverDirty, DirtyPages, DirtyRange, DirtyReply};

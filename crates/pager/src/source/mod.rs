@@ -12,7 +12,7 @@ mod layered;
 mod memory;
 mod overlay;
 mod retry;
-mod waiting;
+pub(crate) mod waiting;
 mod zero;
 
 pub(crate) use asking::{answered_by, bytes, fetch, known_zeros, panicked, read_now};
@@ -25,6 +25,8 @@ pub use memory::{MappingSource, MemorySource};
 pub use overlay::{Overlay, OverlaySource};
 pub use retry::{RetryOptions, RetrySource};
 pub use zero::ZeroSource;
+
+use std::sync::Arc;
 
 use crate::error::PagerError;
 
@@ -80,6 +82,11 @@ pub trait PageSource: Send + Sync + std::fmt::Debug {
     /// there. Called on the event loop: it must not wait. Default: none.
     fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
         let _ = (offset, len);
+        None
+    }
+
+    /// The image that this source lays something over which belongs to one session alone; `None` where it is the image.
+    fn image(&self) -> Option<Arc<dyn PageSource>> {
         None
     }
 

@@ -123,6 +123,10 @@ impl PageSource for OverlaySource {
         self.base.fetch(fetch.then(move |offset, buffer| lay_over(&overlays, offset, buffer)))
     }
 
+    fn image(&self) -> Option<Arc<dyn PageSource>> {
+        Some(Arc::clone(&self.base))
+    }
+
     fn answered_by(&self) -> Option<u32> {
         self.base.answered_by()
     }

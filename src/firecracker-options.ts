@@ -8,6 +8,7 @@ import { LONGEST_TIMEOUT } from './limits.js';
 import type { FailurePolicy } from './policy.js';
 import type { PageSource } from './sources.js';
 import { readStatsInterval } from './stats-reports.js';
+import { readTraceOptions, TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
 import {
   argumentError,
   got,
@@ -18,7 +19,7 @@ import {
 } from './validate.js';
 
 /** Options of `serveFirecracker`. */
-export interface FirecrackerServerOptions {
+export interface FirecrackerServerOptions extends TraceOptions {
   /**
    * Where to listen: what Firecracker gets as `mem_backend.backend_path`. At most 107 bytes. Nothing may lie there but a
    * socket of the same user that nobody listens on. The directory must not be writable by other users (unless sticky).
@@ -77,6 +78,7 @@ const OPTIONS = [
   'maxSessions',
   'cpu',
   'statsInterval',
+  ...TRACE_OPTIONS,
 ];
 
 /** @hidden What the addon needs to know, and what it is not told. */
@@ -94,6 +96,7 @@ export function readOptions(options: FirecrackerServerOptions): Start {
   const read: NativeServerOptions = {
     ...readListener(options),
     ...readDefaults('options', options),
+    ...readTraceOptions('options', options),
     handshakeTimeout: validateInteger('options.handshakeTimeout', handshakeTimeout, 1, LONGEST_TIMEOUT),
     maxSessions: validateInteger('options.maxSessions', maxSessions, 1, 1_000_000),
   };

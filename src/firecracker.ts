@@ -117,6 +117,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       kill: options.kill,
       mode: options.mode,
       ...(options.window === undefined ? {} : { window: options.window }),
+      ...(options.record === undefined ? {} : { record: options.record }),
     };
     this.#start = start;
     // Does nothing but hold the event loop open: native wake-ups do not.

@@ -4,6 +4,7 @@ import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
 import type { Peer, SessionRegion } from './session.js';
 import { readMode, type RestoreMode } from './fill-options.js';
 import { fileSource, overlaid, type Overlay, PageSource } from './sources.js';
+import { readTraceOptions, TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
 import { KiB, MiB } from './units.js';
 import { validateOneOf, validateOptions, validatePathOrUrl, validatePowerOfTwo } from './validate.js';
 
@@ -26,7 +27,7 @@ export interface ImageRequest {
 }
 
 /** What a process is served from, and how. */
-export interface ImageChoice {
+export interface ImageChoice extends TraceOptions {
   /** Its image. */
   memory: MemoryImage;
   /** Default: the server's. */
@@ -87,7 +88,7 @@ export async function readChoice(choice: unknown, defaults: ImageDefaults): Prom
   if (typeof choice !== 'object' || choice === null || isImage) {
     return { ...defaults, ...(await openMemory(readMemory(name, choice))) };
   }
-  validateOptions(name, choice, ['memory', 'onFailure', 'window', 'mode', 'overlays']);
+  validateOptions(name, choice, ['memory', 'onFailure', 'window', 'mode', 'overlays', ...TRACE_OPTIONS]);
   const {
     memory,
     onFailure = defaults.kill ? 'kill' : 'poison',
@@ -95,7 +96,9 @@ export async function readChoice(choice: unknown, defaults: ImageDefaults): Prom
     mode = defaults.mode,
     overlays,
   } = choice as ImageChoice;
-  const settings = readDefaults(name, { onFailure, window, mode });
+  const { record = defaults.record } = choice as ImageChoice;
+  const traces = readTraceOptions(name, record === undefined ? {} : { record });
+  const settings = { ...readDefaults(name, { onFailure, window, mode }), ...traces };
   return { ...settings, ...(await openMemory(withOverlays(readMemory(`${name}.memory`, memory), overlays))) };
 }
 

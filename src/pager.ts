@@ -27,6 +27,7 @@ import { type CloseOptions, explained, restOf, Session } from './session.js';
 import { overlaid, type Overlay, PageSource } from './sources.js';
 import { readStatsInterval, StatsReports } from './stats-reports.js';
 import type { SessionStats } from './stats.js';
+import { readTraceOptions, TRACE_OPTIONS, type TraceOptions, withTraces } from './trace-options.js';
 import { KiB, MiB } from './units.js';
 import { Userfaultfd } from './userfaultfd.js';
 import {
@@ -52,7 +53,7 @@ export interface PagerOptions {
 }
 
 /** Options of {@link Pager.serve}. */
-export interface ServeOptions {
+export interface ServeOptions extends TraceOptions {
   /** Where the bytes come from; as long as the mapping, at least. */
   source: PageSource;
   /**
@@ -136,6 +137,7 @@ const SERVE = [
   'sourceTimeout',
   'modes',
   'overlays',
+  ...TRACE_OPTIONS,
 ] as const;
 const ADOPT = [...SERVE, 'regions', 'memfd', 'pageSize', 'pidfd'] as const;
 
@@ -215,14 +217,17 @@ export class Pager extends EventEmitter<PagerEvents> {
     if (!(mapping instanceof MemoryMapping)) throw wrongType('mapping', 'a MemoryMapping', mapping);
     const settings = readServeOptions(options, SERVE);
     const signal = signalOf(options);
+    const traces = readTraceOptions('options', options);
     const source = overlaid(options.source, options.overlays);
     const handle = mapping.nativeHandle();
     mapping.refuseDeadlock(source.needsThisThread);
     this.#refuseClosed();
     const opened = await source.handle();
-    this.#refuseClosed();
-    mapping.refuseDeadlock(source.needsThisThread);
-    const served = this.#native.serve(handle, { ...settings, source: opened });
+    const served = await withTraces(traces, opened, given => {
+      this.#refuseClosed();
+      mapping.refuseDeadlock(source.needsThisThread);
+      return this.#native.serve(handle, { ...settings, ...given, source: opened });
+    });
     return this.#started(served, source, mapping, signal);
   }
 
@@ -241,6 +246,7 @@ export class Pager extends EventEmitter<PagerEvents> {
     if (!(uffd instanceof Userfaultfd)) throw wrongType('uffd', 'a Userfaultfd', uffd);
     const settings = readServeOptions(options, ADOPT);
     const signal = signalOf(options);
+    const traces = readTraceOptions('options', options);
     const source = overlaid(options.source, options.overlays);
     const { regions, memfd, pageSize = 4 * KiB, pidfd } = options;
     const checked = readRegions(regions);
@@ -249,14 +255,17 @@ export class Pager extends EventEmitter<PagerEvents> {
     refuseMemfd(settings.minor, memfd, checked);
     this.#refuseClosed();
     const opened = await source.handle();
-    this.#refuseClosed();
-    const given = { ...settings, source: opened };
-    const served = this.#native.adopt(uffd.handle(), checked, pageSize, pidfd, memfd, given);
-    if (!served.error) {
-      uffd.taken();
-      this.#foreign.add(served.id);
-      this.#holdOpen();
-    }
+    const served = await withTraces(traces, opened, given => {
+      this.#refuseClosed();
+      const all = { ...settings, ...given, source: opened };
+      const adopted = this.#native.adopt(uffd.handle(), checked, pageSize, pidfd, memfd, all);
+      if (!adopted.error) {
+        uffd.taken();
+        this.#foreign.add(adopted.id);
+        this.#holdOpen();
+      }
+      return adopted;
+    });
     return this.#started(served, source, undefined, signal);
   }
 

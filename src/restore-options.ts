@@ -5,6 +5,7 @@ import { type FirecrackerServerOptions, readOptions, type Start } from './firecr
 import { readMemory, withOverlays } from './images.js';
 import { LONGEST_TIMEOUT } from './limits.js';
 import type { Overlay } from './sources.js';
+import { readTraceOptions, TRACE_OPTIONS } from './trace-options.js';
 import {
   argumentError,
   got,
@@ -17,7 +18,7 @@ import {
 /** Options of `restoreFirecracker`. Paths are this process's own, also where Firecracker is jailed. */
 export interface RestoreOptions extends Pick<
   FirecrackerServerOptions,
-  'memory' | 'onFailure' | 'window' | 'mode' | 'peer'
+  'memory' | 'onFailure' | 'window' | 'mode' | 'peer' | 'record'
 > {
   /** Firecracker's API socket (`--api-sock`). It must be running and must not have loaded or booted anything. */
   apiSocket: string;
@@ -79,6 +80,7 @@ const OPTIONS = [
   'mode',
   'peer',
   'overlays',
+  ...TRACE_OPTIONS,
 ];
 /** Bytes of `sun_path`, less the terminating NUL. */
 const LONGEST_SOCKET_PATH = 107;
@@ -115,6 +117,7 @@ export function readRestore(options: RestoreOptions): Restore {
   if (window !== undefined) given.window = window;
   if (mode !== undefined) given.mode = mode;
   if (peer !== undefined) given.peer = peer;
+  Object.assign(given, readTraceOptions('options', options));
   const { native, image, choose } = readOptions({ ...given, socketPath: 'checked before there is one' });
   const start = (path: string): Start => ({
     native: { ...native, socketPath: path },

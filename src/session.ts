@@ -138,6 +138,7 @@ interface SessionOwner {
   populate(session: number, options: NativePopulateOptions): Promise<NativePopulated>;
   cancelPopulate(session: number, request: number): void;
   detach(session: number): Promise<NativePopulated>;
+  stopRecording(session: number): Promise<NativePopulated>;
   /** Absent where writes are never tracked. */
   takeDirty?(session: number, most: number): Promise<NativeDirty>;
 }
@@ -273,6 +274,17 @@ export class Session {
   }
 
   /**
+   * Ends the recording of its faults (`record`); the session goes on. Resolves when the file is whole.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_UNSUPPORTED` (it is not recorded), `ERR_UFFD_TRACE` (it cannot be written),
+   *   `ERR_UFFD_TIMEOUT` (the disk has taken more than 5 seconds), `ERR_UFFD_USE_AFTER_CLOSE` (the session is over)
+   */
+  async stopRecording(): Promise<void> {
+    const { error } = await holdOpen(this.#native.stopRecording(this.id));
+    if (error) throw fromNative(error);
+  }
+
+  /**
    * Ends the session on purpose, without giving zeros to anybody who did not ask for them: threads that wait and pages
    * still missing are dealt with first (`rest`), then the memory is the process's own again. Other sessions are served
    * meanwhile. Idempotent: the first call decides.
@@ -296,6 +308,9 @@ export class Session {
   /** @hidden */
   ended(notice: NativeNotice): void {
     this.#last = statsOf(this.#native.forget(this.id) ?? undefined);
+    // Nobody may ever look at the counters; a recording that was asked for is missed later.
+    const lost = this.#last.recording?.error;
+    if (lost) process.emitWarning(lost);
     const reason = notice.reason as SessionEndReason;
     const at = new Date(notice.at);
     const end = notice.error ? { reason, error: explained(notice.error, this.#source), at } : { reason, at };

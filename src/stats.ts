@@ -1,6 +1,7 @@
 import type { NativeStats } from '#native';
 
 import { latenciesOf, type SessionLatencies } from './latency.js';
+import { recordingOf, type RecordingStats } from './trace-options.js';
 
 /**
  * Counters of a session since it started. Each is exact; together they may be a few events apart. Every fault ends as one of
@@ -50,12 +51,19 @@ export interface SessionStats {
   readonly busyMs: number;
   /** How long the parts of answering took. */
   readonly latencies: SessionLatencies;
+  /** How far the recording of its faults has come; absent where they are not recorded. */
+  readonly recording?: RecordingStats;
 }
 
 /** @hidden */
 export function statsOf(stats: NativeStats = NO_STATS): SessionStats {
-  const { busyNs, latencies, ...counters } = stats;
-  return Object.freeze({ ...counters, busyMs: busyNs / 1e6, latencies: latenciesOf(latencies) });
+  const { busyNs, latencies, recording, ...counters } = stats;
+  return Object.freeze({
+    ...counters,
+    busyMs: busyNs / 1e6,
+    latencies: latenciesOf(latencies),
+    ...(recording ? { recording: recordingOf(recording) } : {}),
+  });
 }
 
 const NO_STATS: NativeStats = {

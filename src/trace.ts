@@ -177,7 +177,15 @@ function handlesOf(traces: readonly Trace[]): number[] {
   });
 }
 
-function faultOf([time = 0, kind = 0, write, offset = 0, from = 0, length = 0, latency = 0]: Float64Array): TraceFault {
+function faultOf([
+  time = 0,
+  kind = 0,
+  write,
+  offset = 0,
+  from = 0,
+  length = 0,
+  latency = 0,
+]: Float64Array): TraceFault {
   return {
     time: time / 1e6,
     kind: KINDS[kind] ?? 'missing',

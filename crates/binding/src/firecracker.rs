@@ -10,13 +10,14 @@ use std::time::Duration;
 use napi::bindgen_prelude::{Function, Object};
 use napi::{CleanupEnvHook, Env, Result};
 use napi_derive::napi;
-use pager::{Images, Listener, Observer, Pager, PagerError, Rest, ServerOptions};
+use pager::{Images, Listener, Observer, Pager, PagerError, Rest, ServerOptions, WorkingSet};
 
 use crate::filling::fill_of;
 use crate::images::{self, NativeImage};
 use crate::jobs;
 use crate::notices::{NativeNotice, Notices, wake_by};
 use crate::populating::{self, NativePopulateOptions};
+use crate::recording;
 use crate::shared_pager;
 use crate::values::NativeStats;
 
@@ -39,6 +40,8 @@ pub struct NativeServerOptions {
     pub peer_uid: Option<u32>,
     pub handshake_timeout: u32,
     pub max_sessions: u32,
+    /// Where the faults of each session are recorded.
+    pub record: Option<String>,
     pub cpu: Option<u32>,
 }
 
@@ -127,8 +130,13 @@ fn start(shared: &Shared, options: NativeServerOptions) {
 
 /// Where it listens.
 fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Result<String, PagerError> {
+    let mut working_set = WorkingSet::default();
     let images = match &options.memory {
-        Some(memory) => Images::One(images::open(memory, options.source)?),
+        Some(memory) => {
+            let source = images::open(memory, options.source)?;
+            working_set = images::working_set(&source, options.record.as_deref())?;
+            Images::One(source)
+        }
         None => Images::Asked,
     };
     let pager = shared_pager::acquire(options.cpu.map(|cpu| cpu as usize))?;
@@ -142,6 +150,7 @@ fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Resu
         peer_uid: options.peer_uid,
         handshake_timeout: Duration::from_millis(u64::from(options.handshake_timeout)),
         max_sessions: options.max_sessions as usize,
+        working_set,
     };
     let observer: Arc<dyn Observer> = Arc::<Notices>::clone(&shared.notices);
     let id = pager.serve_firecracker(listener, options, observer);
@@ -234,6 +243,12 @@ impl NativeServer {
     #[napi(catch_unwind)]
     pub fn cancel_populate(&self, session: f64, request: f64) {
         self.shared.with(|pager, _| pager.cancel_populate(session as u64, request as u64));
+    }
+
+    /// Ends the recording of a session's faults.
+    #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
+    pub fn stop_recording<'env>(&self, env: &'env Env, session: f64) -> Result<Object<'env>> {
+        recording::stop(env, self.shared.pager().as_deref(), session)
     }
 
     #[napi(catch_unwind)]

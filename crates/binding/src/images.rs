@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::environment::SOURCES;
 use crate::filling::fill_of;
 use napi_derive::napi;
-use pager::{FailurePolicy, FileSource, Image, PageSource, PagerError};
+use pager::{FailurePolicy, FileSource, Image, PageSource, PagerError, RecordTo, WorkingSet};
 
 /// What a process is served from, and how.
 #[napi(object, object_to_js = false)]
@@ -18,13 +18,17 @@ pub struct NativeImage {
     pub window: Option<u32>,
     #[napi(ts_type = "'windows' | 'fill' | 'huge-fill'")]
     pub mode: String,
+    /// Where its faults are recorded.
+    pub record: Option<String>,
 }
 
 impl NativeImage {
     /// May wait for a disk or a network: never on JavaScript's thread, nor on the pager's.
     pub(crate) fn open(&self) -> Result<Image, PagerError> {
+        let source = open(&self.memory, self.source)?;
         Ok(Image {
-            source: open(&self.memory, self.source)?,
+            working_set: working_set(&source, self.record.as_deref())?,
+            source,
             policy: policy_of(self.kill),
             window: self.window.map(u64::from),
             fill: fill_of(&self.mode),
@@ -40,6 +44,15 @@ pub(crate) fn open(memory: &str, source: Option<f64>) -> Result<Arc<dyn PageSour
         return Ok(Arc::clone(&source.pages));
     }
     Ok(Arc::new(FileSource::open(Path::new(memory))?))
+}
+
+/// Reads a few pages of the image.
+pub(crate) fn working_set(
+    source: &Arc<dyn PageSource>,
+    record: Option<&str>,
+) -> Result<WorkingSet, PagerError> {
+    let record = record.map(|path| RecordTo::new(Path::new(path), source)).transpose()?;
+    Ok(WorkingSet { record })
 }
 
 pub(crate) fn policy_of(kill: bool) -> FailurePolicy {

@@ -24,6 +24,7 @@ mod paging;
 mod polling;
 mod populating;
 mod promised;
+mod recording;
 mod shared_pager;
 mod slots;
 mod sources;

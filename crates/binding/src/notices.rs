@@ -111,7 +111,7 @@ impl Notices {
 
     pub(crate) fn stats(&self, session: u64) -> Option<NativeStats> {
         let info = self.lock().sessions.get(&session).cloned()?;
-        Some((&info.stats).into())
+        Some((&*info).into())
     }
 
     /// Waits until the server is closed.
@@ -218,6 +218,6 @@ impl Notices {
     /// Forgets a session that has ended and returns its last counters.
     pub(crate) fn forget(&self, session: u64) -> Option<NativeStats> {
         let info = self.lock().sessions.remove(&session)?;
-        Some((&info.stats).into())
+        Some((&*info).into())
     }
 }

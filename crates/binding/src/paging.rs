@@ -20,6 +20,7 @@ use crate::filling::fill_of;
 use crate::firecracker::{TEARDOWN, rest_of};
 use crate::notices::{NativeNotice, Notices, wake_by};
 use crate::populating::{self, NativePopulateOptions};
+use crate::recording;
 use crate::shared_pager;
 use crate::tracking;
 use crate::values::{NativeError, NativeStats};
@@ -38,6 +39,8 @@ pub struct NativeServeOptions {
     pub missing: bool,
     pub minor: bool,
     pub write_protect: bool,
+    /// Where faults are recorded, by its number.
+    pub record: Option<f64>,
 }
 
 impl NativeServeOptions {
@@ -60,8 +63,8 @@ impl NativeServeOptions {
         page_size: u64,
         source: Arc<dyn PageSource>,
         minor: Option<MinorMemory>,
-    ) -> SessionOptions {
-        SessionOptions {
+    ) -> std::result::Result<SessionOptions, NativeError> {
+        Ok(SessionOptions {
             regions,
             page_size,
             source,
@@ -71,7 +74,8 @@ impl NativeServeOptions {
             source_timeout: Duration::from_millis(u64::from(self.source_timeout)),
             process: None,
             modes: SessionModes { missing: self.missing, minor, write_protect: self.write_protect },
-        }
+            working_set: recording::working_set(self.record)?,
+        })
     }
 }
 
@@ -216,7 +220,7 @@ impl NativePager {
         let region = Region { address, len, source_offset: 0 };
         let page_size = mapping.page_size() as u64;
         let source = Arc::new(Kept { source: Arc::clone(&source.pages), _mapping: mapping });
-        let session = options.session(vec![region], page_size, source, minor);
+        let session = options.session(vec![region], page_size, source, minor)?;
         let prepared = session.prepare(&uffd).map_err(|error| NativeError::from(&error))?;
         self.start(|| Ok(uffd), prepared)
     }
@@ -254,7 +258,7 @@ impl NativePager {
             source_offset: region.source_offset as u64,
         };
         let regions = regions.into_iter().map(region).collect();
-        let session = options.session(regions, page_size as u64, Arc::clone(&source.pages), minor);
+        let session = options.session(regions, page_size as u64, Arc::clone(&source.pages), minor)?;
         let session = SessionOptions { process, ..session };
         let uffd = UFFDS.get(handle).ok_or_else(|| failures::closed("userfaultfd"))?;
         let prepared = session.prepare(&uffd).map_err(|error| NativeError::from(&error))?;
@@ -325,6 +329,12 @@ impl NativePager {
         if let Some(pager) = self.shared.pager() {
             pager.cancel_populate(session as u64, request as u64);
         }
+    }
+
+    /// Ends the recording of a session's faults.
+    #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
+    pub fn stop_recording<'env>(&self, env: &'env Env, session: f64) -> Result<Object<'env>> {
+        recording::stop(env, self.shared.pager().as_deref(), session)
     }
 
     #[napi(catch_unwind)]

@@ -54,7 +54,7 @@ pub(crate) fn detach<'env>(env: &'env Env, pager: Option<&Pager>, session: f64) 
 }
 
 /// What keeps a promise.
-fn keep(mut promised: Promised<NativePopulated>) -> DeliverPopulated {
+pub(crate) fn keep(mut promised: Promised<NativePopulated>) -> DeliverPopulated {
     Box::new(move |answer| {
         promised.keep(
             answer.map_or_else(|error| NativePopulated::failed(&error), |()| NativePopulated { error: None }),

@@ -2,7 +2,9 @@
 
 use napi::bindgen_prelude::{BigInt, Float64Array};
 use napi_derive::napi;
-use pager::{FillMode, Histogram, LATENCY_BUCKETS, Latencies, PagerError, Peer, Region, SessionInfo, Stats};
+use pager::{FillMode, Histogram, LATENCY_BUCKETS, Latencies, PagerError, Peer, Region, SessionInfo};
+
+use crate::recording::NativeRecording;
 
 /// A failure. TypeScript throws it.
 #[napi(object, object_from_js = false)]
@@ -95,6 +97,8 @@ impl From<&SessionInfo> for NativeSession {
 
 #[napi(object, object_from_js = false)]
 pub struct NativeStats {
+    /// How far the recording of its faults has come, where they are recorded.
+    pub recording: Option<NativeRecording>,
     pub faults: f64,
     pub faults_installed: f64,
     pub faults_zeroed: f64,
@@ -119,10 +123,12 @@ pub struct NativeStats {
     pub latencies: Float64Array,
 }
 
-impl From<&Stats> for NativeStats {
-    fn from(live: &Stats) -> Self {
+impl From<&SessionInfo> for NativeStats {
+    fn from(info: &SessionInfo) -> Self {
+        let live = &info.stats;
         let stats = live.snapshot();
         Self {
+            recording: info.recording.as_deref().map(NativeRecording::from),
             faults: stats.faults as f64,
             faults_installed: stats.faults_installed as f64,
             faults_zeroed: stats.faults_zeroed as f64,

@@ -73,6 +73,7 @@ fn serve(pager: &Pager, pages: usize, source: &Arc<dyn PageSource>) -> Served {
         source_timeout: Duration::from_secs(10),
         process: None,
         modes: SessionModes::default(),
+        working_set: pager::WorkingSet::default(),
     };
     let (sender, notices) = channel();
     let id = pager.adopt(uffd, options, Arc::new(Told(Mutex::new(sender)))).unwrap();

@@ -10,6 +10,7 @@ mod asking;
 mod connections;
 mod forked;
 mod lent;
+mod recordings;
 mod token;
 mod waiting;
 
@@ -25,6 +26,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use recordings::{Burial, Unwritten};
 use token::Token;
 
 use crate::error::PagerError;
@@ -79,6 +81,9 @@ pub(crate) struct EventLoop {
     calm: u32,
     base_page_size: u64,
     spin: Spin,
+    /// Recordings that are being brought to their end.
+    unwritten: HashMap<u64, Unwritten>,
+    mailbox: Mailbox<Message>,
     stopping: bool,
 }
 
@@ -102,7 +107,8 @@ impl EventLoop {
         ] {
             watch(&epoll, fd, token).map_err(failed("epoll_ctl"))?;
         }
-        let deliver = Arc::new(move |completion| mailbox.send(Message::Completed(completion)));
+        let completed = mailbox.clone();
+        let deliver = Arc::new(move |completion| completed.send(Message::Completed(completion)));
         Ok(Self {
             epoll,
             timer,
@@ -121,6 +127,8 @@ impl EventLoop {
             last_ahead: 0,
             calm: u32::MAX,
             spin: Spin::new(),
+            unwritten: HashMap::new(),
+            mailbox,
             stopping: false,
         })
     }
@@ -141,7 +149,7 @@ impl EventLoop {
 
     fn turns(&mut self) {
         let mut ready = [EpollEvent::empty(); EVENTS_PER_TURN];
-        while !(self.stopping && self.servers.is_empty() && self.sessions.is_empty()) {
+        while !(self.stopping && self.is_empty()) {
             let timeout = self.settle();
             let count = match self.wait(&mut ready, timeout) {
                 Ok(count) => count,
@@ -209,6 +217,8 @@ impl EventLoop {
                     self.with_session(id, |session, _| session.cancel_populate(request));
                 }
                 Message::AbandonServer { id } => self.abandon_server(id),
+                Message::StopRecording { id, answer } => self.stop_recording(id, answer),
+                Message::Recorded { id } => self.recording_over(id),
                 Message::Completed(completion) => {
                     self.with_session(completion.job.session, |session, cx| session.complete(completion, cx));
                 }
@@ -291,7 +301,8 @@ impl EventLoop {
         self.time_out_questions(now, &mut soonest);
         self.resume_accepting(now, &mut soonest);
         self.drop_closed_servers();
-        if self.stopping && self.servers.is_empty() && self.sessions.is_empty() {
+        self.give_up_recordings(now, &mut soonest);
+        if self.stopping && self.is_empty() {
             busy = true;
         }
         match soonest {
@@ -321,14 +332,10 @@ impl EventLoop {
         if let Some(process) = &session.process {
             unwatch(&self.epoll, process.as_fd());
         }
-        if let Some(server) = self.servers.get_mut(&server) {
-            server.alive -= 1;
-            server.refused -= usize::from(standing.is_refused());
-        }
         let Some((end, leave_open)) = session.ended() else { return };
         session.info.stats.unanswered.add(session.faults_waiting() as u64);
         // Everything of it is closed by the time anybody hears of its end.
-        let Session { uffd, process, connection, source, info, .. } = session;
+        let Session { uffd, process, connection, source, info, recorder, .. } = session;
         if leave_open {
             // Closing it would give zeros to every thread that waits. It stays open, on purpose, until this
             // process ends.
@@ -337,7 +344,13 @@ impl EventLoop {
             drop(uffd);
         }
         drop((process, connection, source));
-        observer.notice(standing.ended(id, server, info.peer, end));
+        let refused = standing.is_refused();
+        let notice = standing.ended(id, server, info.peer, end);
+        self.announce_when_recorded(id, Burial { server, observer, notice, refused }, recorder, &info);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.servers.is_empty() && self.sessions.is_empty() && self.unwritten.is_empty()
     }
 
     fn fail_all(&mut self, error: &PagerError) {
@@ -355,7 +368,8 @@ impl EventLoop {
     fn last_rites(&mut self, error: &PagerError) {
         self.fail_all(error);
         let deadline = Instant::now() + LAST_RITES;
-        while !self.sessions.is_empty() && Instant::now() < deadline {
+        while !(self.sessions.is_empty() && self.unwritten.is_empty()) && Instant::now() < deadline {
+            self.take_requests();
             let _ = self.settle();
             std::thread::yield_now();
         }

@@ -31,6 +31,7 @@ use crate::resolve::Stop;
 use crate::session::{Context, Parts, Session};
 use crate::source;
 use crate::supervise::Peer;
+use crate::trace::WorkingSet;
 use crate::tracking::Tracking;
 
 /// How often a thread may fault at an address where nothing helps, while the memory stays as it is.
@@ -151,6 +152,7 @@ impl Session {
             all_there: false,
             own: false,
             connection: None,
+            working_set: WorkingSet::default(),
         };
         let mut child = Self::of_parts(parts, self.huge);
         child.states = self.states.clone();
@@ -193,7 +195,11 @@ impl Session {
             self.info.stats.unanswered.add(1);
             return;
         }
-        match (wanted.kind, self.map.place_of(wanted.address)) {
+        let place = self.map.place_of(wanted.address);
+        if let (Some(recorder), Some(Place::Page(page))) = (self.recorder.as_deref_mut(), place) {
+            recorder.begin(page, &wanted);
+        }
+        match (wanted.kind, place) {
             (Kind::WriteProtect, _) => self.answer_protected(wanted),
             (Kind::Missing, Some(Place::Page(page))) => self.answer_missing(page, wanted, cx),
             (Kind::Minor, Some(Place::Page(page))) => self.answer_minor(page, wanted, cx),
@@ -244,6 +250,9 @@ impl Session {
             Ok(()) => {
                 self.info.stats.faults_installed.add(1);
                 self.deferred.progressed();
+                if let Some(page) = self.map.page_of(wanted.address) {
+                    self.record_alone(page, Kind::Minor);
+                }
             }
             Err(UffdError::Changing | UffdError::PartiallyCopied { .. }) => {
                 self.put_off(wanted, Stop::Changing(0));

@@ -75,5 +75,8 @@ pub use source::{
 pub use source::{CallbackOptions, CallbackSource, Fetch, Fetcher};
 pub use stats::{Stats, StatsSnapshot};
 pub use supervise::Peer;
-pub use trace::{MOST_FAULTS, Trace, TraceEnd, TraceFault, TraceHeader, TraceKind};
+pub use trace::{
+    MOST_FAULTS, RecordTo, Recording, RecordingState, Trace, TraceEnd, TraceFault, TraceHeader, TraceKind,
+    WorkingSet,
+};
 pub use tracking::{DeliverDirty, DirtyPages, DirtyRange, DirtyReply};

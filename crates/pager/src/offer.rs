@@ -20,6 +20,7 @@ use crate::server::Image;
 use crate::session::Parts;
 use crate::source::{PageSource, ReadNow};
 use crate::supervise::{Peer, Supervised};
+use crate::trace::WorkingSet;
 
 /// Memory of a refused process that is poisoned page by page (its states take two bits a page). One that has more is
 /// killed instead: what it claims is then too large to be kept track of.
@@ -82,6 +83,7 @@ impl Offer {
             all_there: false,
             own: false,
             connection: Some(self.connection),
+            working_set: image.working_set,
         }
     }
 
@@ -96,8 +98,13 @@ impl Offer {
         let map = if said <= MOST_POISONED { self.map(u64::MAX).ok() } else { None };
         let known = map.is_some();
         // One window for all: no fault is answered from a source any more.
-        let window = Some(uffd::page_size() as u64);
-        let image = Image { source: Arc::new(Refused), policy, window, fill: FillOptions::default() };
+        let image = Image {
+            source: Arc::new(Refused),
+            policy,
+            window: Some(uffd::page_size() as u64),
+            fill: FillOptions::default(),
+            working_set: WorkingSet::default(),
+        };
         (self.into_parts(id, map.unwrap_or_else(AddressMap::empty), image), known)
     }
 

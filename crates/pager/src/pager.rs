@@ -26,6 +26,7 @@ use crate::socket::Listener;
 use crate::source::PageSource;
 use crate::supervise::{Peer, Supervised};
 use crate::sync::Bell;
+use crate::trace::WorkingSet;
 use crate::tracking::{DeliverDirty, DirtyPages, DirtyReply, Tracking};
 use crate::workers::Completion;
 
@@ -66,6 +67,8 @@ pub struct SessionOptions {
     pub process: Option<PidFd>,
     /// Which faults it answers. Default: those of missing pages.
     pub modes: SessionModes,
+    /// Whether its working set is recorded.
+    pub working_set: WorkingSet,
 }
 
 /// Memory that can be served: see [`SessionOptions::prepare`].
@@ -146,6 +149,14 @@ pub(crate) enum Message {
         id: u64,
     },
     Completed(Completion),
+    StopRecording {
+        id: u64,
+        answer: Owed<()>,
+    },
+    /// The thread of a session's recording has ended.
+    Recorded {
+        id: u64,
+    },
     /// Closes everything and ends.
     Stop,
 }
@@ -256,6 +267,7 @@ impl Pager {
             all_there,
             own,
             connection: None,
+            working_set: options.working_set,
         };
         self.mailbox.send(Message::Adopt(Box::new((parts, observer))));
         id
@@ -323,6 +335,12 @@ impl Pager {
     /// [`EndReason::Detached`]: crate::EndReason::Detached
     pub fn detach(&self, session: u64, deliver: DeliverPopulated) {
         self.mailbox.send(Message::Detach { id: session, answer: Owed::new(deliver) });
+    }
+
+    /// Ends the recording of a session's faults; `deliver` hears when its file is whole, or why there is none:
+    /// [`PagerError::Unsupported`] for a session that is not recorded.
+    pub fn stop_recording(&self, session: u64, deliver: DeliverPopulated) {
+        self.mailbox.send(Message::StopRecording { id: session, answer: Owed::new(deliver) });
     }
 
     /// Closes a session; the observer of its server is told when it is over.

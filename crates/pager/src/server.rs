@@ -17,6 +17,7 @@ use crate::policy::FailurePolicy;
 use crate::socket::Listener;
 use crate::source::PageSource;
 use crate::supervise::{Peer, Supervised};
+use crate::trace::WorkingSet;
 
 /// Descriptors taken from one message. Only the first is used; more than a few are no handshake.
 const MOST_FDS: usize = 16;
@@ -36,6 +37,8 @@ pub struct Image {
     pub window: Option<u64>,
     /// As in [`ServerOptions::fill`].
     pub fill: FillOptions,
+    /// Whether its working set is recorded.
+    pub working_set: WorkingSet,
 }
 
 /// Which image is whose.
@@ -69,6 +72,8 @@ pub struct ServerOptions {
     pub handshake_timeout: Duration,
     /// Sessions and handshakes at one time; connections beyond are rejected.
     pub max_sessions: usize,
+    /// What each session of [`Images::One`] does about its working set.
+    pub working_set: WorkingSet,
 }
 
 pub(crate) struct Server {

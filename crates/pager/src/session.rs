@@ -14,7 +14,7 @@ use uffd::{EventBuffer, Userfaultfd};
 
 use crate::address_map::{AddressMap, Region};
 use crate::ahead::Wishes;
-use crate::deferred::{Deferred, Wanted};
+use crate::deferred::{Deferred, Kind, Wanted};
 use crate::error::PagerError;
 use crate::fill::{FillOptions, Filled, Filling as Announcing};
 use crate::following::Elsewhere;
@@ -28,6 +28,7 @@ use crate::source::PageSource;
 use crate::stats::Stats;
 use crate::supervise::{Peer, Supervised};
 use crate::sweep::Phase;
+use crate::trace::{RecordTo, Recorder, Recording, WorkingSet};
 use crate::tracking::Tracking;
 use crate::window::Window;
 use crate::workers::Workers;
@@ -55,6 +56,8 @@ pub struct SessionInfo {
     pub stats: Stats,
     /// What had come of it when it was announced; set by then.
     pub filled: OnceLock<Filled>,
+    /// The recording of its faults, where it is recorded.
+    pub recording: Option<Arc<Recording>>,
 }
 
 /// What a session is made of.
@@ -82,6 +85,7 @@ pub(crate) struct Parts {
     pub(crate) own: bool,
     /// Kept open: versions to come talk on it, and it names the peer.
     pub(crate) connection: Option<OwnedFd>,
+    pub(crate) working_set: WorkingSet,
 }
 
 pub(crate) struct Session {
@@ -116,6 +120,8 @@ pub(crate) struct Session {
     pub(crate) self_fault: Option<(usize, u64)>,
     pub(crate) connection: Option<OwnedFd>,
     pub(crate) watch: Stopwatch,
+    record: Option<RecordTo>,
+    pub(crate) recorder: Option<Box<Recorder>>,
 }
 
 /// A read that a worker is doing.
@@ -165,7 +171,9 @@ impl Session {
             minor,
             tracking,
             all_there,
+            working_set,
         } = parts;
+        let WorkingSet { record } = working_set;
         let (pages, page_size) = (map.pages(), map.page_size());
         let info = SessionInfo {
             id,
@@ -175,6 +183,7 @@ impl Session {
             page_size,
             stats: Stats::default(),
             filled: OnceLock::new(),
+            recording: record.as_ref().map(|record| Arc::new(Recording::new(record))),
         };
         let filling = Announcing::new(fill);
         let mut states = PageStates::new(pages);
@@ -209,6 +218,24 @@ impl Session {
             self_fault: None,
             connection,
             watch: Stopwatch::new(),
+            record,
+            recorder: None,
+        }
+    }
+
+    /// Begins to record, where that is wanted; `over` is told when the recording has come to its end.
+    pub(crate) fn start_recording(&mut self, over: impl FnOnce() + Send + 'static) {
+        let (Some(to), Some(recording)) = (self.record.take(), &self.info.recording) else { return };
+        match Recorder::start(to, recording, self.info.id, self.map.page_size(), over) {
+            Ok(recorder) => self.recorder = Some(Box::new(recorder)),
+            Err(error) => recording.ended(Err(error)),
+        }
+    }
+
+    /// The fault on `page` was answered, and nothing had to be brought for it.
+    pub(crate) fn record_alone(&mut self, page: usize, kind: Kind) {
+        if let Some(recorder) = self.recorder.as_deref_mut() {
+            recorder.answered_alone(page, kind, &self.map);
         }
     }
 
@@ -216,6 +243,7 @@ impl Session {
     pub(crate) fn answer_missing(&mut self, page: usize, wanted: Wanted, cx: &mut Context<'_>) {
         if self.was_answered(page) {
             self.info.stats.already_present.add(1);
+            self.record_alone(page, Kind::Missing);
             return;
         }
         let outcome = if !self.states.is_missing(page) {
@@ -299,6 +327,10 @@ impl Session {
             install.record(self.watch.lap());
         }
         if end > pages.start {
+            if let Some(recorder) = self.recorder.as_deref_mut() {
+                let from_image = !matches!(filling, Filling::Zeros | Filling::Poison);
+                recorder.filled(&(pages.start..end), from_image, waiting, &self.map);
+            }
             self.deferred.progressed();
             self.wake_other_places(pages.start..end);
             self.answered.push(pages.start..end);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use uffd::UffdError;
 
 use crate::address_map::Place;
-use crate::deferred::Wanted;
+use crate::deferred::{Kind, Wanted};
 use crate::error::PagerError;
 use crate::owed::{Deliver, Owed};
 use crate::page_state::PageBits;
@@ -151,6 +151,9 @@ impl Session {
             Ok(()) => {
                 self.info.stats.faults_unprotected.add(1);
                 self.deferred.progressed();
+                if let Some(page) = self.map.page_of(wanted.address) {
+                    self.record_alone(page, Kind::WriteProtect);
+                }
             }
             Err(UffdError::Changing | UffdError::PartiallyCopied { .. }) => {
                 self.put_off(wanted, Stop::Changing(0))

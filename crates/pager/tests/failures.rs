@@ -214,6 +214,7 @@ fn a_source_that_fails_or_panics_at_once_ends_its_own_session_only() {
         unsafe { uffd.register(address, len, Modes::MISSING) }.unwrap();
         let options = pager::SessionOptions {
             modes: pager::SessionModes::default(),
+            working_set: pager::WorkingSet::default(),
             source_timeout: DEADLINE,
             regions: vec![pager::Region { address, len, source_offset: 0 }],
             page_size: PAGE as u64,
@@ -300,6 +301,7 @@ fn server(pager: &Pager, path: &Path, bytes: &[u8]) -> Receiver<Notice> {
         peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 1000,
+        working_set: pager::WorkingSet::default(),
     };
     pager.serve_firecracker(Listener::bind(path, None).unwrap(), options, observer);
     notices

@@ -37,6 +37,7 @@ fn fill(mapping: Mapping, source: Arc<dyn PageSource>, window: Option<u64>) -> O
         policy: FailurePolicy::Poison,
         window,
         fill: FillOptions { mode: FillMode::Fill },
+        working_set: pager::WorkingSet::default(),
         source_timeout: DEADLINE,
         process: None,
         modes: SessionModes::default(),

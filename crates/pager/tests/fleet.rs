@@ -75,6 +75,7 @@ impl Member {
         unsafe { uffd.register(mapping.address(), len as u64, Modes::MISSING) }.unwrap();
         let options = SessionOptions {
             modes: pager::SessionModes::default(),
+            working_set: pager::WorkingSet::default(),
             source_timeout: DEADLINE,
             regions: vec![Region { address: mapping.address(), len: len as u64, source_offset: 0 }],
             page_size: PAGE as u64,

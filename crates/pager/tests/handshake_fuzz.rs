@@ -225,6 +225,7 @@ fn a_server_survives_mutated_handshakes_and_keeps_nothing_of_them() {
         peer_uid: None,
         handshake_timeout: Duration::from_secs(60),
         max_sessions: 8,
+        working_set: pager::WorkingSet::default(),
     };
     let path = dir.path().join("s");
     pager.serve_firecracker(Listener::bind(&path, None).unwrap(), options, observer);

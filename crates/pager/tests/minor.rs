@@ -54,6 +54,7 @@ fn options(mapping: &Mapping, source: Arc<dyn PageSource>, modes: SessionModes) 
         fill: pager::FillOptions::default(),
         process: None,
         modes,
+        working_set: pager::WorkingSet::default(),
     }
 }
 

@@ -349,6 +349,7 @@ fn a_session_that_cannot_be_is_refused_and_leaves_nothing_behind() {
             fill: pager::FillOptions::default(),
             process: None,
             modes,
+            working_set: pager::WorkingSet::default(),
         };
         Some(pager.adopt(uffd, options, told().0).unwrap_err())
     };

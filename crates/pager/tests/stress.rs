@@ -113,6 +113,7 @@ impl Served {
         register(&uffd, home, Modes::MISSING);
         let options = SessionOptions {
             modes: pager::SessionModes::default(),
+            working_set: pager::WorkingSet::default(),
             source_timeout: DEADLINE,
             regions: vec![Region { address: home.address, len: home.len() as u64, source_offset: 0 }],
             page_size: PAGE as u64,

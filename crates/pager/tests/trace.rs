@@ -1,6 +1,7 @@
 //! Recordings: the file, its damages, and what is made of several.
 //!
 //! `USERFAULTFD_FUZZ_ROUNDS` says how many damaged files are read (default: 100 000).
+#![allow(clippy::single_range_in_vec_init, reason = "one range of pages, not its numbers")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says so by panicking")]
 
 #[path = "support/handshakes.rs"]

@@ -128,7 +128,8 @@ impl EventLoop {
         self.add_session(id, server, session, Standing::Refused(refusal));
     }
 
-    fn add_session(&mut self, id: u64, server: u64, session: Session, standing: Standing) {
+    fn add_session(&mut self, id: u64, server: u64, mut session: Session, standing: Standing) {
+        self.start_recording(&mut session);
         let Some(owner) = self.servers.get_mut(&server) else { return };
         owner.alive += 1;
         owner.refused += usize::from(standing.is_refused());

@@ -52,6 +52,7 @@ impl EventLoop {
         if let Some(server) = self.servers.get_mut(&server) {
             server.alive += 1;
         }
+        self.start_recording(&mut session);
         self.restless.insert(id);
         let (observer, standing) = (Arc::clone(observer), Standing::Unannounced { asked: false });
         self.sessions.insert(id, Entry { session, server, observer, standing });
@@ -197,11 +198,11 @@ impl EventLoop {
             return self.turn_away(id, offer, error);
         }
         let Some(server) = self.servers.get(&server) else { return };
-        let ServerOptions { images, policy, window, fill, .. } = &server.options;
+        let ServerOptions { images, policy, window, fill, working_set, .. } = &server.options;
         match images {
             Images::One(source) => {
                 let (source, policy, window, fill) = (Arc::clone(source), *policy, *window, *fill);
-                let image = Image { source, policy, window, fill };
+                let image = Image { source, policy, window, fill, working_set: working_set.clone() };
                 self.begin(id, offer, image);
             }
             Images::Asked => self.ask(id, offer),

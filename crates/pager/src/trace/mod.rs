@@ -2,14 +2,15 @@
 //!
 //! A recording names pages by their offset in the image, so that it fits every process that is served from a copy of it,
 //! wherever its memory lies. `format.rs` is the file, `tools.rs` makes recordings of recordings, `identity.rs` tells images
-//! apart.
+//! apart, `recorder.rs` writes while a session runs.
 
 mod format;
 mod identity;
+mod recorder;
 mod tools;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,12 +21,22 @@ use nix::errno::Errno;
 use crate::error::PagerError;
 use crate::source::PageSource;
 
+pub(crate) use recorder::Recorder;
+pub use recorder::{RecordTo, Recording, RecordingState};
+
 /// Faults that one recording holds at most; what comes after them is counted, not recorded.
 pub const MOST_FAULTS: usize = 1 << 22;
 /// Bytes of a file beyond which it is no recording: more than [`MOST_FAULTS`] can take.
 const LONGEST_FILE: u64 = 256 << 20;
 /// Pages at most that one answer brings: a window of 2 MiB.
 const MOST_BROUGHT: u32 = 512;
+
+/// What a session does about its working set.
+#[derive(Debug, Clone, Default)]
+pub struct WorkingSet {
+    /// Where its faults are recorded.
+    pub record: Option<RecordTo>,
+}
 
 /// What kind of access a fault was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,8 +110,7 @@ impl TraceHeader {
     /// What the source says when it cannot be read.
     pub fn of(source: &Arc<dyn PageSource>, page_size: u32) -> Result<Self, PagerError> {
         let identity = identity::identify(source)?;
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(Self { page_size, image_size: source.size(), identity, started_ms: started.as_millis() as u64 })
+        Ok(Self { page_size, image_size: source.size(), identity, started_ms: now_ms() })
     }
 }
 
@@ -209,6 +219,10 @@ impl Trace {
     }
 }
 
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
 fn short(identity: &[u8; 32]) -> String {
     identity.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -223,6 +237,12 @@ pub(crate) fn create_partial(path: &Path, who: &str) -> Result<(File, PathBuf), 
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}-{who}.partial", std::process::id()));
     let partial = PathBuf::from(name);
-    let file = File::create(&partial).map_err(|error| io_failed(path, "open", &error))?;
+    // New, so that it is no link that somebody has put there. One that is there was left by a process that had this number.
+    let create = || File::create_new(&partial);
+    let created = create().or_else(|error| match error.kind() {
+        ErrorKind::AlreadyExists => std::fs::remove_file(&partial).and_then(|()| create()),
+        _ => Err(error),
+    });
+    let file = created.map_err(|error| io_failed(path, "open", &error))?;
     Ok((file, partial))
 }

@@ -158,6 +158,7 @@ fn adopt(
     unsafe { uffd.register(address, len, uffd::Modes::MISSING) }.unwrap();
     let options = SessionOptions {
         modes: pager::SessionModes::default(),
+        working_set: pager::WorkingSet::default(),
         regions: vec![pager::Region { address, len, source_offset: 0 }],
         page_size: PAGE as u64,
         source,

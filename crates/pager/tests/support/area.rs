@@ -253,6 +253,7 @@ pub fn serve_area(
         fill: pager::FillOptions::default(),
         process: None,
         modes: SessionModes::default(),
+        working_set: pager::WorkingSet::default(),
     };
     adjust(&mut options);
     let pager = Pager::start(&PagerOptions::default()).unwrap();

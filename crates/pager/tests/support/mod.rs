@@ -114,6 +114,7 @@ pub fn serve_by(
         source_timeout: DEADLINE,
         process: None,
         modes: SessionModes::default(),
+        working_set: pager::WorkingSet::default(),
     };
     adjust(&mut options);
     let pager = Pager::start(&PagerOptions::default()).unwrap();

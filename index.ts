@@ -79,7 +79,7 @@ export {
   zeroSource,
 } from './src/sources.js';
 export type { SessionStats } from './src/stats.js';
-export type { RecordingStats, TraceOptions } from './src/trace-options.js';
+export type { RecordingStats, ReplayStats, TraceOptions } from './src/trace-options.js';
 export { Trace, type TraceEnd, type TraceFault, type TraceRange } from './src/trace.js';
 export { GiB, KiB, MiB } from './src/units.js';
 export type { CreateOptions, UserfaultfdCloseOptions } from './src/create-options.js';

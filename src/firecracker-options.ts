@@ -8,7 +8,7 @@ import { LONGEST_TIMEOUT } from './limits.js';
 import type { FailurePolicy } from './policy.js';
 import type { PageSource } from './sources.js';
 import { readStatsInterval } from './stats-reports.js';
-import { readTraceOptions, TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
+import { TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
 import {
   argumentError,
   got,
@@ -96,7 +96,6 @@ export function readOptions(options: FirecrackerServerOptions): Start {
   const read: NativeServerOptions = {
     ...readListener(options),
     ...readDefaults('options', options),
-    ...readTraceOptions('options', options),
     handshakeTimeout: validateInteger('options.handshakeTimeout', handshakeTimeout, 1, LONGEST_TIMEOUT),
     maxSessions: validateInteger('options.maxSessions', maxSessions, 1, 1_000_000),
   };

@@ -118,6 +118,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       mode: options.mode,
       ...(options.window === undefined ? {} : { window: options.window }),
       ...(options.record === undefined ? {} : { record: options.record }),
+      ...(options.replay === undefined ? {} : { replay: options.replay }),
     };
     this.#start = start;
     // Does nothing but hold the event loop open: native wake-ups do not.

@@ -71,10 +71,12 @@ export function withOverlays(
 /** @hidden */
 export function readDefaults(
   name: string,
-  { onFailure = 'poison', window, mode }: { onFailure?: unknown; window?: unknown; mode?: unknown },
+  options: { onFailure?: unknown; window?: unknown; mode?: unknown } & TraceOptions,
 ): ImageDefaults {
+  const { onFailure = 'poison', window, mode, replay } = options;
   const read: ImageDefaults = {
-    mode: readMode(`${name}.mode`, mode),
+    ...readTraceOptions(name, options),
+    mode: readMode(`${name}.mode`, mode, replay !== undefined),
     kill: validateOneOf(`${name}.onFailure`, onFailure, FAILURE_POLICIES) === 'kill',
   };
   if (window !== undefined) read.window = validatePowerOfTwo(`${name}.window`, window, 4 * KiB, 2 * MiB);
@@ -89,16 +91,12 @@ export async function readChoice(choice: unknown, defaults: ImageDefaults): Prom
     return { ...defaults, ...(await openMemory(readMemory(name, choice))) };
   }
   validateOptions(name, choice, ['memory', 'onFailure', 'window', 'mode', 'overlays', ...TRACE_OPTIONS]);
-  const {
-    memory,
-    onFailure = defaults.kill ? 'kill' : 'poison',
-    window = defaults.window,
-    mode = defaults.mode,
-    overlays,
-  } = choice as ImageChoice;
-  const { record = defaults.record } = choice as ImageChoice;
-  const traces = readTraceOptions(name, record === undefined ? {} : { record });
-  const settings = { ...readDefaults(name, { onFailure, window, mode }), ...traces };
+  const { memory, overlays, ...own } = choice as ImageChoice;
+  const settings = { ...defaults, ...readDefaults(name, own) };
+  if (own.onFailure === undefined) settings.kill = defaults.kill;
+  // Who says how it is brought, says all of that.
+  if (own.mode === undefined && own.replay === undefined) settings.mode = defaults.mode;
+  else if (own.replay === undefined) delete settings.replay;
   return { ...settings, ...(await openMemory(withOverlays(readMemory(`${name}.memory`, memory), overlays))) };
 }
 

@@ -431,7 +431,7 @@ function readServeOptions(
     missing: named.includes('missing'),
     minor: named.includes('minor'),
     writeProtect: named.includes('write-protect'),
-    mode: readMode('options.mode', options.mode),
+    mode: readMode('options.mode', options.mode, options.replay !== undefined),
     kill: validateOneOf('options.onFailure', onFailure, FAILURE_POLICIES) === 'kill',
     sourceTimeout: validateInteger('options.sourceTimeout', sourceTimeout, 1, LONGEST_TIMEOUT),
     ...(window === undefined

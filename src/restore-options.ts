@@ -5,7 +5,7 @@ import { type FirecrackerServerOptions, readOptions, type Start } from './firecr
 import { readMemory, withOverlays } from './images.js';
 import { LONGEST_TIMEOUT } from './limits.js';
 import type { Overlay } from './sources.js';
-import { readTraceOptions, TRACE_OPTIONS } from './trace-options.js';
+import { TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
 import {
   argumentError,
   got,
@@ -18,7 +18,7 @@ import {
 /** Options of `restoreFirecracker`. Paths are this process's own, also where Firecracker is jailed. */
 export interface RestoreOptions extends Pick<
   FirecrackerServerOptions,
-  'memory' | 'onFailure' | 'window' | 'mode' | 'peer' | 'record'
+  'memory' | 'onFailure' | 'window' | 'mode' | 'peer' | keyof TraceOptions
 > {
   /** Firecracker's API socket (`--api-sock`). It must be running and must not have loaded or booted anything. */
   apiSocket: string;
@@ -117,7 +117,10 @@ export function readRestore(options: RestoreOptions): Restore {
   if (window !== undefined) given.window = window;
   if (mode !== undefined) given.mode = mode;
   if (peer !== undefined) given.peer = peer;
-  Object.assign(given, readTraceOptions('options', options));
+  const { record, replay, estimateWaste } = options;
+  if (record !== undefined) given.record = record;
+  if (replay !== undefined) given.replay = replay;
+  if (estimateWaste !== undefined) given.estimateWaste = estimateWaste;
   const { native, image, choose } = readOptions({ ...given, socketPath: 'checked before there is one' });
   const start = (path: string): Start => ({
     native: { ...native, socketPath: path },

@@ -139,6 +139,7 @@ interface SessionOwner {
   cancelPopulate(session: number, request: number): void;
   detach(session: number): Promise<NativePopulated>;
   stopRecording(session: number): Promise<NativePopulated>;
+  replayed(session: number): Promise<NativePopulated>;
   /** Absent where writes are never tracked. */
   takeDirty?(session: number, most: number): Promise<NativeDirty>;
 }
@@ -281,6 +282,18 @@ export class Session {
    */
   async stopRecording(): Promise<void> {
     const { error } = await holdOpen(this.#native.stopRecording(this.id));
+    if (error) throw fromNative(error);
+  }
+
+  /**
+   * Resolves when everything that `replay` is to bring is there, or on its way to a fault: the moment to let a process go on
+   * that shall not wait for its memory.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_UNSUPPORTED` (it replays nothing), `ERR_UFFD_USE_AFTER_CLOSE` (it is over, or ends
+   *   before)
+   */
+  async replayed(): Promise<void> {
+    const { error } = await holdOpen(this.#native.replayed(this.id));
     if (error) throw fromNative(error);
   }
 

@@ -1,7 +1,7 @@
 import type { NativeStats } from '#native';
 
 import { latenciesOf, type SessionLatencies } from './latency.js';
-import { recordingOf, type RecordingStats } from './trace-options.js';
+import { recordingOf, type RecordingStats, replayOf, type ReplayStats } from './trace-options.js';
 
 /**
  * Counters of a session since it started. Each is exact; together they may be a few events apart. Every fault ends as one of
@@ -53,16 +53,19 @@ export interface SessionStats {
   readonly latencies: SessionLatencies;
   /** How far the recording of its faults has come; absent where they are not recorded. */
   readonly recording?: RecordingStats;
+  /** What has come of the replay; absent where there is none. */
+  readonly replay?: ReplayStats;
 }
 
 /** @hidden */
 export function statsOf(stats: NativeStats = NO_STATS): SessionStats {
-  const { busyNs, latencies, recording, ...counters } = stats;
+  const { busyNs, latencies, recording, replay, ...counters } = stats;
   return Object.freeze({
     ...counters,
     busyMs: busyNs / 1e6,
     latencies: latenciesOf(latencies),
     ...(recording ? { recording: recordingOf(recording) } : {}),
+    ...(replay ? { replay: replayOf(replay) } : {}),
   });
 }
 

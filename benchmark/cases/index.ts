@@ -8,6 +8,7 @@ import { handler } from './handler.js';
 import { hugeFill } from './huge-fill.js';
 import { modes } from './modes.js';
 import { population } from './population.js';
+import { coldReplay, demandInReplay, slowReplay } from './replay.js';
 import { scan } from './scan.js';
 import { sessions } from './sessions.js';
 import { sharing } from './sharing.js';
@@ -22,6 +23,9 @@ export const CASES: readonly Case[] = [
   hugeFill,
   demand,
   modes,
+  slowReplay,
+  coldReplay,
+  demandInReplay,
   sessions,
   sharing,
   statistics,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use napi::{Env, Result};
-use pager::{Guarded, RecordTo, Trace};
+use pager::{Guarded, Trace, WorkingSet};
 use uffd::Userfaultfd;
 
 use crate::buffers::Mapped;
@@ -24,8 +24,8 @@ pub(crate) static HANDLERS: Slots<Handling> = Slots::new();
 /// Sources by number.
 pub(crate) static SOURCES: Slots<Source> = Slots::new();
 
-/// Where faults are recorded, by number.
-pub(crate) static RECORDINGS: Slots<RecordTo> = Slots::new();
+/// What is done about working sets, by number.
+pub(crate) static WORKING_SETS: Slots<WorkingSet> = Slots::new();
 
 /// Recordings by number.
 pub(crate) static TRACES: Slots<Trace> = Slots::new();
@@ -81,7 +81,7 @@ fn end(id: usize) {
         uffd.end_guard();
         poison_if_last(&uffd);
     }
-    drop(RECORDINGS.remove_of(id));
+    drop(WORKING_SETS.remove_of(id));
     drop(TRACES.remove_of(id));
     drop(MAPPINGS.remove_of(id));
 }

@@ -6,6 +6,7 @@ pub(crate) fn fill_of(mode: &str) -> FillOptions {
     let mode = match mode {
         "fill" => FillMode::Fill,
         "huge-fill" => FillMode::HugeFill,
+        "replay" => FillMode::Replay,
         _ => FillMode::Windows,
     };
     FillOptions { mode }

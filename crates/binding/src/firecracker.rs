@@ -17,7 +17,7 @@ use crate::images::{self, NativeImage};
 use crate::jobs;
 use crate::notices::{NativeNotice, Notices, wake_by};
 use crate::populating::{self, NativePopulateOptions};
-use crate::recording;
+use crate::recording::{self, Earlier, NativeReplay};
 use crate::shared_pager;
 use crate::values::NativeStats;
 
@@ -35,13 +35,14 @@ pub struct NativeServerOptions {
     pub source: Option<f64>,
     pub kill: bool,
     pub window: Option<u32>,
-    #[napi(ts_type = "'windows' | 'fill' | 'huge-fill'")]
+    #[napi(ts_type = "'windows' | 'fill' | 'huge-fill' | 'replay'")]
     pub mode: String,
     pub peer_uid: Option<u32>,
     pub handshake_timeout: u32,
     pub max_sessions: u32,
     /// Where the faults of each session are recorded.
     pub record: Option<String>,
+    pub replay: Option<NativeReplay>,
     pub cpu: Option<u32>,
 }
 
@@ -108,8 +109,10 @@ pub fn start_firecracker_server(
         }
     })?;
     let starting = Arc::clone(&shared);
-    let spawned =
-        std::thread::Builder::new().name("uffd-start".into()).spawn(move || start(&starting, options));
+    let earlier = options.replay.as_ref().map(Earlier::of).transpose();
+    let spawned = std::thread::Builder::new()
+        .name("uffd-start".into())
+        .spawn(move || start(&starting, options, earlier));
     if let Err(error) = &spawned {
         let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
         let error =
@@ -119,8 +122,8 @@ pub fn start_firecracker_server(
     Ok(NativeServer { shared, starting: spawned.ok(), teardown: Some(teardown) })
 }
 
-fn start(shared: &Shared, options: NativeServerOptions) {
-    match try_start(shared, options) {
+fn start(shared: &Shared, options: NativeServerOptions, earlier: Known) {
+    match try_start(shared, options, earlier) {
         Ok(path) => {
             shared.notices.push(NativeNotice { path: Some(path), ..NativeNotice::new("listening") });
         }
@@ -128,13 +131,20 @@ fn start(shared: &Shared, options: NativeServerOptions) {
     }
 }
 
+/// What is to be replayed, if there is anything.
+type Known = std::result::Result<Option<Earlier>, PagerError>;
+
 /// Where it listens.
-fn try_start(shared: &Shared, options: NativeServerOptions) -> std::result::Result<String, PagerError> {
+fn try_start(
+    shared: &Shared,
+    options: NativeServerOptions,
+    earlier: Known,
+) -> std::result::Result<String, PagerError> {
     let mut working_set = WorkingSet::default();
     let images = match &options.memory {
         Some(memory) => {
             let source = images::open(memory, options.source)?;
-            working_set = images::working_set(&source, options.record.as_deref())?;
+            working_set = recording::working_set(&source, options.record.as_deref(), earlier?.as_ref())?;
             Images::One(source)
         }
         None => Images::Asked,
@@ -194,8 +204,9 @@ impl NativeServer {
     #[napi(catch_unwind)]
     pub fn answer(&self, asked: f64, image: NativeImage) {
         let shared = Arc::clone(&self.shared);
+        let earlier = image.replay.as_ref().map(Earlier::of).transpose();
         let open = move || {
-            let image = image.open();
+            let image = earlier.and_then(|earlier| image.open(earlier.as_ref()));
             shared.with(|pager, _| pager.answer(asked as u64, image));
         };
         if let Err(error) = jobs::OPENINGS.submit(Box::new(open)) {
@@ -243,6 +254,12 @@ impl NativeServer {
     #[napi(catch_unwind)]
     pub fn cancel_populate(&self, session: f64, request: f64) {
         self.shared.with(|pager, _| pager.cancel_populate(session as u64, request as u64));
+    }
+
+    /// Waits until everything that a session replays has been brought.
+    #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
+    pub fn replayed<'env>(&self, env: &'env Env, session: f64) -> Result<Object<'env>> {
+        recording::replayed(env, self.shared.pager().as_deref(), session)
     }
 
     /// Ends the recording of a session's faults.

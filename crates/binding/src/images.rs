@@ -6,7 +6,9 @@ use std::sync::Arc;
 use crate::environment::SOURCES;
 use crate::filling::fill_of;
 use napi_derive::napi;
-use pager::{FailurePolicy, FileSource, Image, PageSource, PagerError, RecordTo, WorkingSet};
+use pager::{FailurePolicy, FileSource, Image, PageSource, PagerError};
+
+use crate::recording::{Earlier, NativeReplay, working_set};
 
 /// What a process is served from, and how.
 #[napi(object, object_to_js = false)]
@@ -16,18 +18,19 @@ pub struct NativeImage {
     pub source: Option<f64>,
     pub kill: bool,
     pub window: Option<u32>,
-    #[napi(ts_type = "'windows' | 'fill' | 'huge-fill'")]
+    #[napi(ts_type = "'windows' | 'fill' | 'huge-fill' | 'replay'")]
     pub mode: String,
     /// Where its faults are recorded.
     pub record: Option<String>,
+    pub replay: Option<NativeReplay>,
 }
 
 impl NativeImage {
     /// May wait for a disk or a network: never on JavaScript's thread, nor on the pager's.
-    pub(crate) fn open(&self) -> Result<Image, PagerError> {
+    pub(crate) fn open(&self, earlier: Option<&Earlier>) -> Result<Image, PagerError> {
         let source = open(&self.memory, self.source)?;
         Ok(Image {
-            working_set: working_set(&source, self.record.as_deref())?,
+            working_set: working_set(&source, self.record.as_deref(), earlier)?,
             source,
             policy: policy_of(self.kill),
             window: self.window.map(u64::from),
@@ -44,15 +47,6 @@ pub(crate) fn open(memory: &str, source: Option<f64>) -> Result<Arc<dyn PageSour
         return Ok(Arc::clone(&source.pages));
     }
     Ok(Arc::new(FileSource::open(Path::new(memory))?))
-}
-
-/// Reads a few pages of the image.
-pub(crate) fn working_set(
-    source: &Arc<dyn PageSource>,
-    record: Option<&str>,
-) -> Result<WorkingSet, PagerError> {
-    let record = record.map(|path| RecordTo::new(Path::new(path), source)).transpose()?;
-    Ok(WorkingSet { record })
 }
 
 pub(crate) fn policy_of(kill: bool) -> FailurePolicy {

@@ -31,7 +31,7 @@ pub struct NativeServeOptions {
     pub source: f64,
     pub kill: bool,
     pub window: Option<u32>,
-    #[napi(ts_type = "'windows' | 'fill' | 'huge-fill'")]
+    #[napi(ts_type = "'windows' | 'fill' | 'huge-fill' | 'replay'")]
     pub mode: String,
     /// Milliseconds.
     pub source_timeout: u32,
@@ -39,8 +39,8 @@ pub struct NativeServeOptions {
     pub missing: bool,
     pub minor: bool,
     pub write_protect: bool,
-    /// Where faults are recorded, by its number.
-    pub record: Option<f64>,
+    /// What is done about the working set, by its number.
+    pub working_set: Option<f64>,
 }
 
 impl NativeServeOptions {
@@ -74,7 +74,7 @@ impl NativeServeOptions {
             source_timeout: Duration::from_millis(u64::from(self.source_timeout)),
             process: None,
             modes: SessionModes { missing: self.missing, minor, write_protect: self.write_protect },
-            working_set: recording::working_set(self.record)?,
+            working_set: recording::prepared(self.working_set)?,
         })
     }
 }
@@ -329,6 +329,12 @@ impl NativePager {
         if let Some(pager) = self.shared.pager() {
             pager.cancel_populate(session as u64, request as u64);
         }
+    }
+
+    /// Waits until everything that a session replays has been brought.
+    #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
+    pub fn replayed<'env>(&self, env: &'env Env, session: f64) -> Result<Object<'env>> {
+        recording::replayed(env, self.shared.pager().as_deref(), session)
     }
 
     /// Ends the recording of a session's faults.

@@ -1,43 +1,131 @@
-//! What sessions do about their working sets: recording.
+//! What sessions do about their working sets: recording, replaying.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use napi::bindgen_prelude::Object;
 use napi::{Env, Result};
 use napi_derive::napi;
-use pager::{Pager, RecordTo, Recording, RecordingState, WorkingSet};
+use pager::{
+    PageSource, Pager, PagerError, RecordTo, Recording, RecordingState, Replay, StatsSnapshot, Trace,
+    WorkingSet,
+};
 
-use crate::environment::{self, RECORDINGS, SOURCES};
+use crate::environment::{self, SOURCES, TRACES, WORKING_SETS};
 use crate::failures;
 use crate::jobs::{self, Product};
 use crate::populating::{NativePopulated, keep};
 use crate::promised::Promised;
 use crate::values::NativeError;
 
-/// Where faults are recorded, checked on another thread: it reads a few pages of the source.
+/// A recording to be replayed.
+#[napi(object, object_to_js = false)]
+pub struct NativeReplay {
+    /// Of a file; or, in its place, one that was read already.
+    pub path: Option<String>,
+    pub trace: Option<f64>,
+    /// Hold back one page in 64.
+    pub estimate_waste: bool,
+}
+
+/// The same, whatever JavaScript forgets meanwhile.
+pub(crate) struct Earlier {
+    trace: Option<Arc<Trace>>,
+    path: String,
+    estimate_waste: bool,
+}
+
+impl Earlier {
+    pub(crate) fn of(replay: &NativeReplay) -> std::result::Result<Self, PagerError> {
+        let path = replay.path.clone().unwrap_or_default();
+        let known = |handle| {
+            let reason = "it was forgotten".to_owned();
+            TRACES.get(handle).ok_or(PagerError::Trace { path: PathBuf::from("recording"), reason })
+        };
+        let trace = replay.trace.map(known).transpose()?;
+        Ok(Self { trace, path, estimate_waste: replay.estimate_waste })
+    }
+
+    /// Reads it, if it was not, and a few pages of the image: may wait for a disk.
+    fn open(&self, source: &Arc<dyn PageSource>) -> std::result::Result<Arc<Replay>, PagerError> {
+        let trace = match &self.trace {
+            Some(trace) => Arc::clone(trace),
+            None => Arc::new(Trace::read(Path::new(&self.path))?),
+        };
+        trace.check(source)?;
+        Ok(Arc::new(Replay::new(&trace, self.estimate_waste)))
+    }
+}
+
+/// What is done about the working set of sessions that have this source. May wait for a disk.
+pub(crate) fn working_set(
+    source: &Arc<dyn PageSource>,
+    record: Option<&str>,
+    replay: Option<&Earlier>,
+) -> std::result::Result<WorkingSet, PagerError> {
+    let replay = replay.map(|earlier| earlier.open(source)).transpose()?;
+    let record = record.map(|path| RecordTo::new(Path::new(path), source)).transpose()?;
+    Ok(WorkingSet { record, replay })
+}
+
+/// What is done about the working set of a session, opened on another thread.
 #[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
-pub fn prepare_recording(env: &Env, path: String, source: f64) -> Result<Object<'_>> {
+pub fn prepare_working_set(
+    env: &Env,
+    source: f64,
+    record: Option<String>,
+    replay: Option<NativeReplay>,
+) -> Result<Object<'_>> {
     let env_id = environment::of(env)?;
+    let earlier = replay.as_ref().map(Earlier::of).transpose();
     jobs::run(env, &jobs::OPENINGS, move || {
         let source = SOURCES.get(source).ok_or_else(|| failures::closed("source"))?;
-        let to = RecordTo::new(Path::new(&path), &source.pages).map_err(|error| NativeError::from(&error))?;
-        let handle = RECORDINGS.insert(Arc::new(to), env_id);
+        let prepared = earlier
+            .and_then(|earlier| working_set(&source.pages, record.as_deref(), earlier.as_ref()))
+            .map_err(|error| NativeError::from(&error))?;
+        let handle = WORKING_SETS.insert(Arc::new(prepared), env_id);
         Ok(Product { handle: Some(handle), ..Product::default() })
     })
 }
 
 /// The session it was for has it, or never came to be.
 #[napi(catch_unwind)]
-pub fn forget_recording(recording: f64) {
-    drop(RECORDINGS.remove(recording));
+pub fn forget_working_set(prepared: f64) {
+    drop(WORKING_SETS.remove(prepared));
 }
 
 /// What is known by a number.
-pub(crate) fn working_set(record: Option<f64>) -> std::result::Result<WorkingSet, NativeError> {
-    let record = record.map(|handle| RECORDINGS.get(handle).ok_or_else(|| failures::closed("recording")));
-    let record = record.transpose()?.map(|to| RecordTo::clone(&to));
-    Ok(WorkingSet { record })
+pub(crate) fn prepared(handle: Option<f64>) -> std::result::Result<WorkingSet, NativeError> {
+    let known = |handle| WORKING_SETS.get(handle).ok_or_else(|| failures::closed("recording"));
+    Ok(handle.map(known).transpose()?.map(|prepared| WorkingSet::clone(&prepared)).unwrap_or_default())
+}
+
+/// How far a replay has come.
+#[napi(object, object_from_js = false)]
+pub struct NativeReplayStats {
+    pub pages: f64,
+    pub installed: f64,
+    pub late: f64,
+    pub missed: f64,
+    pub done: bool,
+    pub held_back: f64,
+    pub held_back_faults: f64,
+    pub held_back_hidden: f64,
+}
+
+impl From<&StatsSnapshot> for NativeReplayStats {
+    fn from(stats: &StatsSnapshot) -> Self {
+        Self {
+            pages: stats.replay_pages as f64,
+            installed: stats.replay_installed as f64,
+            late: stats.replay_late as f64,
+            missed: stats.replay_missed as f64,
+            done: stats.replay_done > 0,
+            held_back: stats.replay_held as f64,
+            held_back_faults: stats.replay_held_faults as f64,
+            held_back_hidden: stats.replay_held_hidden as f64,
+        }
+    }
 }
 
 #[napi(object, object_from_js = false)]
@@ -76,6 +164,15 @@ pub(crate) fn stop<'env>(env: &'env Env, pager: Option<&Pager>, session: f64) ->
     let (promised, promise) = Promised::<NativePopulated>::new(env)?;
     if let Some(pager) = pager {
         pager.stop_recording(session as u64, keep(promised));
+    }
+    Ok(promise)
+}
+
+/// Waits for a replay; without a pager the session is over.
+pub(crate) fn replayed<'env>(env: &'env Env, pager: Option<&Pager>, session: f64) -> Result<Object<'env>> {
+    let (promised, promise) = Promised::<NativePopulated>::new(env)?;
+    if let Some(pager) = pager {
+        pager.await_replay(session as u64, keep(promised));
     }
     Ok(promise)
 }

@@ -4,7 +4,7 @@ use napi::bindgen_prelude::{BigInt, Float64Array};
 use napi_derive::napi;
 use pager::{FillMode, Histogram, LATENCY_BUCKETS, Latencies, PagerError, Peer, Region, SessionInfo};
 
-use crate::recording::NativeRecording;
+use crate::recording::{NativeRecording, NativeReplayStats};
 
 /// A failure. TypeScript throws it.
 #[napi(object, object_from_js = false)]
@@ -55,7 +55,7 @@ pub struct NativeSession {
     pub page_size: f64,
     pub regions: Vec<NativeRegion>,
     /// How its memory was brought before this was told, and how many milliseconds that took.
-    #[napi(ts_type = "'windows' | 'fill' | 'huge-fill'")]
+    #[napi(ts_type = "'windows' | 'fill' | 'huge-fill' | 'replay'")]
     pub mode: String,
     pub filled_in: f64,
     /// Why it is not the mode that was wanted, where it is not.
@@ -99,6 +99,8 @@ impl From<&SessionInfo> for NativeSession {
 pub struct NativeStats {
     /// How far the recording of its faults has come, where they are recorded.
     pub recording: Option<NativeRecording>,
+    /// How far the replay has come, where there is one.
+    pub replay: Option<NativeReplayStats>,
     pub faults: f64,
     pub faults_installed: f64,
     pub faults_zeroed: f64,
@@ -129,6 +131,7 @@ impl From<&SessionInfo> for NativeStats {
         let stats = live.snapshot();
         Self {
             recording: info.recording.as_deref().map(NativeRecording::from),
+            replay: info.replays.then(|| NativeReplayStats::from(&stats)),
             faults: stats.faults as f64,
             faults_installed: stats.faults_installed as f64,
             faults_zeroed: stats.faults_zeroed as f64,

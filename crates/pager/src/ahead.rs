@@ -14,7 +14,7 @@ use crate::session::{CHANGING_PAUSE, Context, MOST_IN_FLIGHT, Session};
 use crate::source::{self, ReadNow};
 
 /// Reads ahead that may be under way at once: faults have room for as many more.
-const MOST_READS: usize = MOST_IN_FLIGHT / 2;
+pub(crate) const MOST_READS: usize = MOST_IN_FLIGHT / 2;
 /// What a second is divided into: that much is brought at a time where a rate is set.
 const PIECES_PER_SECOND: u64 = 64;
 /// Stretches that are likely wanted and have not had their turn.
@@ -133,7 +133,7 @@ pub(crate) enum Ahead {
 impl Session {
     /// Whether there is something to bring that nobody waits for.
     pub(crate) fn has_ahead(&self) -> bool {
-        !self.ahead.0.is_empty() && self.phase.serves()
+        (!self.ahead.0.is_empty() || self.replays()) && self.phase.serves()
     }
 
     /// Takes a request. It is dropped, and told so, when the session ends before it is done.
@@ -184,6 +184,11 @@ impl Session {
             return Ahead::At(moment);
         }
         if let Some(ahead) = self.bring_huge(cx) {
+            return ahead;
+        }
+        if self.phase.serves()
+            && let Some(ahead) = self.replay_some(cx)
+        {
             return ahead;
         }
         let now = Instant::now();

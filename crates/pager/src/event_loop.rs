@@ -218,6 +218,9 @@ impl EventLoop {
                 }
                 Message::AbandonServer { id } => self.abandon_server(id),
                 Message::StopRecording { id, answer } => self.stop_recording(id, answer),
+                Message::AwaitReplay { id, answer } => {
+                    self.with_session(id, |session, _| session.await_replay(answer));
+                }
                 Message::Recorded { id } => self.recording_over(id),
                 Message::Completed(completion) => {
                     self.with_session(completion.job.session, |session, cx| session.complete(completion, cx));

@@ -21,6 +21,10 @@ pub enum FillMode {
     /// Another process is stopped meanwhile (SIGSTOP, SIGCONT), and must not be let go on by anybody else, nor may a device of its own
     /// that runs in the kernel touch its memory. Into memory of this process huge pages are moved, which disturbs nobody.
     HugeFill,
+    /// What an earlier run wanted ([`WorkingSet::replay`]), while no fault waits; apart from that, what is touched.
+    ///
+    /// [`WorkingSet::replay`]: crate::WorkingSet::replay
+    Replay,
 }
 
 impl FillMode {
@@ -31,6 +35,7 @@ impl FillMode {
             Self::Windows => "windows",
             Self::Fill => "fill",
             Self::HugeFill => "huge-fill",
+            Self::Replay => "replay",
         }
     }
 }
@@ -79,7 +84,7 @@ impl Filling {
 
     /// Whether there is anything to do before the session is announced.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.mode != FillMode::Windows
+        !matches!(self.mode, FillMode::Windows | FillMode::Replay)
     }
 
     /// Whether huge pages are to be begun with.

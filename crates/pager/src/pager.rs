@@ -36,13 +36,14 @@ pub struct PagerOptions {
     /// The CPU its event loop is pinned to. Worth it only where the faulting threads are pinned too; never chosen
     /// automatically. Default: wherever the scheduler puts it.
     pub cpu: Option<usize>,
-    /// Threads that read sources which can block. Started when needed. Default: 4.
+    /// Threads that read sources which can block. Started when needed; a fifth of them only for what somebody waits for.
+    /// Default: 20.
     pub workers: usize,
 }
 
 impl Default for PagerOptions {
     fn default() -> Self {
-        Self { cpu: None, workers: 4 }
+        Self { cpu: None, workers: 20 }
     }
 }
 
@@ -67,7 +68,7 @@ pub struct SessionOptions {
     pub process: Option<PidFd>,
     /// Which faults it answers. Default: those of missing pages.
     pub modes: SessionModes,
-    /// Whether its working set is recorded.
+    /// Whether its working set is recorded, or an earlier one replayed.
     pub working_set: WorkingSet,
 }
 
@@ -91,6 +92,9 @@ impl SessionOptions {
     pub fn prepare(mut self, uffd: &Userfaultfd) -> Result<Prepared, PagerError> {
         let map = AddressMap::new(&self.regions, self.page_size, self.source.size())?;
         self.modes.check(uffd)?;
+        if let Some(replay) = &self.working_set.replay {
+            replay.fits(self.source.size())?;
+        }
         let all_there = !self.modes.fill();
         let minor = |memory| Minor::new(memory, &self.regions, &map, self.modes.missing);
         let minor = self.modes.minor.take().map(minor).transpose()?;
@@ -150,6 +154,10 @@ pub(crate) enum Message {
     },
     Completed(Completion),
     StopRecording {
+        id: u64,
+        answer: Owed<()>,
+    },
+    AwaitReplay {
         id: u64,
         answer: Owed<()>,
     },
@@ -341,6 +349,12 @@ impl Pager {
     /// [`PagerError::Unsupported`] for a session that is not recorded.
     pub fn stop_recording(&self, session: u64, deliver: DeliverPopulated) {
         self.mailbox.send(Message::StopRecording { id: session, answer: Owed::new(deliver) });
+    }
+
+    /// `deliver` hears when everything that a session replays has been brought, or is on its way to a fault;
+    /// [`PagerError::Unsupported`] for a session that replays nothing.
+    pub fn await_replay(&self, session: u64, deliver: DeliverPopulated) {
+        self.mailbox.send(Message::AwaitReplay { id: session, answer: Owed::new(deliver) });
     }
 
     /// Closes a session; the observer of its server is told when it is over.

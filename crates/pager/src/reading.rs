@@ -15,7 +15,16 @@ use crate::workers::{Completion, Job, Urgency, Workers};
 
 impl Session {
     pub(crate) fn answer_from_source(&mut self, page: usize, cx: &mut Context<'_>) -> Result<(), Stop> {
+        if self.replaying.is_some()
+            && let Some(outcome) = self.answer_from_ready(page)
+        {
+            return outcome;
+        }
         if let Some(reading) = self.in_flight.iter_mut().find(|reading| reading.pages.contains(&page)) {
+            if reading.waiting.is_empty() {
+                // Now somebody does.
+                cx.workers.promote(self.info.id, &reading.pages);
+            }
             if reading.waiting.contains(&page) {
                 self.info.stats.joined.add(1);
             } else {
@@ -92,7 +101,7 @@ impl Session {
 
     /// Takes the bytes a worker brought. Pages that were discarded meanwhile are not filled with them.
     pub(crate) fn complete(&mut self, completion: Completion, cx: &mut Context<'_>) {
-        let Completion { job, result } = completion;
+        let Completion { mut job, result } = completion;
         let Some(index) = self.in_flight.iter().position(|reading| reading.pages == job.pages) else {
             return;
         };
@@ -102,7 +111,7 @@ impl Session {
         self.source_answered(self.watch.last().saturating_duration_since(since), !waiting.is_empty());
         if let Err(error) = result {
             self.fail(EndReason::SourceFailed, error);
-        } else if !self.phase.poisons() {
+        } else if !self.phase.poisons() && !self.keep_for_replay(&pages, &mut job.buffer, &waiting) {
             let mut page = pages.start;
             while page < pages.end {
                 let run = self.states.missing_run(page, page..pages.end);

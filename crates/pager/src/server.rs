@@ -37,7 +37,7 @@ pub struct Image {
     pub window: Option<u64>,
     /// As in [`ServerOptions::fill`].
     pub fill: FillOptions,
-    /// Whether its working set is recorded.
+    /// Whether its working set is recorded, or an earlier one replayed.
     pub working_set: WorkingSet,
 }
 

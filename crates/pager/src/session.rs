@@ -23,6 +23,7 @@ use crate::latency::Stopwatch;
 use crate::modes::Minor;
 use crate::page_state::PageStates;
 use crate::policy::{EndReason, FailurePolicy, SessionEnd};
+use crate::replay::Replaying;
 use crate::resolve::{Filling, Resolver, Stop};
 use crate::source::PageSource;
 use crate::stats::Stats;
@@ -58,6 +59,10 @@ pub struct SessionInfo {
     pub filled: OnceLock<Filled>,
     /// The recording of its faults, where it is recorded.
     pub recording: Option<Arc<Recording>>,
+    /// Whether an earlier run is replayed; [`StatsSnapshot`] counts it.
+    ///
+    /// [`StatsSnapshot`]: crate::StatsSnapshot
+    pub replays: bool,
 }
 
 /// What a session is made of.
@@ -122,6 +127,7 @@ pub(crate) struct Session {
     pub(crate) watch: Stopwatch,
     record: Option<RecordTo>,
     pub(crate) recorder: Option<Box<Recorder>>,
+    pub(crate) replaying: Option<Box<Replaying>>,
 }
 
 /// A read that a worker is doing.
@@ -173,7 +179,7 @@ impl Session {
             all_there,
             working_set,
         } = parts;
-        let WorkingSet { record } = working_set;
+        let WorkingSet { record, replay } = working_set;
         let (pages, page_size) = (map.pages(), map.page_size());
         let info = SessionInfo {
             id,
@@ -183,9 +189,11 @@ impl Session {
             page_size,
             stats: Stats::default(),
             filled: OnceLock::new(),
+            replays: replay.is_some(),
             recording: record.as_ref().map(|record| Arc::new(Recording::new(record))),
         };
         let filling = Announcing::new(fill);
+        let replaying = replay.map(|plan| Box::new(Replaying::new(plan, &map, &info.stats)));
         let mut states = PageStates::new(pages);
         if all_there {
             states.set_present(0..pages);
@@ -220,6 +228,7 @@ impl Session {
             watch: Stopwatch::new(),
             record,
             recorder: None,
+            replaying,
         }
     }
 
@@ -252,6 +261,9 @@ impl Session {
         } else if self.phase.poisons() {
             self.fill(page..page + 1, Filling::Poison, &[page])
         } else {
+            if self.replaying.is_some() && wanted.read.is_some() {
+                self.compare_with_replay(page);
+            }
             self.answer_from_source(page, cx)
         };
         if let (Ok(()), true, Some(tracking)) = (&outcome, wanted.write, self.tracking.as_mut()) {
@@ -330,6 +342,9 @@ impl Session {
             if let Some(recorder) = self.recorder.as_deref_mut() {
                 let from_image = !matches!(filling, Filling::Zeros | Filling::Poison);
                 recorder.filled(&(pages.start..end), from_image, waiting, &self.map);
+            }
+            if self.replaying.is_some() && !waiting.is_empty() {
+                self.note_held(pages.start..end, waiting);
             }
             self.deferred.progressed();
             self.wake_other_places(pages.start..end);

@@ -69,6 +69,22 @@ counters! {
     deferred,
     /// Reads that were handed to a worker because they could have blocked.
     worker_reads,
+    /// Pages of the image that are to be brought because an earlier run wanted them.
+    replay_pages,
+    /// Of these, pages that were brought before any fault asked for them.
+    replay_installed,
+    /// Faults on pages that were to be brought, and came first.
+    replay_late,
+    /// Faults on pages of the image that no earlier run wanted.
+    replay_missed,
+    /// Pages that an earlier run wanted and that are held back, to see whether this one does.
+    replay_held,
+    /// Faults on pages that were held back.
+    replay_held_faults,
+    /// Pages that were held back and came with a neighbour that somebody wanted: they tell nothing.
+    replay_held_hidden,
+    /// 1 once everything that was to be brought has been.
+    replay_done,
     /// Nanoseconds spent answering faults, reading of the source included.
     busy_ns,
 }

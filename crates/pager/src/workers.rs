@@ -58,6 +58,8 @@ struct Queues {
     background: VecDeque<Job>,
     threads: usize,
     idle: usize,
+    /// Threads that read in the background.
+    background_running: usize,
     stopping: bool,
 }
 
@@ -65,6 +67,8 @@ struct Shared {
     queues: Mutex<Queues>,
     changed: Condvar,
     deliver: Deliver,
+    /// How many threads may read in the background at one time: the others are there for whoever waits.
+    most_background: usize,
 }
 
 /// The pool. Threads are started when there is work for them and stay until it is dropped.
@@ -75,8 +79,10 @@ pub(crate) struct Workers {
 
 impl Workers {
     pub(crate) fn new(most_threads: usize, deliver: Deliver) -> Self {
-        let shared = Shared { queues: Mutex::default(), changed: Condvar::new(), deliver };
-        Self { shared: Arc::new(shared), most_threads: most_threads.max(1) }
+        let most_threads = most_threads.max(1);
+        let most_background = (most_threads - most_threads / 5).min(most_threads.saturating_sub(1)).max(1);
+        let shared = Shared { queues: Mutex::default(), changed: Condvar::new(), deliver, most_background };
+        Self { shared: Arc::new(shared), most_threads }
     }
 
     /// Where finished reads go, for those that are finished elsewhere.
@@ -109,6 +115,19 @@ impl Workers {
         self.shared.changed.notify_one();
         Ok(())
     }
+
+    /// Somebody waits by now for what was to be read in the background.
+    pub(crate) fn promote(&self, session: u64, pages: &Range<usize>) {
+        let mut queues = self.shared.lock();
+        let is_it = |job: &Job| job.session == session && job.pages == *pages;
+        if let Some(job) =
+            queues.background.iter().position(is_it).and_then(|index| queues.background.remove(index))
+        {
+            queues.demand.push_back(job);
+            drop(queues);
+            self.shared.changed.notify_one();
+        }
+    }
 }
 
 impl Drop for Workers {
@@ -140,15 +159,20 @@ impl Shared {
     }
 
     fn work(&self) {
-        while let Some(mut job) = self.next() {
+        while let Some((mut job, urgency)) = self.next() {
             let source = Arc::clone(&job.source);
             let read = std::panic::AssertUnwindSafe(|| source.read(job.offset, &mut job.buffer));
             let result = std::panic::catch_unwind(read).unwrap_or_else(|_| Err(panicked()));
+            if urgency == Urgency::Background {
+                self.lock().background_running -= 1;
+                // There may be one more, for a thread that found none allowed.
+                self.changed.notify_one();
+            }
             (self.deliver)(Completion { job, result });
         }
     }
 
-    fn next(&self) -> Option<Job> {
+    fn next(&self) -> Option<(Job, Urgency)> {
         let mut queues = self.lock();
         loop {
             if queues.stopping {
@@ -157,10 +181,13 @@ impl Shared {
                 return None;
             }
             if let Some(job) = queues.demand.pop_front() {
-                return Some(job);
+                return Some((job, Urgency::Demand));
             }
-            if let Some(job) = queues.background.pop_front() {
-                return Some(job);
+            if queues.background_running < self.most_background
+                && let Some(job) = queues.background.pop_front()
+            {
+                queues.background_running += 1;
+                return Some((job, Urgency::Background));
             }
             queues.idle += 1;
             queues = self.changed.wait(queues).unwrap_or_else(PoisonError::into_inner);

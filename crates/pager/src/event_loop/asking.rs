@@ -91,6 +91,11 @@ impl EventLoop {
             Ok(map) => map,
             Err(error) => return self.turn_away(id, offer, error),
         };
+        if let Some(replay) = &image.working_set.replay
+            && let Err(error) = replay.fits(image.source.size())
+        {
+            return self.turn_away(id, offer, error);
+        }
         let (server, asked) = (offer.server, offer.asked);
         let session = Session::new(offer.into_parts(id, map, image), self.base_page_size);
         match self.watch_session(&session) {

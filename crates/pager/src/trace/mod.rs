@@ -19,6 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 
 use crate::error::PagerError;
+use crate::replay::Replay;
 use crate::source::PageSource;
 
 pub(crate) use recorder::Recorder;
@@ -36,6 +37,8 @@ const MOST_BROUGHT: u32 = 512;
 pub struct WorkingSet {
     /// Where its faults are recorded.
     pub record: Option<RecordTo>,
+    /// What an earlier run wanted, to be brought before anybody asks.
+    pub replay: Option<Arc<Replay>>,
 }
 
 /// What kind of access a fault was.

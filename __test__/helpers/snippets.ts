@@ -118,7 +118,42 @@ const restored: Setting = {
   },
 };
 
+/** Memory of this program that is to be served. */
+const OWN = `
+  declare const pager: import('userfaultfd').Pager;
+  declare const mapping: import('userfaultfd').MemoryMapping;
+  declare const source: import('userfaultfd').PageSource;`;
+function own(): Record<string, unknown> {
+  const { bufferSource, MemoryMapping, Pager } = userfaultfd;
+  const mapping = MemoryMapping.anonymous(1 * MiB);
+  return { pager: Pager.create(), mapping, source: bufferSource(new Uint8Array(1 * MiB).fill(7)) };
+}
+
 export const SETTINGS: Record<string, Setting> = {
+  record: {
+    types: OWN,
+    append: 'await session.close(); await pager.close();',
+    replace: { 'run.trace': 'run.trace' },
+    prepare: () => ({
+      globals: own(),
+      finish: said => must(/^1 \[ \{ offset: 503808, length: 4096 \} \]$/m.test(said), said),
+    }),
+  },
+  replay: {
+    types: OWN,
+    append: 'await session.close(); await pager.close();',
+    replace: { 'run.trace': 'run.trace' },
+    async prepare(folder) {
+      const { source } = own() as { source: userfaultfd.PageSource };
+      const pager = userfaultfd.Pager.create();
+      const mapping = userfaultfd.MemoryMapping.anonymous(1 * MiB);
+      const session = await pager.serve(mapping, { source, record: join(folder, 'run.trace') });
+      await mapping.read(0, 1);
+      await session.close({ rest: 'zero' });
+      await pager.close();
+      return { globals: own(), finish: said => must(/installed: [1-9]\d*,[^]*done: true/.test(said), said) };
+    },
+  },
   'serve-firecracker': {
     replace: { '/run/sandbox/vm.sock': 'vm.sock', 'snapshot.mem': 'snapshot.mem' },
     prepare: folder => {

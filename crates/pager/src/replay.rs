@@ -204,6 +204,10 @@ impl Session {
         let outcome = self.replay_with(&mut replaying, cx);
         let installed = self.info.stats.pages_prefetched.get() - before;
         self.info.stats.replay_installed.add(installed);
+        // Told when all of it is counted.
+        if matches!(outcome, Ok(None)) && replaying.is_idle() {
+            replaying.finish(&self.info.stats);
+        }
         self.replaying = Some(replaying);
         match outcome {
             Ok(ahead) => ahead,
@@ -223,9 +227,6 @@ impl Session {
         let until = Instant::now() + SLICE;
         loop {
             if !self.install_ready(replaying)? && !self.replay_stretch(replaying, cx)? {
-                if replaying.is_idle() {
-                    replaying.finish(&self.info.stats);
-                }
                 return Ok(None);
             }
             if Instant::now() >= until {

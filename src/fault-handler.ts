@@ -48,7 +48,7 @@ export interface Handled {
 }
 
 /** Milliseconds of handling before the event loop gets its turn, and faults between two looks at the clock. */
-const TURN = 1;
+const TURN = 2;
 const UNTIMED = 8;
 
 /**

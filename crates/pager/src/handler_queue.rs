@@ -7,13 +7,13 @@
 //! A fault is named by its place and the generation of that place, so an answer that comes late never reaches another
 //! fault. Several messages about one page, of whichever threads, are one fault.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use uffd::{Event, Userfaultfd};
 
 use crate::deferred::{Kind, Wanted};
-use crate::scatter::Scatter;
+use crate::page_index::PageIndex;
 
 /// Faults that can be open, and other messages that can wait for their delivery, at one time.
 const MOST_OPEN: usize = 4096;
@@ -99,7 +99,7 @@ pub struct HandlerQueue {
     places: Vec<Place>,
     free: Vec<u32>,
     /// Places by page and kind.
-    known: HashMap<(u64, Kind), u32, Scatter>,
+    known: PageIndex,
     ready: VecDeque<u32>,
     notices: VecDeque<Delivery>,
     areas: Vec<Area>,
@@ -128,8 +128,7 @@ impl HandlerQueue {
         Self {
             places: vec![nothing; MOST_OPEN],
             free: (0..MOST_OPEN as u32).rev().collect(),
-            // A map that is at most half full is tidied up where it is.
-            known: HashMap::with_capacity_and_hasher(MOST_OPEN * 2, Scatter::new()),
+            known: PageIndex::new(MOST_OPEN),
             ready: VecDeque::with_capacity(MOST_OPEN),
             notices: VecDeque::with_capacity(MOST_NOTICES + MOST_OPEN * 2),
             areas: Vec::new(),
@@ -183,8 +182,15 @@ impl HandlerQueue {
     }
 
     fn open_fault(&mut self, wanted: Wanted, address: u64, page_size: u64, thread: u32, now: Instant) {
-        if let Some(&index) = self.known.get(&(wanted.address, wanted.kind)) {
-            if let Some(place) = self.places.get_mut(index as usize) {
+        let places = &self.places;
+        let is_same = |index: u16| {
+            let place = places.get(usize::from(index));
+            place.is_some_and(|place| {
+                (place.wanted.address, place.wanted.kind) == (wanted.address, wanted.kind)
+            })
+        };
+        if let Some(index) = self.known.find(wanted.address, is_same) {
+            if let Some(place) = self.places.get_mut(usize::from(index)) {
                 place.wanted.write |= wanted.write;
                 place.thread = thread;
             }
@@ -204,7 +210,7 @@ impl HandlerQueue {
             attempts: 0,
             since: now,
         };
-        self.known.insert((wanted.address, wanted.kind), index);
+        self.known.insert(wanted.address, index as u16);
         self.ready.push_back(index);
     }
 
@@ -384,7 +390,10 @@ impl HandlerQueue {
             State::Given => {}
         }
         place.state = State::Free;
-        self.known.remove(&(place.wanted.address, place.wanted.kind));
+        let page = place.wanted.address;
+        let page_of =
+            |other: u16| self.places.get(usize::from(other)).map_or(0, |place| place.wanted.address);
+        self.known.remove(page, index as u16, page_of);
         self.free.push(index as u32);
     }
 }

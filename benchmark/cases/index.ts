@@ -2,6 +2,7 @@
 
 import type { Case } from '../harness/case.js';
 import { calls } from './calls.js';
+import { coldCache } from './cold.js';
 import { demand } from './demand.js';
 import { faults } from './faults.js';
 import { handler } from './handler.js';
@@ -19,6 +20,7 @@ import { wholeImage } from './whole-image.js';
 export const CASES: readonly Case[] = [
   faults,
   wholeImage,
+  coldCache,
   population,
   hugeFill,
   demand,

@@ -10,8 +10,8 @@ use crate::error::PagerError;
 use crate::owed::{Deliver, Owed};
 use crate::policy::EndReason;
 use crate::resolve::{Filling, Stop};
-use crate::session::{CHANGING_PAUSE, Context, MOST_IN_FLIGHT, Session};
-use crate::source::{self, ReadNow};
+use crate::session::{CHANGING_PAUSE, Context, MOST_IN_FLIGHT, Reason, Session};
+use crate::source;
 
 /// Reads ahead that may be under way at once: faults have room for as many more.
 pub(crate) const MOST_READS: usize = MOST_IN_FLIGHT / 2;
@@ -281,33 +281,25 @@ impl Session {
             return Err(Stop::Failed(EndReason::PagerLost, error));
         };
         self.watch.start();
-        if !self.brings_to_file() && source::known_zeros(&*self.source, offset, len as u64) {
+        let source = Arc::clone(&self.source);
+        if !self.brings_to_file() && source::known_zeros(&*source, offset, len as u64) {
             return self.fill(run, Filling::SourceZeros, &[]).map(|()| true);
         }
-        let source = Arc::clone(&self.source);
-        if let Some(bytes) = source::bytes(&*source, offset, len as u64) {
-            return self.fill(run, Filling::Bytes(bytes), &[]).map(|()| true);
-        }
-        match source::read_now(&*source, offset, buffer) {
-            Ok(ReadNow::Done) => {
+        match source::at_hand(&*source, offset, buffer) {
+            Ok(Some(bytes)) => {
                 let took = self.watch.lap();
                 self.source_answered(took, false);
-                self.fill(run, Filling::Bytes(buffer), &[]).map(|()| true)
+                self.fill(run, Filling::Bytes(bytes), &[]).map(|()| true)
             }
-            Ok(ReadNow::WouldBlock) => self.read_ahead(run, offset, cx),
+            Ok(None) => self.read_ahead(run, cx),
             Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),
         }
     }
     /// Has a worker read pages that nobody waits for; `false` where as many such reads are under way as may be.
-    pub(crate) fn read_ahead(
-        &mut self,
-        run: Range<usize>,
-        offset: u64,
-        cx: &Context<'_>,
-    ) -> Result<bool, Stop> {
+    pub(crate) fn read_ahead(&mut self, run: Range<usize>, cx: &Context<'_>) -> Result<bool, Stop> {
         if self.reads_in_flight() >= MOST_READS {
             return Ok(false);
         }
-        self.read_on_worker(run, None, offset, cx.workers).map(|()| true)
+        self.read_on_worker(run, Reason::Ahead, cx.workers).map(|()| true)
     }
 }

@@ -238,7 +238,7 @@ impl Session {
                 Ok(Reading::Done)
             }
             Ok(ReadNow::WouldBlock) => {
-                let begun = self.read_ahead(block.clone(), offset, cx).map_err(Refusal::Stopped)?;
+                let begun = self.read_ahead(block.clone(), cx).map_err(Refusal::Stopped)?;
                 Ok(if begun { Reading::Begun } else { Reading::NotNow })
             }
             Err(error) => Err(Refusal::Stopped(Stop::Failed(EndReason::SourceFailed, error))),

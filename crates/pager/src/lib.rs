@@ -12,6 +12,7 @@ mod error;
 mod event_loop;
 mod fill;
 mod firecracker;
+mod first_page;
 mod following;
 mod guarded;
 mod handler;

@@ -4,13 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::ahead::MOST_READS;
 use crate::deferred::Wanted;
 use crate::error::PagerError;
 use crate::last_words;
 use crate::policy::EndReason;
 use crate::resolve::{Filling, Stop};
-use crate::session::{Context, InFlight, MOST_IN_FLIGHT, Session};
-use crate::source::{self, Fetch, ReadNow};
+use crate::session::{Context, InFlight, MOST_IN_FLIGHT, Reason, Session};
+use crate::source::{self, Fetch};
 use crate::workers::{Completion, Job, Urgency, Workers};
 
 impl Session {
@@ -27,9 +28,9 @@ impl Session {
             }
             if reading.waiting.contains(&page) {
                 self.info.stats.joined.add(1);
-            } else {
-                reading.waiting.push(page);
+                return Ok(());
             }
+            reading.waiting.push(page);
             return Ok(());
         }
         let window = self.window.at(page, &self.states);
@@ -38,43 +39,68 @@ impl Session {
         if let Some(wish) = self.window.wish() {
             self.ahead.add(wish);
         }
+        if self.fill_at_hand(run.clone(), page, cx)? {
+            return Ok(());
+        }
+        // Its neighbours may be the ones to wait for.
+        let alone = run.len() == 1;
+        if !alone && self.fill_at_hand(page..page + 1, page, cx)? {
+            self.read_rest(run, cx.workers);
+            return Ok(());
+        }
+        if let Some((own, address)) = self.self_fault.take()
+            && own == page
+        {
+            last_words::deadlock(address);
+        }
+        if !alone && self.first_page.is_due() {
+            return self.read_on_worker(page..page + 1, Reason::FirstPage(page, run), cx.workers);
+        }
+        self.read_on_worker(run, Reason::Fault(page), cx.workers)
+    }
+
+    /// Fills `run`, of which somebody waits for `page`, if that needs no waiting. Whether it did.
+    fn fill_at_hand(&mut self, run: Range<usize>, page: usize, cx: &mut Context<'_>) -> Result<bool, Stop> {
         let len = self.map.bytes(run.len()) as usize;
         let (Some(offset), Some(buffer)) = (self.map.source_offset_of(run.start), cx.staging.get_mut(..len))
         else {
-            return Err(Stop::Failed(
-                EndReason::PagerLost,
-                PagerError::Internal("a window outside the map".to_owned()),
-            ));
+            return Err(outside());
         };
-        if !self.brings_to_file() && source::known_zeros(&*self.source, offset, len as u64) {
-            return self.fill(run, Filling::SourceZeros, &[page]);
+        let source = Arc::clone(&self.source);
+        if !self.brings_to_file() && source::known_zeros(&*source, offset, len as u64) {
+            return self.fill(run, Filling::SourceZeros, &[page]).map(|()| true);
         }
-        match source::read_now(&*self.source, offset, buffer) {
-            Ok(ReadNow::Done) => {
+        match source::at_hand(&*source, offset, buffer) {
+            Ok(Some(bytes)) => {
                 let took = self.watch.lap();
                 self.source_answered(took, true);
-                self.fill(run, Filling::Bytes(buffer), &[page])
+                self.fill(run, Filling::Bytes(bytes), &[page]).map(|()| true)
             }
-            Ok(ReadNow::WouldBlock) => {
-                if let Some((own, address)) = self.self_fault.take()
-                    && own == page
-                {
-                    last_words::deadlock(address);
-                }
-                self.read_on_worker(run, Some(page), offset, cx.workers)
-            }
+            Ok(None) => Ok(false),
             Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),
         }
     }
 
-    /// Starts a read of `run`; `waiting` is the page somebody waits for.
+    /// Has the rest of a window read whose page is there already. Where there is no room for it, its faults will.
+    fn read_rest(&mut self, window: Range<usize>, workers: &Workers) {
+        let read = self.in_flight.iter().any(|reading| reading.pages == window);
+        let missing = self.states.next_missing(window.start, 1).is_some_and(|run| run.start < window.end);
+        if !missing || read || self.in_flight.len() >= MOST_READS || !self.phase.serves() {
+            return;
+        }
+        if let Err(stop) = self.read_on_worker(window, Reason::Ahead, workers) {
+            self.stopped(stop);
+        }
+    }
+
+    /// Starts a read of `run`.
     pub(crate) fn read_on_worker(
         &mut self,
         run: Range<usize>,
-        waiting: Option<usize>,
-        offset: u64,
+        reason: Reason,
         workers: &Workers,
     ) -> Result<(), Stop> {
+        let Some(offset) = self.map.source_offset_of(run.start) else { return Err(outside()) };
         if self.in_flight.len() >= MOST_IN_FLIGHT {
             return Err(Stop::Changing(run.start));
         }
@@ -85,6 +111,7 @@ impl Session {
             buffer: vec![0; self.map.bytes(run.len()) as usize],
             source: Arc::clone(&self.source),
         };
+        let waiting = reason.waiting();
         let urgency = if waiting.is_some() { Urgency::Demand } else { Urgency::Background };
         let fetch = Fetch::new(job, workers.deliver(), urgency == Urgency::Demand);
         let job = source::fetch(&*self.source, fetch).err().and_then(Fetch::into_job);
@@ -95,7 +122,8 @@ impl Session {
         self.info.stats.worker_reads.add(1);
         let since = Instant::now();
         let deadline = since + self.source_timeout;
-        self.in_flight.push(InFlight { pages: run, waiting: waiting.into_iter().collect(), since, deadline });
+        let waiting = waiting.into_iter().collect();
+        self.in_flight.push(InFlight { pages: run, reason, waiting, since, deadline });
         Ok(())
     }
 
@@ -105,10 +133,16 @@ impl Session {
         let Some(index) = self.in_flight.iter().position(|reading| reading.pages == job.pages) else {
             return;
         };
-        let InFlight { pages, waiting, since, .. } = self.in_flight.swap_remove(index);
+        let InFlight { pages, reason, waiting, since, .. } = self.in_flight.swap_remove(index);
         self.answered.clear();
         self.watch.start();
-        self.source_answered(self.watch.last().saturating_duration_since(since), !waiting.is_empty());
+        let took = self.watch.last().saturating_duration_since(since);
+        self.source_answered(took, !waiting.is_empty());
+        match reason {
+            Reason::Fault(_) if pages.len() > 1 => self.first_page.window_took(took),
+            Reason::FirstPage(..) => self.first_page.page_took(took),
+            Reason::Fault(_) | Reason::Ahead => {}
+        }
         if let Err(error) = result {
             self.fail(EndReason::SourceFailed, error);
         } else if !self.phase.poisons() && !self.keep_for_replay(&pages, &mut job.buffer, &waiting) {
@@ -122,6 +156,9 @@ impl Session {
                     self.stopped(stop);
                 }
             }
+        }
+        if let Reason::FirstPage(_, window) = reason {
+            self.read_rest(window, cx.workers);
         }
         // Those that were discarded, refused, or are to be poisoned now. Filling woke the waiters of the others.
         // Answering one of them may bring the page of the next, which nobody has counted then.
@@ -154,4 +191,8 @@ impl Session {
             None => self.info.stats.unanswered.add(1),
         }
     }
+}
+
+fn outside() -> Stop {
+    Stop::Failed(EndReason::PagerLost, PagerError::Internal("pages outside the map".to_owned()))
 }

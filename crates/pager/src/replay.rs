@@ -19,7 +19,7 @@ use crate::error::PagerError;
 use crate::owed::Owed;
 use crate::policy::EndReason;
 use crate::resolve::{Filling, Stop};
-use crate::session::{CHANGING_PAUSE, Context, Session};
+use crate::session::{CHANGING_PAUSE, Context, Reason, Session};
 use crate::source::{self, ReadNow};
 use crate::stats::Stats;
 
@@ -279,7 +279,7 @@ impl Session {
                     self.source_answered(took, false);
                     self.fill(run, Filling::Bytes(buffer), &[])
                 }
-                Ok(ReadNow::WouldBlock) => return self.read_for_replay(run, offset, replaying, cx),
+                Ok(ReadNow::WouldBlock) => return self.read_for_replay(run, replaying, cx),
                 Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),
             }
         };
@@ -294,7 +294,6 @@ impl Session {
     fn read_for_replay(
         &mut self,
         run: Range<usize>,
-        offset: u64,
         replaying: &mut Replaying,
         cx: &mut Context<'_>,
     ) -> Result<bool, Stop> {
@@ -304,7 +303,7 @@ impl Session {
         let wanted = replaying.take_near(run.start, self);
         let end = wanted.last().map_or(run.end, |last| last.end);
         let span = run.start..end;
-        self.read_on_worker(span.clone(), None, offset, cx.workers)?;
+        self.read_on_worker(span.clone(), Reason::Ahead, cx.workers)?;
         replaying.reading.push((span, wanted));
         Ok(true)
     }

@@ -17,6 +17,7 @@ use crate::ahead::Wishes;
 use crate::deferred::{Deferred, Kind, Wanted};
 use crate::error::PagerError;
 use crate::fill::{FillOptions, Filled, Filling as Announcing};
+use crate::first_page::FirstPage;
 use crate::following::Elsewhere;
 use crate::last_words;
 use crate::latency::Stopwatch;
@@ -106,6 +107,7 @@ pub(crate) struct Session {
     pub(crate) source_timeout: Duration,
     pub(crate) window_bytes: Option<u64>,
     pub(crate) window: Window,
+    pub(crate) first_page: FirstPage,
     /// Pages to bring although nobody waits for them.
     pub(crate) ahead: Wishes,
     pub(crate) filling: Announcing,
@@ -133,12 +135,33 @@ pub(crate) struct Session {
 /// A read that a worker is doing.
 pub(crate) struct InFlight {
     pub(crate) pages: Range<usize>,
+    pub(crate) reason: Reason,
     /// Pages of it that somebody waits for.
     pub(crate) waiting: Vec<usize>,
     /// When it was asked for.
     pub(crate) since: Instant,
     /// When it has taken too long.
     pub(crate) deadline: Instant,
+}
+
+/// Why a read is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Somebody waits for this page of it.
+    Fault(usize),
+    /// Somebody waits for its only page, and this is to be read when it is there.
+    FirstPage(usize, Range<usize>),
+    /// Nobody waits.
+    Ahead,
+}
+
+impl Reason {
+    pub(crate) const fn waiting(&self) -> Option<usize> {
+        match self {
+            Self::Fault(page) | Self::FirstPage(page, _) => Some(*page),
+            Self::Ahead => None,
+        }
+    }
 }
 
 /// What the event loop lends a session.
@@ -211,6 +234,7 @@ impl Session {
             source_timeout,
             // Huge pages are installed one at a time.
             window_bytes: window,
+            first_page: FirstPage::new(),
             window: if huge { Window::Fixed(1) } else { Window::new(window, pages, page_size) },
             ahead: if filling.is_wanted() { Wishes::to_fill(pages) } else { Wishes::default() },
             filling,

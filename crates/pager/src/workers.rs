@@ -256,6 +256,26 @@ mod tests {
     }
 
     #[test]
+    fn a_background_read_that_somebody_begins_to_wait_for_goes_before_the_others() {
+        check(|| {
+            let (workers, completions, open, source) = pool(1);
+            workers.submit(job(&source, 0), Urgency::Demand).unwrap();
+            for page in 2..5 {
+                workers.submit(job(&source, page), Urgency::Background).unwrap();
+            }
+            workers.promote(1, &(4..5));
+            // Not this session's, and not queued.
+            workers.promote(2, &(3..4));
+            workers.promote(1, &(9..10));
+
+            open.send(()).unwrap();
+
+            let order: Vec<usize> = completions.iter().take(4).map(|done| done.job.pages.start).collect();
+            assert_eq!(order, [0, 4, 2, 3]);
+        });
+    }
+
+    #[test]
     fn a_source_that_panics_is_an_error_and_the_pool_goes_on() {
         check(|| {
             let (workers, completions, _open, source) = pool(1);

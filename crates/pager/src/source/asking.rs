@@ -5,6 +5,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::{Fetch, PageSource, ReadNow};
 use crate::error::PagerError;
 
+/// As many bytes as `buffer` has: the source's own ([`PageSource::bytes`]), or read into `buffer`; `None` where
+/// that could take waiting.
+pub(crate) fn at_hand<'a>(
+    source: &'a dyn PageSource,
+    offset: u64,
+    buffer: &'a mut [u8],
+) -> Result<Option<&'a [u8]>, PagerError> {
+    if let Some(bytes) = bytes(source, offset, buffer.len() as u64) {
+        return Ok(Some(bytes));
+    }
+    match read_now(source, offset, buffer)? {
+        ReadNow::Done => Ok(Some(buffer)),
+        ReadNow::WouldBlock => Ok(None),
+    }
+}
+
 /// [`PageSource::read_now`], panics included.
 pub(crate) fn read_now(
     source: &dyn PageSource,
@@ -20,7 +36,7 @@ pub(crate) fn known_zeros(source: &dyn PageSource, offset: u64, len: u64) -> boo
 }
 
 /// [`PageSource::bytes`]; where it panics, reading has to show.
-pub(crate) fn bytes(source: &dyn PageSource, offset: u64, len: u64) -> Option<&[u8]> {
+fn bytes(source: &dyn PageSource, offset: u64, len: u64) -> Option<&[u8]> {
     let bytes = catch_unwind(AssertUnwindSafe(|| source.bytes(offset, len))).unwrap_or(None)?;
     (bytes.len() as u64 == len).then_some(bytes)
 }

@@ -1,6 +1,6 @@
 //! A file as the source of pages.
 //!
-//! It is read with `pread`, never through a mapping: a mapped file that is truncated ends the reader by SIGBUS,
+//! It is read with `pread`, and never through a mapping unless it is a memfd that is sealed ([`Sealed`]): a mapped file that is truncated ends the reader by SIGBUS,
 //! or gives zeros behind the new end without a word. After each read the size is compared with the size at
 //! opening, before a byte is installed, because a read that races with a truncation may return zeros for the
 //! rest of its last page.
@@ -23,6 +23,7 @@ use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 
 use super::direct::Direct;
 use super::extents::{any_in, data_of};
+use super::sealed::Sealed;
 use super::{PageSource, ReadNow};
 use crate::error::PagerError;
 
@@ -53,6 +54,8 @@ pub struct FileSource {
     direct: Option<Direct>,
     /// Where it has data, if it has holes.
     sparse: Option<Sparse>,
+    /// It never changes again.
+    sealed: Option<Sealed>,
 }
 
 #[derive(Debug)]
@@ -148,8 +151,9 @@ impl FileSource {
         let in_memory = fstatfs(&file).is_ok_and(|fs| is_memory(fs.filesystem_type()));
         // What a mapping writes to a memory file system is not dated, and reading it costs little.
         let sparse = if kind.is_file() && !in_memory { holes_of(&file, size) } else { None };
+        let sealed = if in_memory { Sealed::of(&file) } else { None };
         let path = path.to_owned();
-        Ok(Self { file, path, size, in_memory, can_shrink: kind.is_file(), direct: None, sparse })
+        Ok(Self { file, path, size, in_memory, can_shrink: kind.is_file(), direct: None, sparse, sealed })
     }
 
     /// Where it has data; `None` when that is more than `most` stretches. May wait for a disk.
@@ -238,6 +242,11 @@ impl PageSource for FileSource {
             }
         }
         self.check_size()
+    }
+
+    fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.size);
+        self.sealed.as_ref().filter(|_| inside)?.bytes(offset, len)
     }
 
     fn zeros(&self, offset: u64, len: u64) -> bool {

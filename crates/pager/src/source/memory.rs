@@ -43,17 +43,17 @@ impl PageSource for MemorySource {
         self.read(offset, buffer).map(|()| ReadNow::Done)
     }
 
-    fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
-        let start = usize::try_from(offset).ok()?;
-        self.bytes.get(start..start.checked_add(usize::try_from(len).ok()?)?)
-    }
-
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
         match self.bytes(offset, buffer.len() as u64) {
             Some(bytes) => buffer.copy_from_slice(bytes),
             None => return Err(beyond(offset, buffer.len(), self.size())),
         }
         Ok(())
+    }
+
+    fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        self.bytes.get(start..start.checked_add(usize::try_from(len).ok()?)?)
     }
 }
 

@@ -12,10 +12,11 @@ mod layered;
 mod memory;
 mod overlay;
 mod retry;
+mod sealed;
 pub(crate) mod waiting;
 mod zero;
 
-pub(crate) use asking::{answered_by, bytes, fetch, known_zeros, panicked, read_now};
+pub(crate) use asking::{answered_by, at_hand, fetch, known_zeros, panicked, read_now};
 pub use cached::{CacheOptions, CachedSource};
 pub use callback::{CallbackOptions, CallbackSource, Fetcher};
 pub use fetch::Fetch;

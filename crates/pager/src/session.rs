@@ -27,6 +27,7 @@ use crate::policy::{EndReason, FailurePolicy, SessionEnd};
 use crate::replay::Replaying;
 use crate::resolve::{Filling, Resolver, Stop};
 use crate::source::PageSource;
+use crate::spin::Spin;
 use crate::stats::Stats;
 use crate::supervise::{Peer, Supervised};
 use crate::sweep::Phase;
@@ -130,6 +131,8 @@ pub(crate) struct Session {
     record: Option<RecordTo>,
     pub(crate) recorder: Option<Box<Recorder>>,
     pub(crate) replaying: Option<Box<Replaying>>,
+    /// Whether to read once more before waiting.
+    pub(crate) again: Spin,
 }
 
 /// A read that a worker is doing.
@@ -250,6 +253,7 @@ impl Session {
             self_fault: None,
             connection,
             watch: Stopwatch::new(),
+            again: Spin::new(),
             record,
             recorder: None,
             replaying,

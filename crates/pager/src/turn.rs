@@ -9,6 +9,7 @@ use crate::error::PagerError;
 use crate::following::{reason_of, unreadable};
 use crate::policy::EndReason;
 use crate::session::{Context, Session};
+use crate::spin::Look;
 
 /// How long one session's faults are answered before others have their turn. One page takes about 5 us, a window 15.
 const SLICE: Duration = Duration::from_micros(10);
@@ -61,7 +62,23 @@ impl Session {
             return false;
         }
         let slice = if cx.alone { LONG_SLICE } else { SLICE };
-        let mut turn = started;
+        let mut turn = self.answer_some(started, started, slice, cx);
+        while self.queue.is_empty() && turn.saturating_duration_since(started) < slice && self.reads_again(cx)
+        {
+            turn = self.answer_some(turn, started, slice, cx);
+        }
+        self.info.stats.busy_ns.add(turn.saturating_duration_since(started).as_nanos() as u64);
+        !self.queue.is_empty()
+    }
+
+    /// Answers queued faults, at least one, as long as the slice lasts. When the last was answered.
+    fn answer_some(
+        &mut self,
+        mut turn: Instant,
+        started: Instant,
+        slice: Duration,
+        cx: &mut Context<'_>,
+    ) -> Instant {
         // Events may have been read since: a page that was installed then can be missing again.
         self.answered.clear();
         self.elsewhere.batch += 1;
@@ -76,8 +93,20 @@ impl Session {
                 break;
             }
         }
-        self.info.stats.busy_ns.add(turn.saturating_duration_since(started).as_nanos() as u64);
-        !self.queue.is_empty()
+        turn
+    }
+
+    /// Reads without waiting, where that hits: on the CPU of a thread that was woken, that thread has often run, and faults
+    /// again, before this one goes on. Whether faults came.
+    fn reads_again(&mut self, cx: &mut Context<'_>) -> bool {
+        // What is to be brought without faults comes between two of them.
+        if !cx.alone || self.has_ahead() || !self.again.is_due() {
+            return false;
+        }
+        self.read(cx);
+        let found = !self.queue.is_empty();
+        self.again.looked(if found { Look::Hit } else { Look::Miss });
+        found
     }
 
     /// Queues the parked faults again, if it is time. Whether it was.

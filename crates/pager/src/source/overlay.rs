@@ -112,6 +112,11 @@ impl PageSource for OverlaySource {
         Ok(read)
     }
 
+    fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        let none = within(&self.overlays, offset, len).next().is_none();
+        if none { self.base.bytes(offset, len) } else { None }
+    }
+
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
         self.base.read(offset, buffer)?;
         lay_over(&self.overlays, offset, buffer);
@@ -163,6 +168,12 @@ mod tests {
                 assert_eq!(buffer, patched[start..end], "{start}..{end}");
                 source.read(start as u64, &mut buffer).unwrap();
                 assert_eq!(buffer, patched[start..end], "{start}..{end}");
+                let bytes = source.bytes(start as u64, (end - start) as u64);
+                assert!(bytes.is_none_or(|bytes| *bytes == patched[start..end]), "{start}..{end}");
+                assert_eq!(
+                    bytes.is_some(),
+                    within(&source.overlays, start as u64, (end - start) as u64).count() == 0
+                );
             }
         }
     }

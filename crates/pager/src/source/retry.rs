@@ -84,6 +84,10 @@ impl PageSource for RetrySource {
         }
     }
 
+    fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        self.inner.bytes(offset, len)
+    }
+
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
         let started = Instant::now();
         let mut attempts = 0;

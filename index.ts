@@ -85,3 +85,4 @@ export { GiB, KiB, MiB } from './src/units.js';
 export type { CreateOptions, UserfaultfdCloseOptions } from './src/create-options.js';
 export { Userfaultfd } from './src/userfaultfd.js';
 export { workerSource, type WorkerSourceOptions } from './src/worker-source.js';
+export type { WrittenPagesOptions } from './src/written.js';

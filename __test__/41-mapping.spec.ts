@@ -146,6 +146,38 @@ inEveryWay('what was written since it was protected is found once', async t => {
   t.throws(() => other.writtenPages(), { code: 'ERR_UFFD_NOT_REGISTERED' });
 });
 
+inEveryWay(
+  'the hot form of the dirty scan fills one array, says where to go on, and keeps what it has protected',
+  async t => {
+    const uffd = make(t, { require: ['wp-async'] });
+    if (!uffd) return;
+    const mapping = mapped(t, MemoryMapping.anonymous(16 * PAGE, { pages: 'small' }));
+    uffd.register(mapping.range(0, 12 * PAGE), { modes: ['write-protect'] });
+    uffd.writeProtect(mapping.range(0, 12 * PAGE));
+    for (const page of [1, 2, 5, 9]) await mapping.write(page * PAGE, Buffer.from([1]));
+    const into = new Float64Array(5);
+    const scan = (first: number, pages: number, protect: boolean): number =>
+      mapping.tryWrittenPages(into, first * PAGE, pages * PAGE, protect);
+    const pages = (count: number): number[] => Array.from(into.subarray(0, count), number => number / PAGE);
+
+    t.is(scan(0, 12, false), 2);
+    t.deepEqual(pages(5), [9, 1, 2, 5, 1], 'full: goes on with the next');
+    t.is(scan(9, 3, false), 1);
+    t.deepEqual(pages(5), [12, 9, 1, 0, 0]);
+    t.is(scan(3, 13, true), -1, 'EPERM: the end is not tracked');
+    t.deepEqual(pages(5).slice(1), [5, 1, 9, 1], 'what was protected before that is not lost');
+    t.is(scan(0, 12, true), 1);
+    t.deepEqual(pages(5), [12, 1, 2, 0, 0]);
+    t.is(scan(0, 12, true), 0);
+
+    t.throws(() => mapping.tryWrittenPages(new Float64Array(2)), { code: 'ERR_INVALID_ARG_TYPE' });
+    t.throws(() => mapping.tryWrittenPages(new Uint8Array(64) as unknown as Float64Array), {
+      code: 'ERR_INVALID_ARG_TYPE',
+    });
+    t.throws(() => mapping.tryWrittenPages(into, 1), { code: 'ERR_OUT_OF_RANGE' });
+  },
+);
+
 inEveryWay('populating makes pages present, closing is final', async t => {
   const mapping = mapped(t, MemoryMapping.anonymous(2 * PAGE));
   await mapping.populate(PAGE, PAGE, { write: true });

@@ -25,6 +25,14 @@ interface Calls {
   uffdTakeEvents(handle: number, words: Uint8Array, milliseconds: number): number;
   /** Rows of four doubles; how many. */
   handlerTake(handler: number, rows: Uint8Array): number;
+  /** Pairs of offset and length behind a first number, where it stopped; how many. */
+  scanWrittenInto(
+    handle: number,
+    offset: number,
+    length: number,
+    protect: number,
+    into: Float64Array,
+  ): number;
   answerCopy(handler: number, id: number, source: Uint8Array, mode: number): number;
   answerCopyFrom(handler: number, id: number, source: number, length: number, mode: number): number;
   answerFault(handler: number, id: number, how: number, mode: number): number;

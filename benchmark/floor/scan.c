@@ -1,4 +1,4 @@
-/* The floor of the dirty scan: 256 MiB, one page in PART written to, PAGEMAP_SCAN that takes what was written and protects it
+/* The floor of the dirty scan: 512 MiB, one page in PART written to, PAGEMAP_SCAN that takes what was written and protects it
  * again. Prints nanoseconds of a scan, the median of ROUNDS, and how many pages each has found.
  *
  *     scan PART ROUNDS */
@@ -19,7 +19,7 @@ struct region {
 #define WP_UNPOPULATED (1 << 13)
 #define WP_ASYNC (1 << 15)
 
-#define SIZE (256UL << 20)
+#define SIZE (512UL << 20)
 #define REGIONS 16384
 
 static int ascending(const void *a, const void *b) {

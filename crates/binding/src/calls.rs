@@ -9,6 +9,7 @@ use napi_derive::napi;
 
 use crate::handlers;
 use crate::operations as on;
+use crate::scanning;
 use crate::views::View;
 
 /// The arguments of a call, one after the other. What is missing or of another type makes the call refuse.
@@ -110,6 +111,14 @@ call!(continue_pages, 4, |given| ranged(given, on::continue_pages)?);
 call!(write_protect, 4, |given| ranged(given, on::write_protect)?);
 call!(wake, 3, |given| on::wake(given.number(0)?, given.number(1)?, given.number(2)?));
 
+call!(scan_written, 5, |given| scanning::scan_written_into(
+    given.number(0)?,
+    given.number(1)?,
+    given.number(2)?,
+    given.number(3)? != 0.0,
+    &given.view(4)?
+));
+
 call!(handler_take, 2, |given| handlers::take(&Env::from_raw(given.env), given.number(0)?, &given.view(1)?));
 call!(answer_copy, 4, |given| handlers::answer_copy(
     given.number(0)?,
@@ -152,7 +161,7 @@ fn ranged(given: &Arguments<4>, act: fn(f64, f64, f64, u32) -> f64) -> Option<f6
 
 #[napi(module_exports)]
 pub fn export_calls(mut exports: Object<'_>) -> Result<()> {
-    let calls: [(&str, Callback); 18] = [
+    let calls: [(&str, Callback); 19] = [
         ("uffdCopy", copy),
         ("uffdCopyPart", copy_part),
         ("uffdCopyFrom", copy_from),
@@ -164,6 +173,7 @@ pub fn export_calls(mut exports: Object<'_>) -> Result<()> {
         ("uffdWriteProtect", write_protect),
         ("uffdWake", wake),
         ("uffdTakeEvents", take_events),
+        ("scanWrittenInto", scan_written),
         ("handlerTake", handler_take),
         ("answerCopy", answer_copy),
         ("answerCopyFrom", answer_copy_from),

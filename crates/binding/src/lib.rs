@@ -25,6 +25,7 @@ mod polling;
 mod populating;
 mod promised;
 mod recording;
+mod scanning;
 mod shared_pager;
 mod slots;
 mod sources;

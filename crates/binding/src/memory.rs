@@ -5,12 +5,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use napi::bindgen_prelude::{Float64Array, Object, Uint8Array};
+use napi::bindgen_prelude::{Object, Uint8Array};
 use napi::{Env, Result};
 use napi_derive::napi;
 use pager::Announced;
 use uffd::liveness::DeadUffdChecker;
-use uffd::pagemap::{Pagemap, PagemapError, ScanOptions};
 use uffd::{AnonymousOptions, FileAccess, FileOptions, Mapping, MappingError, MemfdOptions, Pages, Populate};
 
 use crate::buffers::Mapped;
@@ -115,7 +114,7 @@ pub fn unmap_memory(handle: f64) {
     drop(MAPPINGS.remove(handle));
 }
 
-fn mapping(handle: f64) -> std::result::Result<Arc<Mapped>, NativeError> {
+pub(crate) fn mapping(handle: f64) -> std::result::Result<Arc<Mapped>, NativeError> {
     MAPPINGS.get(handle).ok_or_else(|| failures::closed("mapping"))
 }
 
@@ -218,59 +217,6 @@ pub fn memory_residency(handle: f64, offset: f64, len: f64) -> NativeResidency {
             NativeResidency { error: None, pages: Some(bytes.into()) }
         }
         Err(error) => NativeResidency { error: Some(error), pages: None },
-    }
-}
-
-#[napi(object, object_from_js = false)]
-pub struct NativeScan {
-    pub error: Option<NativeError>,
-    /// Offset, length, offset, length, …
-    pub ranges: Option<Float64Array>,
-    /// Where going on starts.
-    pub next: f64,
-}
-
-/// What was written since it was last protected; with `protect` protected again in the same step.
-#[napi(catch_unwind)]
-pub fn scan_written(handle: f64, offset: f64, len: f64, protect: bool, most_pages: f64) -> NativeScan {
-    let failed = |error: NativeError| NativeScan { error: Some(error), ranges: None, next: offset };
-    let mapping = match mapping(handle) {
-        Ok(mapping) => mapping,
-        Err(error) => return failed(error),
-    };
-    let scan = match mapping.range(offset as usize, len as usize) {
-        Ok(range) => {
-            let take = ScanOptions { require_tracking: true, protect, ..ScanOptions::written() };
-            let options = ScanOptions { max_pages: std::num::NonZeroU64::new(most_pages as u64), ..take };
-            Pagemap::of_self().and_then(|map| map.scan_to_end(range.start, range.end, &options))
-        }
-        Err(error) => return failed(error.into()),
-    };
-    match scan {
-        Ok(scan) => {
-            let relative = |address: u64| (address - mapping.address()) as f64;
-            let regions = scan.regions.iter();
-            let ranges: Vec<f64> = regions
-                .flat_map(|region| [relative(region.start), (region.end - region.start) as f64])
-                .collect();
-            NativeScan { error: None, ranges: Some(ranges.into()), next: relative(scan.walk_end) }
-        }
-        Err(error) => failed(scan_error(&error)),
-    }
-}
-
-fn scan_error(error: &PagemapError) -> NativeError {
-    let code = match error {
-        PagemapError::Unsupported => "ERR_UFFD_UNSUPPORTED",
-        PagemapError::NotTracked { .. } => "ERR_UFFD_NOT_REGISTERED",
-        PagemapError::ProcessGone => "ERR_UFFD_CLOSED",
-        _ => "ERR_UFFD_SYSTEM",
-    };
-    NativeError {
-        code: code.to_owned(),
-        message: error.to_string(),
-        errno: Some(error.errno()),
-        syscall: Some("PAGEMAP_SCAN".to_owned()),
     }
 }
 

@@ -5,6 +5,8 @@
 //! message: protect, run, take what was written. What it sees is this one page table: writes through another mapping, or
 //! by write(2) to the memfd, are not seen.
 
+mod abi;
+
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
@@ -13,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use bitflags::bitflags;
 use nix::errno::Errno;
 
+use self::abi::{CHECK_WPASYNC, RawRegion, ScanArg, WP_MATCHING, pagemap_scan};
 use crate::liveness::PidFd;
 use crate::page::page_size;
 
@@ -171,6 +174,9 @@ impl PagemapError {
     }
 }
 
+/// Regions of one [`Pagemap::scan_each`]: as many as the kernel gathers before it writes them out.
+const MOST_AT_ONCE: usize = 512;
+
 /// Bytes of one page's entry.
 const ENTRY: usize = size_of::<u64>();
 
@@ -247,6 +253,31 @@ impl Pagemap {
         }
         // Zeros: when the scan fails half way, the kernel has written regions without telling how many.
         let mut found = vec![RawRegion::default(); options.max_regions];
+        let (result, walk_end) = self.scan_into(start, end, options, &mut found);
+        let mut regions: Vec<Region> =
+            found.iter().take_while(|raw| raw.end > raw.start).copied().map(Region::from).collect();
+        match result {
+            // The kernel finds nothing in memory that is gone, and says nothing of it.
+            Ok(_) if self.is_gone()? => Err(PagemapError::ProcessGone),
+            Ok(count) => {
+                regions.truncate(usize::try_from(count).unwrap_or(0));
+                Ok(ScanResult { regions, walk_end })
+            }
+            Err(Errno::ENOTTY) => Err(PagemapError::Unsupported),
+            Err(Errno::EPERM) => Err(PagemapError::NotTracked { found: regions }),
+            Err(Errno::ESRCH) => Err(PagemapError::ProcessGone),
+            Err(errno) => Err(PagemapError::System { syscall: "PAGEMAP_SCAN", errno }),
+        }
+    }
+
+    /// One `PAGEMAP_SCAN`: how many regions it has found, and where it stopped.
+    fn scan_into(
+        &self,
+        start: u64,
+        end: u64,
+        options: &ScanOptions,
+        found: &mut [RawRegion],
+    ) -> (nix::Result<i32>, u64) {
         let mut arg = ScanArg {
             size: size_of::<ScanArg>() as u64,
             flags: u64::from(options.protect) * WP_MATCHING
@@ -262,23 +293,35 @@ impl Pagemap {
             category_anyof_mask: options.any_of.bits(),
             return_mask: options.report.bits(),
         };
-        // SAFETY: `arg` lives across the call and has the size that the number encodes (asserted below); `vec` has room
+        // SAFETY: `arg` lives across the call and has the size that the number encodes (asserted beside it); `vec` has room
         // for the `vec_len` regions that the kernel may write.
         let result = unsafe { pagemap_scan(self.file.as_raw_fd(), &raw mut arg) };
-        let mut regions: Vec<Region> =
-            found.iter().take_while(|raw| raw.end > raw.start).copied().map(Region::from).collect();
-        match result {
-            // The kernel finds nothing in memory that is gone, and says nothing of it.
-            Ok(_) if self.is_gone()? => Err(PagemapError::ProcessGone),
-            Ok(count) => {
-                regions.truncate(usize::try_from(count).unwrap_or(0));
-                Ok(ScanResult { regions, walk_end: arg.walk_end })
-            }
-            Err(Errno::ENOTTY) => Err(PagemapError::Unsupported),
-            Err(Errno::EPERM) => Err(PagemapError::NotTracked { found: regions }),
-            Err(Errno::ESRCH) => Err(PagemapError::ProcessGone),
-            Err(errno) => Err(PagemapError::System { syscall: "PAGEMAP_SCAN", errno }),
+        (result, arg.walk_end)
+    }
+
+    /// [`Pagemap::scan`] of this process's own memory, at most 512 regions (and `max_regions`), without allocating: `each` is told of
+    /// every one. Where it stopped.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: ENOTTY before Linux 6.7, EPERM where writes are not tracked in a part of the range (what was found in front of
+    /// that was told).
+    pub fn scan_each(
+        &self,
+        start: u64,
+        end: u64,
+        options: &ScanOptions,
+        mut each: impl FnMut(Region),
+    ) -> nix::Result<u64> {
+        let mut found = [RawRegion::default(); MOST_AT_ONCE];
+        let most = options.max_regions.min(MOST_AT_ONCE);
+        let (result, walk_end) =
+            self.scan_into(start, end, options, found.get_mut(..most).unwrap_or_default());
+        let told = result.map_or(most, |count| usize::try_from(count).unwrap_or(0));
+        for raw in found.iter().take(told).take_while(|raw| raw.end > raw.start) {
+            each(Region::from(*raw));
         }
+        result.map(|_| walk_end)
     }
 
     /// [`Pagemap::scan`], gone on with from where it stopped until all of `start..end` was seen; `max_regions` bounds each
@@ -387,48 +430,3 @@ fn append(all: &mut Vec<Region>, more: Vec<Region>) {
 fn errno_of(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
-
-/// `PM_SCAN_WP_MATCHING` and `PM_SCAN_CHECK_WPASYNC`.
-const WP_MATCHING: u64 = 1;
-const CHECK_WPASYNC: u64 = 2;
-
-/// `struct pm_scan_arg` of linux/fs.h.
-#[repr(C)]
-struct ScanArg {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-
-/// `struct page_region` of linux/fs.h.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct RawRegion {
-    start: u64,
-    end: u64,
-    categories: u64,
-}
-
-impl From<RawRegion> for Region {
-    fn from(raw: RawRegion) -> Self {
-        Self { start: raw.start, end: raw.end, categories: Categories::from_bits_retain(raw.categories) }
-    }
-}
-
-const _: () = assert!(size_of::<ScanArg>() == 96);
-const _: () = assert!(size_of::<RawRegion>() == 24);
-const _: () = assert!(nix::request_code_readwrite!(b'f', 16, size_of::<ScanArg>()) as u32 == 0xc060_6610);
-
-nix::ioctl_readwrite!(
-    /// `PAGEMAP_SCAN`
-    pagemap_scan, b'f', 16, ScanArg
-);

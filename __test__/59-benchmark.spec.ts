@@ -71,7 +71,10 @@ test('the benchmark prints one object for each row it was asked for, whatever th
     ]);
     for (const name of ['ours', 'floor', 'ratio']) t.true((line[name] as number) > 0, `${name}: ${output}`);
     t.is(typeof line['ok'], 'boolean');
-    t.deepEqual(line['rivals'], {});
+    t.true(
+      Object.values(line['rivals'] as object).every(ratio => ratio > 0),
+      output,
+    );
     const [least = 0, most = 0] = line['spread'] as number[];
     t.true(least <= (line['ratio'] as number) && (line['ratio'] as number) <= most);
   }
@@ -108,6 +111,6 @@ test('every file of a case is part of the benchmark, and no two rows have one na
   const rows = output.match(/^ {2}\S+$/gm) ?? [];
   const files = readdirSync(join(ROOT, 'benchmark', 'cases')).filter(name => name !== 'index.ts');
   t.true(existsSync(join(ROOT, 'benchmark', 'floor')));
-  t.is(cases.length, files.length, output);
+  t.true(cases.length >= files.length, output);
   t.is(new Set(rows).size, rows.length, output);
 });

@@ -17,6 +17,7 @@ export const faults: Case = {
   contenders: {
     ours: serving(onePage, work(1)),
     'C poll loop': serving(inC('poll'), work(1)),
+    'C spinning': serving(inC('spin'), work(1)),
     'userfaultfd crate': serving(inRust('naive-loop'), work(1)),
     'Firecracker example': serving(inRust('firecracker-example', 'on-demand'), work(1)),
     'ours, 8 threads': serving(onePage, work(8)),
@@ -42,7 +43,7 @@ export const faults: Case = {
       unit: 'us',
       ours: 'ours',
       floor: 'C poll loop',
-      rivals: ['userfaultfd crate', 'Firecracker example'],
+      rivals: ['C spinning', 'userfaultfd crate', 'Firecracker example'],
       ratio: 'share',
       goal: { atMost: 0.5 },
     },

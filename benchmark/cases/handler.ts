@@ -43,6 +43,11 @@ for (const threads of [1, 8]) {
     contenders[named(KINDS[kind], threads)] = serving(inJavaScript(kind), work(threads));
 }
 
+for (const threads of [1, 8]) {
+  const held = (): Work => ({ ...work(threads)(), hold: 'uffd-guard' });
+  contenders[named('callback, unguarded', threads)] = serving(inJavaScript('main'), held);
+}
+
 const row = (
   kind: Kind,
   threads: number,
@@ -71,11 +76,18 @@ const rows = ([1, 8] as const).flatMap(threads =>
   ),
 );
 
+/** What the guard costs that looks after handlers: against its thread being stopped. */
+const guard = (threads: number): Row => ({
+  ...row('main', threads, 'one CPU', 'rate', { atLeast: 0.97 }),
+  name: `handler-guard-${threads}-one-cpu`,
+  floor: named('callback, unguarded', threads),
+});
+
 /** Where no source can bring the bytes. */
 export const handler: Case = {
   name: 'handler',
   about: "another process's faults, each answered by JavaScript with one page, against the same loop in C",
-  rounds: [3, 1],
+  rounds: [2, 1],
   contenders,
-  rows,
+  rows: [...rows, guard(1), guard(8)],
 };

@@ -1,4 +1,4 @@
-/* For benchmark/handler.ts: stops one thread of another process, whose number is given, until this is killed. */
+/* `hold THREAD`: stops one thread of another process, whose number is given, until this is killed. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/ptrace.h>
@@ -13,7 +13,7 @@ int main(int argc, char **argv) {
         perror("ptrace");
         return 1;
     }
-    puts("held");
+    puts("{\"event\":\"held\"}");
     fflush(stdout);
     for (;;) pause();
 }

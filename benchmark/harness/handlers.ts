@@ -1,6 +1,8 @@
 /** Another process whose memory is filled, as Firecracker's is, by this package, by the floor, or by a rival. */
 
+import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
 import { Peer } from '../../examples/support/peer.js';
@@ -42,6 +44,20 @@ export interface Work {
   hash?: boolean;
   /** What it touches first, without being measured. */
   before?: string;
+  /** A thread of the handler that is held meanwhile, by its name. */
+  hold?: string;
+}
+
+/** The thread of a process by its name, once it is there. */
+async function threadOf(pid: number, name: string): Promise<string> {
+  for (;;) {
+    const threads = readdirSync(`/proc/${pid}/task`);
+    const named = (thread: string): boolean =>
+      readFileSync(`/proc/${pid}/task/${thread}/comm`, 'utf8') === `${name}\n`;
+    const found = threads.find(named);
+    if (found !== undefined) return found;
+    await setTimeout(1);
+  }
 }
 
 /**
@@ -66,6 +82,11 @@ export async function measure(run: Run, handler: Handler, work: Work): Promise<M
       await peer.ready();
       const { ns = 0 } = await child.says<{ ns?: number }>();
       const fill = ns / 1e6;
+      if (work.hold !== undefined) {
+        const held = new Child(undefined, [floor('hold'), await threadOf(child.pid, work.hold)]);
+        ends.unshift(async () => held.end());
+        await held.says();
+      }
       if (work.before !== undefined) await peer.ask('touch', ...work.before.split(' '));
       const touched =
         work.touch === undefined ? undefined : await peer.ask('touch', ...work.touch.split(' '));

@@ -83,7 +83,9 @@ for (let left = options.peers ?? 1; left > 0; left -= 1) {
     const [region] = session.regions;
     if (region === undefined) throw new Error('a session without memory');
     const ranges = [{ address: region.address, length: options.populateFirst }];
-    void session.populate({ ranges }).then(() => say({ event: 'populated', ns: since() }));
+    const told = (): void => say({ event: 'populated', ns: since() });
+    // Where the process has ended first, it was under way all the time: as it should be.
+    void session.populate({ ranges }).then(told, () => {});
   }
   say({ event: 'session', ns: since() + session.filledIn * 1e6 });
 }

@@ -53,9 +53,9 @@ class Serve {
 
 async function serving(
   t: ExecutionContext,
-  { size = IMAGE_SIZE, args = [] as string[] } = {},
+  { size = IMAGE_SIZE, args = [] as string[], from = image(t, size) } = {},
 ): Promise<{ serve: Serve; socket: string; bytes: Buffer; peer: Peer }> {
-  const { path: memory, bytes } = image(t, size);
+  const { path: memory, bytes } = from;
   const socket = join(folder(t), 'vm.sock');
   const serve = new Serve(t, ['--socket', socket, '--memory', memory, ...args]);
   await serve.next('listening');
@@ -125,6 +125,27 @@ test('serve --on-failure kill: SIGTERM kills the process that is served', async 
 
   t.is((await peer.ended).signal, 'SIGKILL');
   t.deepEqual(await serve.ended, [0, null]);
+});
+
+test('serve --record writes what a process wanted, and --replay brings it to the next', async t => {
+  if (!canRun(t)) return;
+  const path = join(folder(t), 'run.trace');
+  const from = image(t);
+  const first = await serving(t, { from, args: ['--record', path] });
+  await first.peer.ask('read', 100 * PAGE, 8);
+  first.serve.child.kill('SIGTERM');
+  t.like(await first.serve.next('end'), { recording: { path, state: 'written' } });
+  await first.serve.ended;
+
+  const second = await serving(t, { from, args: ['--replay', path] });
+  await second.serve.next('progress');
+  second.serve.child.kill('SIGTERM');
+
+  const { replay } = (await second.serve.next('end')) as Line & {
+    replay: { pages: number; installed: number };
+  };
+  t.true(replay.pages > 0);
+  t.is(replay.installed, replay.pages, 'before anything was touched');
 });
 
 test('serve: what cannot be served is told with its code, and ends with status 1', t => {

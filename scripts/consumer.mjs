@@ -9,17 +9,16 @@ import {
   chmodSync,
   copyFileSync,
   cpSync,
-  existsSync,
   linkSync,
   mkdirSync,
   mkdtempSync,
-  realpathSync,
   rmSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { nodeOf, npm, VERSIONS } from './consumer/nodes.mjs';
 import { bin, root } from './paths.mjs';
 import { hostPlatform, packPlatform, packRoot } from './release/stage.mjs';
 import { checkSizes } from './release/sizes.mjs';
@@ -43,33 +42,10 @@ function check(what, problem, detail = '') {
   process.stdout.write(`${problem.trimEnd().replaceAll(/^/gm, '    ')}\n`);
 }
 
-/** Where npm itself is: as a program of Node, it needs nothing on PATH. */
-const npm =
-  process.env.npm_execpath ??
-  [join(dirname(realpathSync(process.execPath)), '../lib/node_modules/npm/bin/npm-cli.js')].find(
-    existsSync,
-  ) ??
-  realpathSync(execFileSync('sh', ['-c', 'command -v npm'], { encoding: 'utf8' }).trim());
-
-/** The Nodes of the npm registry, each alone in a folder that serves as PATH. */
+/** The supported Nodes, each alone in a folder that serves as PATH. */
 function nodes() {
-  const versions = ['20', '22', '24', '26'];
-  const cache = join(root, '.cache/nodes');
-  const installed = version => join(cache, 'node_modules', `node-${version}`, 'bin/node');
-  if (process.arch !== 'x64') {
-    process.stdout.write(`only Node ${process.versions.node}: the lock file has Nodes for x64\n`);
-  } else {
-    mkdirSync(cache, { recursive: true });
-    for (const file of ['package.json', 'package-lock.json'])
-      copyFileSync(join(here, file), join(cache, file));
-    const current = join(cache, 'node_modules/.package-lock.json');
-    if (!existsSync(current) || !versions.every(version => existsSync(installed(version)))) {
-      execFileSync(process.execPath, [npm, 'ci', '--ignore-scripts', '--prefer-offline', '--silent'], {
-        cwd: cache,
-      });
-    }
-  }
-  const programs = process.arch === 'x64' ? versions.map(installed) : [process.execPath];
+  if (process.arch !== 'x64') process.stdout.write('only this Node: the lock file has those for x64\n');
+  const programs = process.arch === 'x64' ? VERSIONS.map(nodeOf) : [process.execPath];
   return programs.map((program, index) => {
     const path = join(folder, `path-${index}`);
     mkdirSync(path);

@@ -150,7 +150,10 @@ async function main() {
     await checkTypeScript();
     if (ready) {
       await testTypeScript();
-      if (match === undefined) await check('consumer', [process.execPath, 'scripts/consumer.mjs']);
+      if (match === undefined) {
+        await check('consumer', [process.execPath, 'scripts/consumer.mjs']);
+        await check('report page', [process.execPath, 'scripts/report-page.mjs']);
+      }
     } else process.stdout.write('ava                          not run: what it needs could not be built\n');
   }
   if (only === undefined && match === undefined) checkSuites();

@@ -9,6 +9,7 @@ import { Command, Option } from 'commander';
 import { FAILURE_POLICIES } from '../policy.js';
 import { ROLES } from './doctor/diagnose.js';
 import type { DoctorOptions } from './doctor/command.js';
+import type { ReportOptions, ShowOptions } from './recordings.js';
 import type { ServeOptions } from './serve.js';
 import { explain } from './explain.js';
 
@@ -48,10 +49,58 @@ program
       .choices(FAILURE_POLICIES)
       .default('poison'),
   )
+  .option('--record <file>', 'records what a VM wanted; of several, the last to end has the name')
+  .option('--replay <recording>', 'brings what an earlier VM wanted before it is asked for')
   .option('--uid <uid>', 'whose VMs may connect (default: those of this user)')
   .action(async (options: ServeOptions) => {
     const { serve } = await import('./serve.js');
     process.exitCode = await serve(options);
+  });
+
+const trace = program
+  .command('trace')
+  .description('Looks into recordings of working sets, and puts them together.');
+
+for (const [how, description] of [
+  ['merge', 'Writes what any of the recordings wanted.'],
+  ['intersect', 'Writes what all of the recordings wanted.'],
+] as const) {
+  trace
+    .command(how)
+    .description(description)
+    .argument('<recordings...>', 'of one memory image')
+    .requiredOption('-o, --output <file>', 'the recording to write')
+    .action(async (files: string[], { output }: { output: string }) => {
+      const { combine } = await import('./recordings.js');
+      await combine(how, files, output);
+    });
+}
+
+trace
+  .command('show')
+  .description('Says what is in a recording.')
+  .argument('<recording>')
+  .option('--json', 'for programs')
+  .option('--faults', 'with every fault')
+  .action(async (file: string, options: ShowOptions) => {
+    const { show } = await import('./recordings.js');
+    await show(file, options);
+  });
+
+program
+  .command('report')
+  .description(
+    'Draws a recording: where and when memory was wanted, how long faults waited, how much it was.',
+  )
+  .argument('<recording>')
+  .requiredOption(
+    '-o, --output <file>',
+    'a page (.html) or a picture (.svg); nothing else is needed to look at it',
+  )
+  .option('--replayed <recording>', 'what was replayed in that session: tells late faults from missed ones')
+  .action(async (file: string, options: ReportOptions) => {
+    const { report } = await import('./recordings.js');
+    await report(file, options);
   });
 
 async function main(): Promise<void> {

@@ -58,7 +58,7 @@ export class JsonLog implements Log {
   }
 
   finished(session: Session, { reason, error }: SessionEnd): void {
-    const { faults, bytesInstalled, pagesPoisoned, pagesRemoved } = session.stats();
+    const { faults, bytesInstalled, pagesPoisoned, pagesRemoved, recording, replay } = session.stats();
     this.#write('end', {
       session: session.id,
       peer: session.peer,
@@ -68,6 +68,8 @@ export class JsonLog implements Log {
       bytesInstalled,
       pagesPoisoned,
       pagesRemoved,
+      ...(recording ? { recording } : {}),
+      ...(replay ? { replay } : {}),
     });
   }
 

@@ -14,6 +14,8 @@ export interface ServeOptions {
   memory: string;
   onFailure: FailurePolicy;
   uid?: string;
+  record?: string;
+  replay?: string;
 }
 
 /** Milliseconds between two lines of progress. */
@@ -25,8 +27,17 @@ const INTERVAL = 1_000;
  *
  * Gives the exit status.
  */
-export async function serve({ socket, memory, onFailure, uid }: ServeOptions): Promise<number> {
+export async function serve({
+  socket,
+  memory,
+  onFailure,
+  uid,
+  record,
+  replay,
+}: ServeOptions): Promise<number> {
   const options: FirecrackerServerOptions = { socketPath: socket, memory, onFailure };
+  if (record !== undefined) options.record = record;
+  if (replay !== undefined) options.replay = replay;
   if (uid !== undefined) options.peer = { uid: Number(uid) };
   // Before it listens: from then on somebody may depend on it.
   const asked = signalled();

@@ -1,0 +1,106 @@
+// The report page in a real browser: it renders without loading anything, the numbers on it are those of the recording, and it can be
+// read on a telephone and in the dark. Needs a built library. Screenshots are left in `out/report`.
+
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { nodeOf, npmCi } from './consumer/nodes.mjs';
+import { dist, out, root } from './paths.mjs';
+
+const PAGE = 4096;
+const load = async name => import(pathToFileURL(join(dist, 'src/cli/report', `${name}.js`)).href);
+
+/** A recording whose figures can be said without the code that is tested: 400 pages, each of them once, 2 ms apart. */
+function* faults() {
+  for (let index = 0; index < 400; index += 1) {
+    const offset = ((index * 37) % 1000) * PAGE;
+    const latency = index === 399 ? 12 : index >= 395 ? 0.1298 : 0.05;
+    yield {
+      time: index * 2,
+      kind: 'missing',
+      write: index % 4 === 0,
+      offset,
+      brought: { offset, length: PAGE },
+      latency,
+    };
+  }
+}
+
+const trace = {
+  [Symbol.iterator]: faults,
+  pageSize: PAGE,
+  imageSize: 1000 * PAGE,
+  identity: 'ab'.repeat(32),
+  startedAt: new Date(0),
+  length: 400,
+  dropped: 0,
+  end: 'complete',
+};
+const EXPECTED = {
+  faults: '400',
+  'of these writes': '100',
+  'working set': '1.6 MiB (40.0 %)',
+  image: '3.9 MiB',
+  'brought by faults': '1.6 MiB',
+  'time to the last fault': '798 ms',
+  'latency p50': '50 µs',
+  'latency p90': '50 µs',
+  'latency p99': '130 µs',
+  'latency max': '12 ms',
+};
+
+const { figuresOf } = await load('model');
+const { htmlReport } = await load('html');
+const folder = join(out, 'report');
+mkdirSync(folder, { recursive: true });
+const page = join(folder, 'report.html');
+writeFileSync(page, htmlReport(figuresOf(trace), 'run <1>.trace'));
+
+const packages = join(root, '.cache/browser');
+npmCi(join(root, 'scripts/report-page'), packages);
+const seen = JSON.parse(
+  execFileSync(nodeOf('24'), [join(root, 'scripts/report-page/look.mjs'), page, folder, packages], {
+    encoding: 'utf8',
+    timeout: 120_000,
+    maxBuffer: 64 * 1024 * 1024,
+  }),
+);
+
+assert.deepEqual(seen.troubles, [], 'the browser complains');
+assert.deepEqual(
+  new Set(seen.requests),
+  new Set([pathToFileURL(page).href]),
+  'nothing but the page is loaded',
+);
+for (const [name, view] of Object.entries(seen.views)) {
+  assert.deepEqual(view.facts, EXPECTED, name);
+  assert.equal(view.figures.faults, 400);
+  assert.ok(
+    view.scrollWidth <= view.width,
+    `${name}: ${view.scrollWidth} pixels in a window of ${view.width}`,
+  );
+  for (const contrast of view.contrasts)
+    assert.ok(contrast >= 4.5, `${name}: a contrast of ${contrast.toFixed(1)}`);
+  const [heat, bars] = view.drawings;
+  assert.ok(heat.cells.length > 100 && bars.cells.length > 2, `${name}: drawn`);
+  for (const drawing of view.drawings) {
+    for (const part of [...drawing.cells, ...drawing.texts]) {
+      const inside =
+        part.x >= drawing.x - 1 &&
+        part.y >= drawing.y - 1 &&
+        part.x + part.width <= drawing.x + drawing.width + 1 &&
+        part.y + part.height <= drawing.y + drawing.height + 1;
+      assert.ok(
+        inside,
+        `${name}: ${JSON.stringify(part)} lies outside of its drawing ${JSON.stringify({ ...drawing, cells: 0, texts: 0 })}`,
+      );
+    }
+    for (const { height, text } of drawing.texts)
+      assert.ok(height >= 9, `${name}: “${text}” is ${height} pixels high`);
+  }
+}
+const brightness = name => Math.max(...seen.views[name].background);
+assert.ok(brightness('desktop') > 200 && brightness('dark') < 60, 'the background follows the scheme');
+process.stdout.write(`ok: ${Object.keys(seen.views).join('; ')}\n`);

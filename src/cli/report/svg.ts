@@ -1,0 +1,111 @@
+/** The drawings of a report, as SVG. Colours come from the page (`currentColor` and variables), so that they fit light and dark. */
+
+import type { Figures, HeatMap, LatencyBin } from './model.js';
+import { bytes, milliseconds } from './units.js';
+
+const WIDTH = 960;
+const LEFT = 150;
+const BOTTOM = 46;
+const HEAT_HEIGHT = 400;
+/** Room for a label, also where its letters are large. */
+const LABEL = 130;
+const BAR_HEIGHT = 220;
+
+/** Text that may stand in SVG and HTML. */
+export function escape(text: string): string {
+  return text
+    .replaceAll('&', '&amp;')
+    .replaceAll('<', '&lt;')
+    .replaceAll('>', '&gt;')
+    .replaceAll('"', '&quot;');
+}
+
+function label(x: number, y: number, text: string, anchor = 'middle'): string {
+  return `<text x="${x}" y="${y}" text-anchor="${anchor}">${escape(text)}</text>`;
+}
+
+/** Faults by place in the image (upwards) and time. */
+export function heatMap({ columns, rows, cells, most, duration }: HeatMap, imageSize: number): string {
+  const width = (WIDTH - LEFT) / columns;
+  const height = (HEAT_HEIGHT - BOTTOM) / rows;
+  const drawn = cells.flatMap((count, at) => {
+    if (count === 0) return [];
+    const x = LEFT + (at % columns) * width;
+    const y = Math.floor(at / columns) * height;
+    // By its logarithm: one fault is to be seen beside a thousand.
+    const heat = Math.log1p(count) / Math.log1p(most);
+    return [
+      `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(2)}" height="${height.toFixed(2)}" fill="var(--heat, #d9480f)" fill-opacity="${(0.15 + 0.85 * heat).toFixed(2)}"><title>${count} faults</title></rect>`,
+    ];
+  });
+  const bottom = HEAT_HEIGHT - BOTTOM;
+  return [
+    `<rect x="${LEFT}" y="0" width="${WIDTH - LEFT}" height="${bottom}" fill="none" stroke="currentColor" stroke-opacity="0.3"/>`,
+    ...drawn,
+    label(LEFT - 8, 30, bytes(imageSize), 'end'),
+    label(LEFT - 8, bottom / 2, bytes(imageSize / 2), 'end'),
+    label(LEFT - 8, bottom, '0', 'end'),
+    label(LEFT, bottom + 34, '0', 'start'),
+    label((WIDTH + LEFT) / 2, bottom + 34, milliseconds(duration / 2)),
+    label(WIDTH, bottom + 34, milliseconds(duration), 'end'),
+  ].join('\n');
+}
+
+/** How many faults took how long. */
+export function histogram(latencies: readonly LatencyBin[]): string {
+  const bottom = BAR_HEIGHT - BOTTOM;
+  const most = Math.max(1, ...latencies.map(({ count }) => count));
+  const width = (WIDTH - LEFT) / Math.max(1, latencies.length);
+  const every = Math.ceil(latencies.length / 5);
+  return [
+    `<line x1="${LEFT}" x2="${WIDTH}" y1="${bottom}" y2="${bottom}" stroke="currentColor" stroke-opacity="0.3"/>`,
+    ...latencies.map(({ from, to, count }, at) => {
+      // One fault beside a million is to be seen.
+      const height = count === 0 ? 0 : Math.max(2, (count / most) * (bottom - 16));
+      const title = `${milliseconds(from)} to ${to === Infinity ? 'more' : milliseconds(to)}: ${count}`;
+      return `<rect x="${(LEFT + at * width + 1).toFixed(1)}" y="${(bottom - height).toFixed(1)}" width="${Math.max(1, width - 2).toFixed(1)}" height="${height.toFixed(1)}" fill="var(--bar, #1971c2)"><title>${title}</title></rect>`;
+    }),
+    ...latencies.flatMap(({ from }, at) =>
+      at % every === 0 && (latencies.length - at) * width >= LABEL
+        ? [label(LEFT + at * width, bottom + 34, milliseconds(from), 'start')]
+        : [],
+    ),
+    label(LEFT - 8, 30, String(most), 'end'),
+    label(LEFT - 8, bottom, '0', 'end'),
+  ].join('\n');
+}
+
+const FONT = 'font: 15px system-ui, sans-serif; fill: currentColor;';
+
+/** A drawing for a page: as wide as that. */
+export function drawing(content: string, height: number, title: string): string {
+  return `<svg viewBox="0 0 ${WIDTH} ${height}" role="img" aria-label="${escape(title)}"><style>text { ${FONT} }</style>\n${content}\n</svg>`;
+}
+
+export const heights: { heat: number; bars: number } = { heat: HEAT_HEIGHT, bars: BAR_HEIGHT };
+
+/** All of a report in one drawing. */
+export function svgReport(figures: Figures, rows: readonly (readonly [string, string])[]): string {
+  const table = rows.map(([name, value], at) => {
+    const x = (at % 3) * (WIDTH / 3);
+    const y = 60 + Math.floor(at / 3) * 44;
+    return `<text x="${x}" y="${y}" opacity="0.7">${escape(name)}</text><text x="${x}" y="${y + 19}" style="font-weight: 600">${escape(value)}</text>`;
+  });
+  const top = 70 + Math.ceil(rows.length / 3) * 44;
+  const height = top + HEAT_HEIGHT + BAR_HEIGHT + 90;
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="-24 -12 ${WIDTH + 48} ${height}" color="#212529">
+<style>text { ${FONT} }</style>
+<rect x="-24" y="-12" width="${WIDTH + 48}" height="${height}" fill="#fff"/>
+<text x="0" y="24" style="font-size: 22px">Page faults</text>
+${table.join('\n')}
+<text x="0" y="${top}">By place and time</text>
+<g transform="translate(0 ${top + 14})">
+${heatMap(figures.heat, figures.imageSize)}
+</g>
+<text x="0" y="${top + HEAT_HEIGHT + 40}">By latency</text>
+<g transform="translate(0 ${top + HEAT_HEIGHT + 54})">
+${histogram(figures.latencies)}
+</g>
+</svg>
+`;
+}

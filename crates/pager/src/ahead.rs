@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use crate::error::PagerError;
 use crate::owed::{Deliver, Owed};
 use crate::policy::EndReason;
+use crate::reading::Reason;
 use crate::resolve::{Filling, Stop};
-use crate::session::{CHANGING_PAUSE, Context, MOST_IN_FLIGHT, Reason, Session};
+use crate::session::{CHANGING_PAUSE, Context, MOST_IN_FLIGHT, Session};
 use crate::source;
 
 /// Reads ahead that may be under way at once: faults have room for as many more.

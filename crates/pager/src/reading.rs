@@ -10,9 +10,41 @@ use crate::error::PagerError;
 use crate::last_words;
 use crate::policy::EndReason;
 use crate::resolve::{Filling, Stop};
-use crate::session::{Context, InFlight, MOST_IN_FLIGHT, Reason, Session};
+use crate::session::{Context, MOST_IN_FLIGHT, Session};
 use crate::source::{self, Fetch};
 use crate::workers::{Completion, Job, Urgency, Workers};
+
+/// A read that a worker is doing.
+pub(crate) struct InFlight {
+    pub(crate) pages: Range<usize>,
+    pub(crate) reason: Reason,
+    /// Pages of it that somebody waits for.
+    pub(crate) waiting: Vec<usize>,
+    /// When it was asked for.
+    pub(crate) since: Instant,
+    /// When it has taken too long.
+    pub(crate) deadline: Instant,
+}
+
+/// Why a read is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Somebody waits for this page of it.
+    Fault(usize),
+    /// Somebody waits for its only page, and this is to be read when it is there.
+    FirstPage(usize, Range<usize>),
+    /// Nobody waits.
+    Ahead,
+}
+
+impl Reason {
+    pub(crate) const fn waiting(&self) -> Option<usize> {
+        match self {
+            Self::Fault(page) | Self::FirstPage(page, _) => Some(*page),
+            Self::Ahead => None,
+        }
+    }
+}
 
 impl Session {
     pub(crate) fn answer_from_source(&mut self, page: usize, cx: &mut Context<'_>) -> Result<(), Stop> {

@@ -18,8 +18,9 @@ use crate::ahead::{Ahead, MOST_READS};
 use crate::error::PagerError;
 use crate::owed::Owed;
 use crate::policy::EndReason;
+use crate::reading::Reason;
 use crate::resolve::{Filling, Stop};
-use crate::session::{CHANGING_PAUSE, Context, Reason, Session};
+use crate::session::{CHANGING_PAUSE, Context, Session};
 use crate::source::{self, ReadNow};
 use crate::stats::Stats;
 

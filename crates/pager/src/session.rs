@@ -24,6 +24,7 @@ use crate::latency::Stopwatch;
 use crate::modes::Minor;
 use crate::page_state::PageStates;
 use crate::policy::{EndReason, FailurePolicy, SessionEnd};
+use crate::reading::InFlight;
 use crate::replay::Replaying;
 use crate::resolve::{Filling, Resolver, Stop};
 use crate::source::PageSource;
@@ -133,38 +134,6 @@ pub(crate) struct Session {
     pub(crate) replaying: Option<Box<Replaying>>,
     /// Whether to read once more before waiting.
     pub(crate) again: Spin,
-}
-
-/// A read that a worker is doing.
-pub(crate) struct InFlight {
-    pub(crate) pages: Range<usize>,
-    pub(crate) reason: Reason,
-    /// Pages of it that somebody waits for.
-    pub(crate) waiting: Vec<usize>,
-    /// When it was asked for.
-    pub(crate) since: Instant,
-    /// When it has taken too long.
-    pub(crate) deadline: Instant,
-}
-
-/// Why a read is done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Reason {
-    /// Somebody waits for this page of it.
-    Fault(usize),
-    /// Somebody waits for its only page, and this is to be read when it is there.
-    FirstPage(usize, Range<usize>),
-    /// Nobody waits.
-    Ahead,
-}
-
-impl Reason {
-    pub(crate) const fn waiting(&self) -> Option<usize> {
-        match self {
-            Self::Fault(page) | Self::FirstPage(page, _) => Some(*page),
-            Self::Ahead => None,
-        }
-    }
 }
 
 /// What the event loop lends a session.

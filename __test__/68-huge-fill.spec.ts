@@ -22,31 +22,11 @@ import {
 import { type Handed, handedOver } from './helpers/adopting.js';
 import { mapped, PAGE } from './helpers/faults.js';
 import { NO_CONTENT } from './helpers/firecracker.js';
+import { blocksIn, HUGE, hugeIn } from './helpers/huge.js';
 import { prepared } from './helpers/restoring.js';
 import { canRun, folder, image, IMAGE_SIZE, reserveHugePages } from './helpers/serving.js';
 
-const HUGE = 2 * MiB;
 const SIZE = 8 * MiB;
-
-/** KiB of transparent huge pages that a process has in this range. */
-function hugeIn(pid: number, start: bigint, length: number): number {
-  let [inside, sum] = [false, 0];
-  for (const line of readFileSync(`/proc/${pid}/smaps`, 'utf8').split('\n')) {
-    const mapping = /^([0-9a-f]+)-([0-9a-f]+) /.exec(line);
-    if (mapping) {
-      const [from, to] = [BigInt(`0x${mapping[1]}`), BigInt(`0x${mapping[2]}`)];
-      inside = from < start + BigInt(length) && to > start;
-    }
-    if (inside) sum += Number(/^AnonHugePages: +(\d+) kB/.exec(line)?.[1] ?? 0);
-  }
-  return sum;
-}
-
-/** Whole huge pages between these addresses. */
-function blocksIn(start: bigint, length: number): number {
-  const huge = BigInt(HUGE);
-  return Number((start + BigInt(length)) / huge - (start + huge - 1n) / huge);
-}
 
 const stateOf = (pid: number): string =>
   /^\d+ \(.*\) (\w)/.exec(readFileSync(`/proc/${pid}/stat`, 'utf8'))?.[1] ?? '';
@@ -205,7 +185,7 @@ test('memory that cannot have huge pages is filled the ordinary way, and says wh
   t.regex(session.fallback?.message ?? '', /whose writes are tracked/);
   const [warning] = await warned;
   t.is(warning.code, 'ERR_UFFD_UNSUPPORTED');
-  t.regex(warning.message, /is not filled with huge pages: .*tracked/);
+  t.regex(warning.message, /has no huge pages: .*tracked/);
   t.true(bytes.equals(await tracked.read(0, SIZE)));
   const other = await pager.serve(shared, { source, mode: 'huge-fill' });
   t.is(other.mode, 'fill');
@@ -216,7 +196,14 @@ test('memory that cannot have huge pages is filled the ordinary way, and says wh
 test('the right that is missing is named, and the memory filled all the same', t => {
   if (!canRun(t)) return;
   const fixture = fileURLToPath(new URL('fixtures/filling.js', import.meta.url));
-  const without = ['--bounding-set', '-sys_nice', process.execPath, fixture, folder(t)];
+  const without = [
+    '--bounding-set',
+    '-sys_nice',
+    process.execPath,
+    fixture,
+    folder(t),
+    '{"mode":"huge-fill"}',
+  ];
   const { error, stdout, stderr } = spawnSync('setpriv', without, { encoding: 'utf8', timeout: 20_000 });
   if (error) {
     t.log(`skipped: a right cannot be given up here (${error.message})`);

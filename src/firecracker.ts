@@ -116,6 +116,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     this.#defaults = {
       kill: options.kill,
       mode: options.mode,
+      collapse: options.collapse,
       ...(options.window === undefined ? {} : { window: options.window }),
       ...(options.record === undefined ? {} : { record: options.record }),
       ...(options.replay === undefined ? {} : { replay: options.replay }),

@@ -6,7 +6,13 @@ import { readMode, type RestoreMode } from './fill-options.js';
 import { fileSource, overlaid, type Overlay, PageSource } from './sources.js';
 import { readTraceOptions, TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
 import { KiB, MiB } from './units.js';
-import { validateOneOf, validateOptions, validatePathOrUrl, validatePowerOfTwo } from './validate.js';
+import {
+  validateBoolean,
+  validateOneOf,
+  validateOptions,
+  validatePathOrUrl,
+  validatePowerOfTwo,
+} from './validate.js';
 
 /**
  * What a memory image can be given as: the path of a file, a `file:` URL, or a source. A file must not change while it is
@@ -36,6 +42,8 @@ export interface ImageChoice extends TraceOptions {
   window?: number;
   /** Default: the server's. */
   mode?: RestoreMode;
+  /** Default: the server's. */
+  collapse?: boolean;
   /** Bytes of its own over the image, which others share ({@link overlaySource}). Default: none. */
   overlays?: readonly Overlay[];
 }
@@ -71,12 +79,13 @@ export function withOverlays(
 /** @hidden */
 export function readDefaults(
   name: string,
-  options: { onFailure?: unknown; window?: unknown; mode?: unknown } & TraceOptions,
+  options: { [name in keyof ImageDefaults | 'onFailure']?: unknown } & TraceOptions,
 ): ImageDefaults {
-  const { onFailure = 'poison', window, mode, replay } = options;
+  const { onFailure = 'poison', window, mode, collapse, replay } = options;
   const read: ImageDefaults = {
     ...readTraceOptions(name, options),
     mode: readMode(`${name}.mode`, mode, replay !== undefined),
+    collapse: validateBoolean(`${name}.collapse`, collapse, false),
     kill: validateOneOf(`${name}.onFailure`, onFailure, FAILURE_POLICIES) === 'kill',
   };
   if (window !== undefined) read.window = validatePowerOfTwo(`${name}.window`, window, 4 * KiB, 2 * MiB);
@@ -90,10 +99,19 @@ export async function readChoice(choice: unknown, defaults: ImageDefaults): Prom
   if (typeof choice !== 'object' || choice === null || isImage) {
     return { ...defaults, ...(await openMemory(readMemory(name, choice))) };
   }
-  validateOptions(name, choice, ['memory', 'onFailure', 'window', 'mode', 'overlays', ...TRACE_OPTIONS]);
+  validateOptions(name, choice, [
+    'memory',
+    'onFailure',
+    'window',
+    'mode',
+    'collapse',
+    'overlays',
+    ...TRACE_OPTIONS,
+  ]);
   const { memory, overlays, ...own } = choice as ImageChoice;
   const settings = { ...defaults, ...readDefaults(name, own) };
   if (own.onFailure === undefined) settings.kill = defaults.kill;
+  if (own.collapse === undefined) settings.collapse = defaults.collapse;
   // Who says how it is brought, says all of that.
   if (own.mode === undefined && own.replay === undefined) settings.mode = defaults.mode;
   else if (own.replay === undefined) delete settings.replay;

@@ -18,7 +18,7 @@ import {
 /** Options of `restoreFirecracker`. Paths are this process's own, also where Firecracker is jailed. */
 export interface RestoreOptions extends Pick<
   FirecrackerServerOptions,
-  'memory' | 'onFailure' | 'window' | 'mode' | 'peer' | keyof TraceOptions
+  'memory' | 'onFailure' | 'window' | 'mode' | 'collapse' | 'peer' | keyof TraceOptions
 > {
   /** Firecracker's API socket (`--api-sock`). It must be running and must not have loaded or booted anything. */
   apiSocket: string;
@@ -78,6 +78,7 @@ const OPTIONS = [
   'onFailure',
   'window',
   'mode',
+  'collapse',
   'peer',
   'overlays',
   ...TRACE_OPTIONS,
@@ -90,7 +91,7 @@ export const PATIENCE = 30_000;
 /** @hidden */
 export function readRestore(options: RestoreOptions): Restore {
   validateOptions('options', options, OPTIONS);
-  const { onFailure, window, mode, peer, timeout = PATIENCE } = options;
+  const { onFailure, window, mode, collapse, peer, timeout = PATIENCE } = options;
   const memory = readClone(options);
   const jailRoot =
     options.jailRoot === undefined ? undefined : resolve(validatePath('options.jailRoot', options.jailRoot));
@@ -116,6 +117,7 @@ export function readRestore(options: RestoreOptions): Restore {
   if (onFailure !== undefined) given.onFailure = onFailure;
   if (window !== undefined) given.window = window;
   if (mode !== undefined) given.mode = mode;
+  if (collapse !== undefined) given.collapse = collapse;
   if (peer !== undefined) given.peer = peer;
   const { record, replay, estimateWaste } = options;
   if (record !== undefined) given.record = record;

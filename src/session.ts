@@ -168,7 +168,7 @@ export class Session {
   readonly pageSize: number;
   /** How its memory was brought before it was told of. */
   readonly mode: RestoreMode;
-  /** Why that is not the mode that was wanted; `undefined` where it is. It was told as a warning, too. */
+  /** Why that is not the mode that was wanted, or why nothing is joined (`collapse`); `undefined` where it is so. It was told as a warning, too. */
   readonly fallback: UffdError | undefined;
   /** @hidden Milliseconds that took. */
   readonly filledIn: number;
@@ -187,7 +187,7 @@ export class Session {
     this.fallback = session.fallback && fromNative(session.fallback);
     if (this.fallback) {
       const { message, code } = this.fallback;
-      process.emitWarning(`session ${this.id} is not filled with huge pages: ${message}`, {
+      process.emitWarning(`session ${this.id} has no huge pages: ${message}`, {
         type: 'UffdWarning',
         code,
       });

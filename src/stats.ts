@@ -37,6 +37,8 @@ export interface SessionStats {
   readonly pagesPrefetched: number;
   /** Pages that were made parts of transparent huge pages. */
   readonly pagesJoined: number;
+  /** Blocks of 2 MiB that the kernel would not join to a transparent huge page. */
+  readonly blocksNotJoined: number;
   /** Bytes installed from the source. */
   readonly bytesInstalled: number;
   /** Stretches of pages installed by one answer. */
@@ -84,6 +86,7 @@ const NO_STATS: NativeStats = {
   pagesRemoved: 0,
   pagesPrefetched: 0,
   pagesJoined: 0,
+  blocksNotJoined: 0,
   bytesInstalled: 0,
   windows: 0,
   alreadyPresent: 0,

@@ -37,6 +37,7 @@ pub struct NativeServerOptions {
     pub window: Option<u32>,
     #[napi(ts_type = "'windows' | 'fill' | 'huge-fill' | 'replay'")]
     pub mode: String,
+    pub collapse: bool,
     pub peer_uid: Option<u32>,
     pub handshake_timeout: u32,
     pub max_sessions: u32,
@@ -156,7 +157,7 @@ fn try_start(
         images,
         policy: images::policy_of(options.kill),
         window: options.window.map(u64::from),
-        fill: fill_of(&options.mode),
+        fill: fill_of(&options.mode, options.collapse),
         peer_uid: options.peer_uid,
         handshake_timeout: Duration::from_millis(u64::from(options.handshake_timeout)),
         max_sessions: options.max_sessions as usize,

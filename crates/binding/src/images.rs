@@ -23,6 +23,7 @@ pub struct NativeImage {
     /// Where its faults are recorded.
     pub record: Option<String>,
     pub replay: Option<NativeReplay>,
+    pub collapse: bool,
 }
 
 impl NativeImage {
@@ -34,7 +35,7 @@ impl NativeImage {
             source,
             policy: policy_of(self.kill),
             window: self.window.map(u64::from),
-            fill: fill_of(&self.mode),
+            fill: fill_of(&self.mode, self.collapse),
         })
     }
 }

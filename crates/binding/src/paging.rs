@@ -33,6 +33,7 @@ pub struct NativeServeOptions {
     pub window: Option<u32>,
     #[napi(ts_type = "'windows' | 'fill' | 'huge-fill' | 'replay'")]
     pub mode: String,
+    pub collapse: bool,
     /// Milliseconds.
     pub source_timeout: u32,
     /// Which faults are answered.
@@ -70,7 +71,7 @@ impl NativeServeOptions {
             source,
             policy: if self.kill { FailurePolicy::Kill } else { FailurePolicy::Poison },
             window: self.window.map(u64::from),
-            fill: fill_of(&self.mode),
+            fill: fill_of(&self.mode, self.collapse),
             source_timeout: Duration::from_millis(u64::from(self.source_timeout)),
             process: None,
             modes: SessionModes { missing: self.missing, minor, write_protect: self.write_protect },

@@ -134,7 +134,7 @@ pub(crate) enum Ahead {
 impl Session {
     /// Whether there is something to bring that nobody waits for.
     pub(crate) fn has_ahead(&self) -> bool {
-        (!self.ahead.0.is_empty() || self.replays()) && self.phase.serves()
+        (!self.ahead.0.is_empty() || self.replays() || self.may_collapse()) && self.phase.serves()
     }
 
     /// Takes a request. It is dropped, and told so, when the session ends before it is done.
@@ -199,10 +199,13 @@ impl Session {
             let index = match self.ahead.due(now) {
                 Ok(index) => index,
                 Err(_) if self.finish_requests() => continue,
-                Err(soonest) => return soonest.map_or(Ahead::Nothing, Ahead::At),
+                Err(Some(soonest)) => return Ahead::At(soonest),
+                Err(None) if self.ahead.0.is_empty() => return self.collapse_next(now),
+                Err(None) => return Ahead::Nothing,
             };
             let Some(request) = self.ahead.0.get(index) else { break };
             let Some(pages) = request.left.front().cloned() else { break };
+            let limited = request.rate.is_some();
             let piece = request.piece().unwrap_or(u64::MAX).min(piece);
             let longest = (piece / self.map.page_size()).max(1) as usize;
             let Some(run) = self.next_to_bring(pages.clone(), longest) else {
@@ -211,6 +214,7 @@ impl Session {
                 }
                 continue;
             };
+            let run = if limited { run } else { self.with_zeros_behind(run, pages.end, piece) };
             let (end, bytes) = (run.end, self.map.bytes(run.len()));
             return match self.bring(run, cx) {
                 Ok(true) => {
@@ -270,6 +274,19 @@ impl Session {
                 None => return Some(self.map.clip(run.start..run.end.min(within.end))),
             }
         }
+    }
+
+    /// A run that the image is known to have zeros for, and eight times as much of these behind it, which takes no longer than a run of bytes.
+    fn with_zeros_behind(&self, run: Range<usize>, end: usize, piece: u64) -> Range<usize> {
+        let most = self.states.missing_run(run.start, run.start..end.min(run.start + 8 * run.len().max(1)));
+        let most = self.map.clip(most);
+        let zeros = |pages: &Range<usize>| {
+            let offset = self.map.source_offset_of(pages.start);
+            offset
+                .is_some_and(|offset| source::known_zeros(&*self.source, offset, self.map.bytes(pages.len())))
+        };
+        let larger = most.len() > run.len() && self.map.bytes(run.len()) >= piece && !self.huge;
+        if larger && !self.brings_to_file() && zeros(&most) { most } else { run }
     }
 
     /// Brings a run of missing pages that nobody waits for, or has it read; `false` where as many reads are under way as

@@ -45,6 +45,9 @@ impl FillMode {
 pub struct FillOptions {
     /// Before the session is announced.
     pub mode: FillMode,
+    /// Join what is there to transparent huge pages when no fault has come for a while. Zeros that were read from the image are
+    /// copied then. Where that cannot be, [`Filled::fallback`] says why.
+    pub collapse: bool,
 }
 
 /// What had come of a session when it was announced.
@@ -52,7 +55,7 @@ pub struct FillOptions {
 pub struct Filled {
     /// How.
     pub mode: FillMode,
-    /// Why it is not what was wanted, where it is not.
+    /// Why it is not the mode that was wanted, or why nothing is joined, where that is so.
     pub fallback: Option<PagerError>,
     /// From its beginning on.
     pub took: Duration,
@@ -121,6 +124,17 @@ impl Filling {
 }
 
 impl Session {
+    /// Begins to join what is there, if that is wanted.
+    pub(crate) fn wants_collapsing(&mut self, wanted: bool) {
+        if !wanted {
+            return;
+        }
+        match self.begin_collapsing() {
+            Ok(collapsing) => self.collapsing = collapsing,
+            Err(error) => self.filling.fallback = Some(error),
+        }
+    }
+
     /// Whether it may be announced: all of its memory is there that was to be.
     pub(crate) fn is_ready(&self) -> bool {
         !self.ahead.fills()

@@ -26,8 +26,8 @@ use crate::stopping::Stopped;
 
 /// Bytes of a block: those of a huge page.
 pub(crate) const BLOCK: usize = 2 << 20;
-/// Blocks done in one go: the longer, the fewer the calls; other sessions wait meanwhile, for a millisecond.
-const TOGETHER: usize = 4;
+/// Blocks done in one go where nobody else has to wait for that: the kernel empties a queue of every CPU for each call that joins.
+const TOGETHER: usize = 16;
 /// Between looks at threads that have not stopped yet.
 const STOPPING: Duration = Duration::from_micros(200);
 
@@ -298,7 +298,7 @@ impl Session {
         stats.pages_installed.add(pages as u64);
         stats.pages_prefetched.add(pages as u64);
         stats.bytes_installed.add(self.map.bytes(pages));
-        let joined = blocks.iter().map(|block| self.count_joined(&huge.way, block)).sum();
+        let joined = blocks.iter().map(|block| self.count_huge(huge.pagemap(), block)).sum();
         self.info.stats.pages_joined.add(joined);
         huge.joined += joined;
         for block in blocks {
@@ -307,8 +307,8 @@ impl Session {
         Ok(())
     }
 
-    fn count_joined(&self, way: &Way, block: &Range<usize>) -> u64 {
-        let (Way::Moved(pagemap) | Way::Stopped(_, pagemap)) = way;
+    /// Pages of a block that are parts of a huge one.
+    pub(crate) fn count_huge(&self, pagemap: &Pagemap, block: &Range<usize>) -> u64 {
         let Some(start) = self.map.address_of(block.start) else { return 0 };
         let options =
             ScanOptions { all_of: Categories::HUGE, report: Categories::HUGE, ..ScanOptions::default() };
@@ -416,6 +416,11 @@ impl Session {
 }
 
 impl HugeFill {
+    fn pagemap(&self) -> &Pagemap {
+        let (Way::Moved(pagemap) | Way::Stopped(_, pagemap)) = &self.way;
+        pagemap
+    }
+
     /// The staging of some blocks.
     fn bytes(&mut self, places: Range<usize>) -> &mut [u8] {
         let start = self.staging.as_ptr().wrapping_add(places.start * BLOCK);

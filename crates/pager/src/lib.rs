@@ -6,6 +6,7 @@
 mod address_map;
 mod ahead;
 mod announced;
+mod collapse;
 mod deferred;
 mod detach;
 mod error;

@@ -107,6 +107,12 @@ impl PageStates {
         None
     }
 
+    /// Whether all these pages were installed, and none was discarded.
+    #[must_use]
+    pub fn are_present(&self, mut pages: Range<usize>) -> bool {
+        pages.all(|page| page < self.len && bit(&self.present, page) && !bit(&self.removed, page))
+    }
+
     /// How many pages a fault on would be answered from the source.
     #[must_use]
     pub fn missing_count(&self) -> usize {

@@ -75,6 +75,8 @@ pub(crate) struct Resolver<'a> {
     /// Install pages write-protected; then a page of zeros to copy from, because zeros that are not copied cannot be
     /// protected before somebody writes to them.
     pub(crate) protect: Option<&'a [u8]>,
+    /// Copy what was read as it is, zeros included: it is to be joined.
+    pub(crate) whole: bool,
 }
 
 impl Resolver<'_> {
@@ -89,7 +91,9 @@ impl Resolver<'_> {
             Filling::SourceZeros if self.protect.is_some() => {
                 pages.clone().try_for_each(|page| self.fill_run(page..page + 1, filling))
             }
-            Filling::Bytes(bytes) if self.protect.is_none() => self.fill_runs(pages.clone(), bytes),
+            Filling::Bytes(bytes) if self.protect.is_none() && !self.whole => {
+                self.fill_runs(pages.clone(), bytes)
+            }
             _ => self.fill_run(pages.clone(), filling),
         };
         if self.filled && matches!(filling, Filling::Bytes(_) | Filling::SourceZeros | Filling::Cached) {

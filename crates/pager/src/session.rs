@@ -14,6 +14,7 @@ use uffd::{EventBuffer, Userfaultfd};
 
 use crate::address_map::{AddressMap, Region};
 use crate::ahead::Wishes;
+use crate::collapse::Collapsing;
 use crate::deferred::{Deferred, Kind, Wanted};
 use crate::error::PagerError;
 use crate::fill::{FillOptions, Filled, Filling as Announcing};
@@ -113,6 +114,7 @@ pub(crate) struct Session {
     /// Pages to bring although nobody waits for them.
     pub(crate) ahead: Wishes,
     pub(crate) filling: Announcing,
+    pub(crate) collapsing: Option<Collapsing>,
     pub(crate) huge: bool,
     rounds: HashMap<usize, u32>,
     pub(crate) in_flight: Vec<InFlight>,
@@ -151,7 +153,10 @@ pub(crate) struct Context<'a> {
 impl Session {
     pub(crate) fn new(parts: Parts, base_page_size: u64) -> Self {
         let huge = parts.map.page_size() > base_page_size;
-        Self::of_parts(parts, huge)
+        let collapse = parts.fill.collapse;
+        let mut session = Self::of_parts(parts, huge);
+        session.wants_collapsing(collapse);
+        session
     }
 
     pub(crate) fn of_parts(parts: Parts, huge: bool) -> Self {
@@ -210,6 +215,7 @@ impl Session {
             window: if huge { Window::Fixed(1) } else { Window::new(window, pages, page_size) },
             ahead: if filling.is_wanted() { Wishes::to_fill(pages) } else { Wishes::default() },
             filling,
+            collapsing: None,
             huge,
             rounds: HashMap::new(),
             in_flight: Vec::new(),
@@ -323,6 +329,7 @@ impl Session {
             reached: pages.start,
             brought,
             protect: self.tracking.as_ref().map(|tracking| tracking.zeros.as_slice()),
+            whole: self.collapsing.is_some(),
         };
         let done = resolver.fill(pages.clone(), filling);
         let (end, filled) = (resolver.reached, resolver.filled);

@@ -61,6 +61,8 @@ counters! {
     pages_prefetched,
     /// Pages that were made parts of transparent huge pages.
     pages_joined,
+    /// Blocks of 2 MiB that the kernel would not join to a huge page.
+    blocks_not_joined,
     /// Stretches of pages installed by one answer.
     windows,
     /// Faults whose page another answer had already brought.

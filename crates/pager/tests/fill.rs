@@ -36,7 +36,7 @@ fn fill(mapping: Mapping, source: Arc<dyn PageSource>, window: Option<u64>) -> O
         source,
         policy: FailurePolicy::Poison,
         window,
-        fill: FillOptions { mode: FillMode::Fill },
+        fill: FillOptions { mode: FillMode::Fill, ..FillOptions::default() },
         working_set: pager::WorkingSet::default(),
         source_timeout: DEADLINE,
         process: None,

@@ -1,7 +1,7 @@
 //! Whatever a source does wrong, its session ends by its policy: no page of zeros, nobody who waits for ever.
 
+use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -367,16 +367,17 @@ fn a_session_whose_source_stalls_can_be_closed_and_what_comes_later_is_not_insta
     );
 }
 
-/// Fails every other time it is read, in ways that pass.
+/// Fails the first two times that a place is read, in ways that pass.
 #[derive(Debug)]
 pub(super) struct Flaky {
     good: Bytes,
-    reads: AtomicU64,
+    /// How often each place was read.
+    reads: Mutex<HashMap<u64, u32>>,
 }
 
 impl Flaky {
     pub(super) fn new(bytes: Vec<u8>) -> Self {
-        Self { good: Bytes(bytes), reads: AtomicU64::new(0) }
+        Self { good: Bytes(bytes), reads: Mutex::default() }
     }
 }
 
@@ -388,9 +389,13 @@ impl PageSource for Flaky {
         self.read(offset, buffer).map(|()| ReadNow::Done)
     }
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
-        if self.reads.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+        let mut reads = self.reads.lock().unwrap();
+        let before = reads.entry(offset).or_default();
+        *before += 1;
+        if *before <= 2 {
             return Err(eio());
         }
+        drop(reads);
         self.good.read(offset, buffer)
     }
 }

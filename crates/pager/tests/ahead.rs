@@ -142,6 +142,8 @@ fn reads_ahead_leave_room_for_those_of_faults() {
     let half = half();
     let (&last, rest) = half.split_last().unwrap();
     touch(&served, rest);
+    // Where windows took long on a busy machine, pages went before the rest of them.
+    until(&served, "all that was touched", |_| present(&served, 0, HALF) == HALF - 64);
     let before = stats(&served);
 
     let gate = source.shut();
@@ -157,7 +159,7 @@ fn reads_ahead_leave_room_for_those_of_faults() {
     assert!(finish(&other) == bytes[BLOCK * PAGE..(BLOCK + 1) * PAGE]);
     finish(&last);
     assert_eq!(stats(&served).deferred, 0, "no fault was put off");
-    until(&served, "the rest of the block", |stats| stats.pages_prefetched == HALF as u64);
+    until(&served, "the rest of the block", |_| present(&served, 0, BLOCK) == BLOCK);
     assert!(read(&served.mapping, 0, BLOCK * PAGE) == bytes[..BLOCK * PAGE]);
     served.close();
 }

@@ -3,14 +3,12 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::PagerError;
 use crate::owed::{Deliver, Owed};
-use crate::policy::EndReason;
 use crate::reading::Reason;
-use crate::resolve::{Filling, Stop};
+use crate::resolve::Stop;
 use crate::session::{CHANGING_PAUSE, Context, MOST_IN_FLIGHT, Session};
 use crate::source;
 
@@ -292,27 +290,10 @@ impl Session {
     /// Brings a run of missing pages that nobody waits for, or has it read; `false` where as many reads are under way as
     /// may be.
     pub(crate) fn bring(&mut self, run: Range<usize>, cx: &mut Context<'_>) -> Result<bool, Stop> {
-        let len = self.map.bytes(run.len()) as usize;
-        let (Some(offset), Some(buffer)) = (self.map.source_offset_of(run.start), cx.staging.get_mut(..len))
-        else {
-            let error = PagerError::Internal("a run outside the map".to_owned());
-            return Err(Stop::Failed(EndReason::PagerLost, error));
-        };
         self.watch.start();
-        let source = Arc::clone(&self.source);
-        if !self.brings_to_file() && source::known_zeros(&*source, offset, len as u64) {
-            return self.fill(run, Filling::SourceZeros, &[]).map(|()| true);
-        }
-        match source::at_hand(&*source, offset, buffer) {
-            Ok(Some(bytes)) => {
-                let took = self.watch.lap();
-                self.source_answered(took, false);
-                self.fill(run, Filling::Bytes(bytes), &[]).map(|()| true)
-            }
-            Ok(None) => self.read_ahead(run, cx),
-            Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),
-        }
+        Ok(self.fill_at_hand(run.clone(), &[], cx)? || self.read_ahead(run, cx)?)
     }
+
     /// Has a worker read pages that nobody waits for; `false` where as many such reads are under way as may be.
     pub(crate) fn read_ahead(&mut self, run: Range<usize>, cx: &Context<'_>) -> Result<bool, Stop> {
         if self.reads_in_flight() >= MOST_READS {

@@ -71,12 +71,12 @@ impl Session {
         if let Some(wish) = self.window.wish() {
             self.ahead.add(wish);
         }
-        if self.fill_at_hand(run.clone(), page, cx)? {
+        if self.fill_at_hand(run.clone(), &[page], cx)? {
             return Ok(());
         }
         // Its neighbours may be the ones to wait for.
         let alone = run.len() == 1;
-        if !alone && self.fill_at_hand(page..page + 1, page, cx)? {
+        if !alone && self.fill_at_hand(page..page + 1, &[page], cx)? {
             self.read_rest(run, cx.workers);
             return Ok(());
         }
@@ -91,8 +91,14 @@ impl Session {
         self.read_on_worker(run, Reason::Fault(page), cx.workers)
     }
 
-    /// Fills `run`, of which somebody waits for `page`, if that needs no waiting. Whether it did.
-    fn fill_at_hand(&mut self, run: Range<usize>, page: usize, cx: &mut Context<'_>) -> Result<bool, Stop> {
+    /// Fills `run`, of which somebody waits for some pages or for none, if that needs no waiting for the source. Whether it did.
+    /// Measured from what was measured last.
+    pub(crate) fn fill_at_hand(
+        &mut self,
+        run: Range<usize>,
+        waiting: &[usize],
+        cx: &mut Context<'_>,
+    ) -> Result<bool, Stop> {
         let len = self.map.bytes(run.len()) as usize;
         let (Some(offset), Some(buffer)) = (self.map.source_offset_of(run.start), cx.staging.get_mut(..len))
         else {
@@ -100,13 +106,13 @@ impl Session {
         };
         let source = Arc::clone(&self.source);
         if !self.brings_to_file() && source::known_zeros(&*source, offset, len as u64) {
-            return self.fill(run, Filling::SourceZeros, &[page]).map(|()| true);
+            return self.fill(run, Filling::SourceZeros, waiting).map(|()| true);
         }
         match source::at_hand(&*source, offset, buffer) {
             Ok(Some(bytes)) => {
                 let took = self.watch.lap();
-                self.source_answered(took, true);
-                self.fill(run, Filling::Bytes(bytes), &[page]).map(|()| true)
+                self.source_answered(took, !waiting.is_empty());
+                self.fill(run, Filling::Bytes(bytes), waiting).map(|()| true)
             }
             Ok(None) => Ok(false),
             Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),

@@ -17,11 +17,9 @@ use crate::address_map::{AddressMap, Region};
 use crate::ahead::{Ahead, MOST_READS};
 use crate::error::PagerError;
 use crate::owed::Owed;
-use crate::policy::EndReason;
 use crate::reading::Reason;
 use crate::resolve::{Filling, Stop};
 use crate::session::{CHANGING_PAUSE, Context, Session};
-use crate::source::{self, ReadNow};
 use crate::stats::Stats;
 
 use plan::BLOCK;
@@ -260,35 +258,23 @@ impl Session {
     /// Brings the next stretch, or has it read; `false` where that has to wait.
     fn replay_stretch(&mut self, replaying: &mut Replaying, cx: &mut Context<'_>) -> Result<bool, Stop> {
         let Some(run) = replaying.next_stretch(self) else { return Ok(false) };
-        let len = self.map.bytes(run.len()) as usize;
-        let (Some(offset), Some(buffer)) = (self.map.source_offset_of(run.start), cx.staging.get_mut(..len))
-        else {
+        if self.map.source_offset_of(run.start).is_none() {
             // It is mapped nowhere any more.
             if let Some(pages) = replaying.pending.front_mut() {
                 pages.start += 1;
             }
             return Ok(true);
-        };
+        }
         self.watch.start();
         let end = run.end;
-        let filled = if !self.brings_to_file() && source::known_zeros(&*self.source, offset, len as u64) {
-            self.fill(run, Filling::SourceZeros, &[])
-        } else {
-            match source::read_now(&*self.source, offset, buffer) {
-                Ok(ReadNow::Done) => {
-                    let took = self.watch.lap();
-                    self.source_answered(took, false);
-                    self.fill(run, Filling::Bytes(buffer), &[])
-                }
-                Ok(ReadNow::WouldBlock) => return self.read_for_replay(run, replaying, cx),
-                Err(error) => Err(Stop::Failed(EndReason::SourceFailed, error)),
-            }
-        };
-        if let (Ok(()), Some(pages)) = (&filled, replaying.pending.front_mut()) {
+        if !self.fill_at_hand(run.clone(), &[], cx)? {
+            return self.read_for_replay(run, replaying, cx);
+        }
+        if let Some(pages) = replaying.pending.front_mut() {
             // Also where the kernel says that a huge page was there, which is not believed.
             pages.start = end;
         }
-        filled.map(|()| true)
+        Ok(true)
     }
 
     /// Has a stretch read, with what is near it; `false` where as many reads are under way as may be.

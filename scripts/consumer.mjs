@@ -20,6 +20,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { nodeOf, npm, VERSIONS } from './consumer/nodes.mjs';
 import { bin, root } from './paths.mjs';
+import { check, conclude } from './release/checks.mjs';
 import { hostPlatform, packPlatform, packRoot } from './release/stage.mjs';
 import { checkSizes } from './release/sizes.mjs';
 import { seconds } from './run.mjs';
@@ -32,15 +33,6 @@ const folder = mkdtempSync(join(tmpdir(), 'userfaultfd-consumer-'));
 process.once('exit', () => rmSync(folder, { force: true, recursive: true }));
 // The ordinary user has to get in.
 chmodSync(folder, 0o755);
-
-let failures = 0;
-
-function check(what, problem, detail = '') {
-  process.stdout.write(`${what.padEnd(46)} ${problem ? 'FAILED' : 'ok'}${detail && `, ${detail}`}\n`);
-  if (!problem) return;
-  failures += 1;
-  process.stdout.write(`${problem.trimEnd().replaceAll(/^/gm, '    ')}\n`);
-}
 
 /** The supported Nodes, each alone in a folder that serves as PATH. */
 function nodes() {
@@ -162,5 +154,4 @@ function readTypesVersion() {
   ).version;
 }
 
-process.stdout.write(`\n${failures === 0 ? 'ok' : `${failures} FAILED`}\n`);
-process.exitCode = failures === 0 ? 0 : 1;
+conclude('ok');

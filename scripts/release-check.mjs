@@ -8,21 +8,13 @@ import { delimiter, join } from 'node:path';
 import { inspect, problemsOf } from './build-all/gate.mjs';
 import { TARGETS } from './build-all/targets.mjs';
 import { root } from './paths.mjs';
+import { check, conclude } from './release/checks.mjs';
 import { contentsOf } from './release/contents.mjs';
 import { checkSizes } from './release/sizes.mjs';
 import { packPlatform, packRoot, platforms } from './release/stage.mjs';
 
 const text = path => readFileSync(join(root, path), 'utf8');
 const json = path => JSON.parse(text(path));
-
-let failures = 0;
-
-function check(what, problem, detail = '') {
-  process.stdout.write(`${what.padEnd(46)} ${problem ? 'FAILED' : 'ok'}${detail && `, ${detail}`}\n`);
-  if (!problem) return;
-  failures += 1;
-  process.stdout.write(`${problem.trimEnd().replaceAll(/^/gm, '    ')}\n`);
-}
 
 /** A check that is a program. */
 function runs(what, command, args, env = {}) {
@@ -123,5 +115,4 @@ binaries();
 tarballs();
 licences();
 runs('as a consumer', process.execPath, ['scripts/consumer.mjs', '--packaged']);
-process.stdout.write(`\n${failures === 0 ? 'ready to be published' : `${failures} FAILED`}\n`);
-process.exitCode = failures === 0 ? 0 : 1;
+conclude('ready to be published');

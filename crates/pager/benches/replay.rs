@@ -15,9 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pager::{
-    FailurePolicy, FileSource, FillOptions, Notice, Observer, PageSource, Pager, PagerError, PagerOptions,
-    ReadNow, Region, Replay, Rest, SessionModes, SessionOptions, Trace, TraceEnd, TraceFault, TraceHeader,
-    TraceKind, WorkingSet,
+    FileSource, Notice, Observer, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region, Replay, Rest,
+    SessionOptions, Trace, TraceEnd, TraceFault, TraceHeader, TraceKind, WorkingSet,
 };
 use uffd::{CreateOptions, Factory, Mapping, MappingKind, Modes};
 
@@ -134,20 +133,14 @@ fn main() {
         Arc::new(Replay::new(&trace, false))
     });
     let options = SessionOptions {
-        regions: vec![Region { address, len, source_offset: 0 }],
-        page_size: PAGE as u64,
-        source,
-        policy: FailurePolicy::Poison,
         window: match how.as_str() {
             "page" => Some(PAGE as u64),
             "windows" => Some(64 << 10),
             _ => None,
         },
-        fill: FillOptions::default(),
         source_timeout: Duration::from_secs(10),
-        process: None,
-        modes: SessionModes::default(),
         working_set: WorkingSet { record: None, replay },
+        ..SessionOptions::new(vec![Region { address, len, source_offset: 0 }], PAGE as u64, source)
     };
     let pager = Pager::start(&PagerOptions::default()).unwrap();
     let (sender, notices) = channel();

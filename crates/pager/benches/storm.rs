@@ -13,8 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pager::{
-    FailurePolicy, FileSource, MemorySource, Notice, Observer, PageSource, Pager, PagerOptions, Region, Rest,
-    SessionModes, SessionOptions,
+    FileSource, MemorySource, Notice, Observer, PageSource, Pager, PagerOptions, Region, Rest, SessionOptions,
 };
 use uffd::{CreateOptions, Factory, Mapping, MappingKind, Modes};
 
@@ -64,16 +63,13 @@ fn serve(pager: &Pager, pages: usize, source: &Arc<dyn PageSource>) -> Served {
     // SAFETY: no reference to the mapping exists; it is read by copying.
     unsafe { uffd.register(address, len, Modes::MISSING) }.unwrap();
     let options = SessionOptions {
-        regions: vec![Region { address, len, source_offset: 0 }],
-        page_size: PAGE as u64,
-        source: Arc::clone(source),
-        policy: FailurePolicy::Poison,
         window: Some(PAGE as u64),
-        fill: pager::FillOptions::default(),
         source_timeout: Duration::from_secs(10),
-        process: None,
-        modes: SessionModes::default(),
-        working_set: pager::WorkingSet::default(),
+        ..SessionOptions::new(
+            vec![Region { address, len, source_offset: 0 }],
+            PAGE as u64,
+            Arc::clone(source),
+        )
     };
     let (sender, notices) = channel();
     let id = pager.adopt(uffd, options, Arc::new(Told(Mutex::new(sender)))).unwrap();

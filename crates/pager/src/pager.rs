@@ -83,6 +83,24 @@ pub struct Prepared {
 }
 
 impl SessionOptions {
+    /// Missing pages of these regions come from this source, in windows around faults; what cannot be had is poisoned. The source
+    /// may take 30 s for a read.
+    #[must_use]
+    pub fn new(regions: Vec<Region>, page_size: u64, source: Arc<dyn PageSource>) -> Self {
+        Self {
+            regions,
+            page_size,
+            source,
+            policy: FailurePolicy::Poison,
+            window: None,
+            fill: FillOptions::default(),
+            source_timeout: Duration::from_secs(30),
+            process: None,
+            modes: SessionModes::default(),
+            working_set: WorkingSet::default(),
+        }
+    }
+
     /// What can fail of [`Pager::adopt`], with a userfaultfd that stays the caller's: who waits for its memory goes on
     /// waiting, and the caller can do something else about it.
     ///

@@ -213,16 +213,12 @@ fn a_source_that_fails_or_panics_at_once_ends_its_own_session_only() {
         // SAFETY: no reference to the mapping exists; it is read by copying.
         unsafe { uffd.register(address, len, Modes::MISSING) }.unwrap();
         let options = pager::SessionOptions {
-            modes: pager::SessionModes::default(),
-            working_set: pager::WorkingSet::default(),
             source_timeout: DEADLINE,
-            regions: vec![pager::Region { address, len, source_offset: 0 }],
-            page_size: PAGE as u64,
-            source: Arc::new(Broken(then, len)),
-            policy: FailurePolicy::Poison,
-            window: None,
-            fill: pager::FillOptions::default(),
-            process: None,
+            ..pager::SessionOptions::new(
+                vec![pager::Region { address, len, source_offset: 0 }],
+                PAGE as u64,
+                Arc::new(Broken(then, len)),
+            )
         };
         let (observer, notices) = told();
         good.pager.adopt(uffd, options, observer).unwrap();

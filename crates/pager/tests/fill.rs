@@ -8,8 +8,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use pager::{
-    EndReason, FailurePolicy, FillMode, FillOptions, Notice, PageSource, Pager, PagerError, PagerOptions,
-    ReadNow, Region, Rest, SessionInfo, SessionModes, SessionOptions,
+    EndReason, FillMode, FillOptions, Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region,
+    Rest, SessionInfo, SessionOptions,
 };
 use uffd::{Mapping, MappingKind, Modes, Residency};
 
@@ -31,16 +31,14 @@ fn fill(mapping: Mapping, source: Arc<dyn PageSource>, window: Option<u64>) -> O
     // SAFETY: no reference to the mapping exists; it is read and written by copying.
     unsafe { uffd.register(mapping.address(), mapping.len() as u64, Modes::MISSING) }.unwrap();
     let options = SessionOptions {
-        regions: vec![Region { address: mapping.address(), len: mapping.len() as u64, source_offset: 0 }],
-        page_size: mapping.page_size() as u64,
-        source,
-        policy: FailurePolicy::Poison,
         window,
         fill: FillOptions { mode: FillMode::Fill, ..FillOptions::default() },
-        working_set: pager::WorkingSet::default(),
         source_timeout: DEADLINE,
-        process: None,
-        modes: SessionModes::default(),
+        ..SessionOptions::new(
+            vec![Region { address: mapping.address(), len: mapping.len() as u64, source_offset: 0 }],
+            mapping.page_size() as u64,
+            source,
+        )
     };
     let pager = Pager::start(&PagerOptions::default()).unwrap();
     let (observer, notices) = told();

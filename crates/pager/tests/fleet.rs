@@ -17,8 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pager::{
-    EndReason, FailurePolicy, Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region, Rest,
-    SessionInfo, SessionOptions,
+    EndReason, Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region, Rest, SessionInfo,
+    SessionOptions,
 };
 use uffd::{Mapping, MappingKind, Modes};
 
@@ -74,16 +74,13 @@ impl Member {
         // SAFETY: no reference to the mapping exists; it is read by copying.
         unsafe { uffd.register(mapping.address(), len as u64, Modes::MISSING) }.unwrap();
         let options = SessionOptions {
-            modes: pager::SessionModes::default(),
-            working_set: pager::WorkingSet::default(),
             source_timeout: DEADLINE,
-            regions: vec![Region { address: mapping.address(), len: len as u64, source_offset: 0 }],
-            page_size: PAGE as u64,
-            source: Arc::<Computed>::clone(&source),
-            policy: FailurePolicy::Poison,
             window,
-            fill: pager::FillOptions::default(),
-            process: None,
+            ..SessionOptions::new(
+                vec![Region { address: mapping.address(), len: len as u64, source_offset: 0 }],
+                PAGE as u64,
+                Arc::<Computed>::clone(&source),
+            )
         };
         let (observer, notices) = told();
         let id = pager.adopt(uffd, options, observer).unwrap();

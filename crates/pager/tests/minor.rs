@@ -13,8 +13,8 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use pager::{
-    EndReason, FailurePolicy, MinorMemory, PageSource, Pager, PagerError, PagerOptions, Region, Rest,
-    SessionModes, SessionOptions,
+    EndReason, MinorMemory, PageSource, Pager, PagerError, PagerOptions, Region, Rest, SessionModes,
+    SessionOptions,
 };
 use uffd::{Features, Mapping, MappingKind, Modes};
 
@@ -46,15 +46,9 @@ fn options(mapping: &Mapping, source: Arc<dyn PageSource>, modes: SessionModes) 
     let region = Region { address: mapping.address(), len: mapping.len() as u64, source_offset: 0 };
     SessionOptions {
         source_timeout: std::time::Duration::from_secs(10),
-        regions: vec![region],
-        page_size: PAGE as u64,
-        source,
-        policy: FailurePolicy::Poison,
         window: Some(4 * PAGE as u64),
-        fill: pager::FillOptions::default(),
-        process: None,
         modes,
-        working_set: pager::WorkingSet::default(),
+        ..SessionOptions::new(vec![region], PAGE as u64, source)
     }
 }
 

@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use pager::{
-    DirtyPages, FailurePolicy, Pager, PagerError, PagerOptions, Region, Rest, SessionModes, SessionOptions,
-};
+use pager::{DirtyPages, Pager, PagerError, PagerOptions, Region, Rest, SessionModes, SessionOptions};
 use uffd::{Features, Modes};
 
 use support::area::{Area, Gated, Made, Serving, all_events, ended, new_uffd, register, serve_area, started};
@@ -341,15 +339,8 @@ fn a_session_that_cannot_be_is_refused_and_leaves_nothing_behind() {
         register(&uffd, area, registered);
         let options = SessionOptions {
             source_timeout: Duration::from_secs(10),
-            regions: vec![region],
-            page_size: PAGE as u64,
-            source: Arc::new(Bytes(image(4))),
-            policy: FailurePolicy::Poison,
-            window: None,
-            fill: pager::FillOptions::default(),
-            process: None,
             modes,
-            working_set: pager::WorkingSet::default(),
+            ..SessionOptions::new(vec![region], PAGE as u64, Arc::new(Bytes(image(4))))
         };
         Some(pager.adopt(uffd, options, told().0).unwrap_err())
     };

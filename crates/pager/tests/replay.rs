@@ -8,9 +8,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
 use pager::{
-    FailurePolicy, Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region, Replay, Rest,
-    SessionModes, SessionOptions, StatsSnapshot, Trace, TraceEnd, TraceFault, TraceHeader, TraceKind,
-    WorkingSet,
+    Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region, Replay, Rest, SessionOptions,
+    StatsSnapshot, Trace, TraceEnd, TraceFault, TraceHeader, TraceKind, WorkingSet,
 };
 use uffd::{Mapping, MappingKind, Modes, Residency};
 
@@ -307,16 +306,9 @@ fn pages_are_found_by_their_place_in_the_image_wherever_the_memory_lies() {
     ];
     let working_set = WorkingSet { record: None, replay: Some(Arc::new(Replay::new(&trace, false))) };
     let options = SessionOptions {
-        regions,
-        page_size: PAGE as u64,
-        source,
-        policy: FailurePolicy::Poison,
-        window: None,
-        fill: pager::FillOptions::default(),
         source_timeout: DEADLINE,
-        process: None,
-        modes: SessionModes::default(),
         working_set,
+        ..SessionOptions::new(regions, PAGE as u64, source)
     };
     let pager = Pager::start(&PagerOptions::default()).unwrap();
     let (observer, notices) = told();
@@ -370,16 +362,13 @@ fn a_source_of_another_size_is_refused_before_anything_starts() {
     let source: Arc<dyn PageSource> = Arc::new(Bytes(image(4)));
     let working_set = WorkingSet { record: None, replay: Some(Arc::new(Replay::new(&trace, false))) };
     let options = SessionOptions {
-        regions: vec![Region { address: 1 << 30, len: PAGE as u64, source_offset: 0 }],
-        page_size: PAGE as u64,
-        source,
-        policy: FailurePolicy::Poison,
-        window: None,
-        fill: pager::FillOptions::default(),
         source_timeout: DEADLINE,
-        process: None,
-        modes: SessionModes::default(),
         working_set,
+        ..SessionOptions::new(
+            vec![Region { address: 1 << 30, len: PAGE as u64, source_offset: 0 }],
+            PAGE as u64,
+            source,
+        )
     };
 
     let error = options.prepare(&uffd).err().unwrap();

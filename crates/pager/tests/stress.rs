@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use pager::{
-    EndReason, FailurePolicy, Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region, Rest,
-    SessionInfo, SessionOptions, StatsSnapshot,
+    EndReason, Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region, Rest, SessionInfo,
+    SessionOptions, StatsSnapshot,
 };
 use uffd::Modes;
 
@@ -112,16 +112,12 @@ impl Served {
         let home = memory.home();
         register(&uffd, home, Modes::MISSING);
         let options = SessionOptions {
-            modes: pager::SessionModes::default(),
-            working_set: pager::WorkingSet::default(),
             source_timeout: DEADLINE,
-            regions: vec![Region { address: home.address, len: home.len() as u64, source_offset: 0 }],
-            page_size: PAGE as u64,
-            source: Arc::<HalfAtHand>::clone(source),
-            policy: FailurePolicy::Poison,
-            window: None,
-            fill: pager::FillOptions::default(),
-            process: None,
+            ..SessionOptions::new(
+                vec![Region { address: home.address, len: home.len() as u64, source_offset: 0 }],
+                PAGE as u64,
+                Arc::<HalfAtHand>::clone(source),
+            )
         };
         let (observer, notices) = told();
         let id = pager.adopt(uffd, options, observer).unwrap();

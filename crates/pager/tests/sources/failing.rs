@@ -157,16 +157,9 @@ fn adopt(
     // SAFETY: no reference to the mapping exists; it is read by copying.
     unsafe { uffd.register(address, len, uffd::Modes::MISSING) }.unwrap();
     let options = SessionOptions {
-        modes: pager::SessionModes::default(),
-        working_set: pager::WorkingSet::default(),
-        regions: vec![pager::Region { address, len, source_offset: 0 }],
-        page_size: PAGE as u64,
-        source,
-        policy: pager::FailurePolicy::Poison,
         window: Some(PAGE as u64),
-        fill: pager::FillOptions::default(),
         source_timeout: DEADLINE,
-        process: None,
+        ..SessionOptions::new(vec![pager::Region { address, len, source_offset: 0 }], PAGE as u64, source)
     };
     let (observer, notices) = crate::support::told();
     pager.adopt(uffd, options, observer).unwrap();

@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use pager::{
-    EndReason, FailurePolicy, Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region,
-    SessionEnd, SessionInfo, SessionModes, SessionOptions, StatsSnapshot,
+    EndReason, Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region, SessionEnd, SessionInfo,
+    SessionOptions, StatsSnapshot,
 };
 use uffd::{CreateOptions, Factory, Features, Modes, Userfaultfd};
 
@@ -245,15 +245,7 @@ pub fn serve_area(
     let region = Region { address: area.address, len: area.len() as u64, source_offset: 0 };
     let mut options = SessionOptions {
         source_timeout: std::time::Duration::from_secs(10),
-        regions: vec![region],
-        page_size: area.page as u64,
-        source,
-        policy: FailurePolicy::Poison,
-        window: None,
-        fill: pager::FillOptions::default(),
-        process: None,
-        modes: SessionModes::default(),
-        working_set: pager::WorkingSet::default(),
+        ..SessionOptions::new(vec![region], area.page as u64, source)
     };
     adjust(&mut options);
     let pager = Pager::start(&PagerOptions::default()).unwrap();

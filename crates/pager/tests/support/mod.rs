@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pager::{
-    EndReason, FailurePolicy, Notice, Observer, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region,
-    SessionEnd, SessionInfo, SessionModes, SessionOptions,
+    EndReason, Notice, Observer, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region, SessionEnd,
+    SessionInfo, SessionOptions,
 };
 use uffd::{CreateOptions, Factory, Features, Mapping, Modes, Userfaultfd};
 
@@ -105,16 +105,8 @@ pub fn serve_by(
     unsafe { uffd.register(mapping.address(), mapping.len() as u64, Modes::MISSING) }.unwrap();
     let region = Region { address: mapping.address(), len: mapping.len() as u64, source_offset: 0 };
     let mut options = SessionOptions {
-        regions: vec![region],
-        page_size: mapping.page_size() as u64,
-        source,
-        policy: FailurePolicy::Poison,
-        window: None,
-        fill: pager::FillOptions::default(),
         source_timeout: DEADLINE,
-        process: None,
-        modes: SessionModes::default(),
-        working_set: pager::WorkingSet::default(),
+        ..SessionOptions::new(vec![region], mapping.page_size() as u64, source)
     };
     adjust(&mut options);
     let pager = Pager::start(&PagerOptions::default()).unwrap();

@@ -6,7 +6,6 @@ import * as userfaultfd from 'userfaultfd';
 
 interface Package {
   version: string;
-  engines: { node: string };
   os?: string[];
   cpu?: string[];
   libc?: string[];
@@ -41,12 +40,13 @@ test('there is one platform package for each target, and it says what the root s
     t.like(platform, {
       name: `${main.napi.packageName}-${tuple}`,
       version: main.version,
-      engines: main.engines,
       main: `${main.napi.binaryName}.${tuple}.node`,
       os: [os],
       cpu: [cpu],
       libc: [libc === 'gnu' ? 'glibc' : libc],
     });
+    // npm leaves an optional package out whose `engines` do not fit, without a word; the root's only warn.
+    t.false('engines' in platform, tuple);
   }
 });
 

@@ -6,7 +6,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { inspect, problemsOf } from './build-all/gate.mjs';
-import { TARGETS } from './build-all/targets.mjs';
+import { binariesOf, TARGETS } from './build-all/targets.mjs';
 import { root } from './paths.mjs';
 import { check, conclude } from './release/checks.mjs';
 import { contentsOf } from './release/contents.mjs';
@@ -57,17 +57,15 @@ function targets() {
 
 function binaries() {
   for (const [target, { platform }] of Object.entries(TARGETS)) {
-    const file = join(root, 'npm', platform, `userfaultfd.${platform}.node`);
-    if (!existsSync(file)) {
-      check(`binary of ${platform}`, 'missing: npm run build:all');
-      continue;
+    for (const name of binariesOf(platform)) {
+      const file = join(root, 'npm', platform, name);
+      if (!existsSync(file)) {
+        check(name, 'missing: npm run build:all');
+        continue;
+      }
+      const found = inspect(file);
+      check(name, problemsOf(target, found).join('\n'), `${(found.bytes / 1000).toFixed(0)} kB`);
     }
-    const found = inspect(file);
-    check(
-      `binary of ${platform}`,
-      problemsOf(target, found).join('\n'),
-      `${(found.bytes / 1000).toFixed(0)} kB`,
-    );
   }
 }
 

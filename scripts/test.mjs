@@ -149,6 +149,8 @@ async function main() {
     // These say what they find without a build, too; only the tests need all of it.
     await checkTypeScript();
     if (ready) {
+      // Warnings are failures: what is public is documented, and no link leads nowhere.
+      await check('typedoc', [bin('typedoc')]);
       await testTypeScript();
       if (match === undefined) {
         await check('consumer', [process.execPath, 'scripts/consumer.mjs']);

@@ -32,7 +32,12 @@ export interface Capabilities {
   /** Ioctls of a descriptor. Those of a range are told by registering it. */
   ioctls: OrBit<Ioctl>[];
   /** /dev/userfaultfd (Linux 6.1). */
-  device: { exists: boolean; readable: boolean };
+  device: {
+    /** Whether it is there. */
+    exists: boolean;
+    /** Whether this process may open it. */
+    readable: boolean;
+  };
   /** vm.unprivileged_userfaultfd; `undefined` where it does not exist. */
   unprivilegedUserfaultfd?: boolean;
   /** Whether this process has CAP_SYS_PTRACE: needed for `event-fork`, and for all faults without device and sysctl. */

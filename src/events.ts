@@ -8,9 +8,11 @@ export type FaultKind = 'missing' | 'write-protect' | 'minor';
 
 /** A thread waits for a page. */
 export interface FaultEvent {
+  /** Tells it from the others. */
   readonly type: 'fault';
   /** What was touched: the start of the page; the exact address where `exact-address` is in use. */
   readonly address: bigint;
+  /** Why it waits. */
   readonly kind: FaultKind;
   /** Whether the access writes. */
   readonly write: boolean;
@@ -20,6 +22,7 @@ export interface FaultEvent {
 
 /** The process forked; its child's memory is registered like its parent's. */
 export interface ForkEvent {
+  /** Tells it from the others. */
   readonly type: 'fork';
   /** The child's userfaultfd. Whoever reads this owns and closes it. */
   readonly child: Userfaultfd;
@@ -27,8 +30,11 @@ export interface ForkEvent {
 
 /** Memory was moved (mremap(2)), and its registration with it. */
 export interface RemapEvent {
+  /** Tells it from the others. */
   readonly type: 'remap';
+  /** Where it was. */
   readonly from: bigint;
+  /** Where it is. */
   readonly to: bigint;
   /** Bytes at the old address. */
   readonly length: number;
@@ -36,13 +42,17 @@ export interface RemapEvent {
 
 /** Memory is being discarded (madvise(2)), or was unmapped; `[start, end)`. */
 export interface RemoveEvent {
+  /** Discarded: it reads zero from now on. Unmapped: there is no memory any more. */
   readonly type: 'remove' | 'unmap';
+  /** Its first address. */
   readonly start: bigint;
+  /** The address after its last. */
   readonly end: bigint;
 }
 
 /** A message of a kernel that is newer than this package. */
 export interface UnknownEvent {
+  /** Tells it from the others. */
   readonly type: 'unknown';
   /** Its number, `UFFD_EVENT_*`. */
   readonly event: number;

@@ -88,6 +88,7 @@ export class UserfaultfdFactory {
     this.#native.close();
   }
 
+  /** {@link UserfaultfdFactory.close} with its defaults. */
   [Symbol.dispose](): void {
     this.close();
   }

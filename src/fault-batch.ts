@@ -93,6 +93,7 @@ export class FaultBatch implements Iterable<Fault> {
     return fault;
   }
 
+  /** The faults, in the order in which they were delivered. They are made as they are asked for. */
   *[Symbol.iterator](): Generator<Fault, void, undefined> {
     for (let index = 0; index < this.#length; index += 1) yield this.at(index);
   }

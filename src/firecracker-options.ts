@@ -57,7 +57,10 @@ export interface FirecrackerServerOptions extends TraceOptions {
    */
   collapse?: boolean;
   /** Whose processes may connect: those of this user id. Default: this process's own. */
-  peer?: { uid: number };
+  peer?: {
+    /** The user whose processes may connect. */
+    uid: number;
+  };
   /** Milliseconds from a connection to its session: for the handshake, and for a function's answer. Default: 5000. */
   handshakeTimeout?: number;
   /** Sessions and handshakes at one time; connections beyond are rejected. Default: 1024. */

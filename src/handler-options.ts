@@ -29,6 +29,7 @@ export type HandlerEndReason = 'closed' | 'aborted' | 'peer-exited' | 'protocol'
 
 /** How a handler ended. */
 export interface HandlerEnd {
+  /** Why. */
   readonly reason: HandlerEndReason;
   /** What led to it; absent when nothing did. */
   readonly error?: unknown;

@@ -75,7 +75,16 @@ export class LatencyHistogram {
   }
 
   /** What `JSON.stringify` shows; milliseconds. */
-  toJSON(): { count: number; mean: number; p50: number; p99: number } {
+  toJSON(): {
+    /** {@link LatencyHistogram.count}. */
+    count: number;
+    /** {@link LatencyHistogram.mean}. */
+    mean: number;
+    /** The median. */
+    p50: number;
+    /** What one in a hundred takes longer than. */
+    p99: number;
+  } {
     return { count: this.count, mean: this.mean, p50: this.percentile(50), p99: this.percentile(99) };
   }
 

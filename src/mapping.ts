@@ -28,6 +28,7 @@ import { readScan, tryWrittenPages, writtenPages, type WrittenPagesOptions } fro
 
 /** A part of a {@link MemoryMapping}: whole pages of it. */
 export interface MappingRange {
+  /** Of which it is a part. */
   readonly mapping: MemoryMapping;
   /** Bytes from the start of the mapping. */
   readonly offset: number;
@@ -349,6 +350,7 @@ export class MemoryMapping {
     this.#unmap();
   }
 
+  /** {@link MemoryMapping.close} with its defaults. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -1,6 +1,8 @@
 /**
  * Names of features (`UFFD_FEATURE_*`), as ioctl_userfaultfd(2) describes them. Bits of newer kernels that have no name
  * here are told as `bit-N`.
+ *
+ * @useDeclaredType
  */
 export type Feature = (typeof FEATURES)[number];
 
@@ -25,7 +27,11 @@ export const FEATURES = [
   'move',
 ] as const;
 
-/** Names of ioctls (`UFFDIO_*`). */
+/**
+ * Names of ioctls (`UFFDIO_*`).
+ *
+ * @useDeclaredType
+ */
 export type Ioctl = (typeof IOCTLS)[number];
 
 /** @hidden */
@@ -45,7 +51,11 @@ export const IOCTLS = [
 /** A name, or `bit-N` for what this version has none for. */
 export type OrBit<T extends string> = T | `bit-${number}`;
 
-/** Which faults a range reports: the page is not there; it is write-protected; it is in the page cache, but not mapped. */
+/**
+ * Which faults a range reports: the page is not there; it is write-protected; it is in the page cache, but not mapped.
+ *
+ * @useDeclaredType
+ */
 export type RegisterMode = (typeof MODES)[number];
 
 /** @hidden */

@@ -9,7 +9,9 @@ import { argumentError, got, validateNames, validateOptions, wrongType } from '.
 
 /** A userfaultfd and ranges of the memory of its process. */
 export interface RegionsTarget {
+  /** With which they are registered. */
   uffd: Userfaultfd;
+  /** Of one process: the one whose memory the userfaultfd is about. */
   ranges: readonly MemoryRange[];
 }
 

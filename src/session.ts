@@ -23,7 +23,9 @@ import { validateBoolean, validateInteger, validateOneOf, validateOptions, wrong
 export interface Peer {
   /** 0 for a forked child, which the kernel names by its memory only. */
   readonly pid: number;
+  /** Its user. */
   readonly uid: number;
+  /** Its group. */
   readonly gid: number;
 }
 
@@ -61,6 +63,7 @@ export type SessionEndReason =
 
 /** How a session ended. */
 export interface SessionEnd {
+  /** Why. */
   readonly reason: SessionEndReason;
   /** What went wrong; absent when nothing did. */
   readonly error?: UffdError;

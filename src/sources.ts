@@ -75,6 +75,7 @@ export class PageSource {
     this.#end();
   }
 
+  /** {@link PageSource.close} with its defaults. */
   [Symbol.dispose](): void {
     this.close();
   }

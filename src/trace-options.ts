@@ -42,6 +42,7 @@ export interface RecordingStats {
   readonly bytes: number;
   /** It has as many faults as it may have. */
   readonly full: boolean;
+  /** Why there is no file. */
   readonly error?: UffdError;
 }
 

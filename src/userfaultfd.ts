@@ -369,6 +369,7 @@ export class Userfaultfd extends PageOperations {
     this.#ended();
   }
 
+  /** {@link Userfaultfd.close} with its defaults. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -3,6 +3,9 @@
 /** The oldest glibc that the gnu binaries load on. */
 export const GLIBC_FLOOR = '2.17';
 
+/** What a platform package has of its own. The addon is the first; whatever else was compiled for it follows. */
+export const binariesOf = platform => [`userfaultfd.${platform}.node`];
+
 /** By Rust's name. `zig`: the same in zig's words. `machine`: as readelf has it. `needed`: the libraries it may ask for. */
 export const TARGETS = {
   'x86_64-unknown-linux-gnu': {

@@ -1,5 +1,7 @@
 // Which files a tarball has, and which it may not have.
 
+import { binariesOf } from '../build-all/targets.mjs';
+
 const ROOT_NEEDS = [
   'CHANGELOG.md',
   'LICENSE',
@@ -30,13 +32,8 @@ export function contentsOf({ name, files }) {
       ...files.filter(file => !ROOT_MAY.test(file)).map(file => `${file} does not belong there`),
     ].join('\n');
   }
-  const expected = [
-    'LICENSE',
-    'README.md',
-    'THIRD-PARTY-LICENSES',
-    'package.json',
-    `userfaultfd.${platform}.node`,
-  ];
+  const papers = ['LICENSE', 'README.md', 'THIRD-PARTY-LICENSES', 'package.json'];
+  const expected = [...papers, ...binariesOf(platform)].toSorted();
   const same = files.toSorted().join() === expected.join();
   return same ? '' : `${files.join(', ')} instead of ${expected.join(', ')}`;
 }

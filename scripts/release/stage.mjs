@@ -13,6 +13,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { binariesOf } from '../build-all/targets.mjs';
 import { root } from '../paths.mjs';
 import { notices } from './notices.mjs';
 
@@ -49,6 +50,7 @@ function npmPack(folder, destination) {
  * @property {string} folder What it was made of.
  * @property {number} size Bytes of the tarball.
  * @property {number} unpackedSize Bytes of the files in it.
+ * @property {number} largest Bytes of the largest of them.
  * @property {string[]} files Their paths.
  */
 
@@ -62,6 +64,7 @@ function pack(folder, destination) {
     folder,
     size,
     unpackedSize,
+    largest: Math.max(...files.map(({ size: bytes }) => bytes)),
     files: files.map(({ path }) => path),
   };
 }
@@ -87,16 +90,16 @@ export function packRoot(destination) {
 
 /**
  * Packs a platform package into `destination`.
- * @param {string} [binary] The binary, where it does not lie in the package's folder.
+ * @param {(name: string) => string} [place] Where its binaries are. Default: in the package's folder.
  */
-export function packPlatform(platform, destination, binary) {
+export function packPlatform(platform, destination, place = name => join(root, 'npm', platform, name)) {
   const source = join(root, 'npm', platform);
   const folder = join(destination, 'stage', platform);
-  const name = `userfaultfd.${platform}.node`;
   cpSync(source, folder, { recursive: true });
-  if (binary !== undefined) copyFileSync(binary, join(folder, name));
-  if (!existsSync(join(folder, name)))
-    throw new Error(`npm/${platform}/${name} is missing: npm run build:all`);
+  for (const name of binariesOf(platform)) {
+    if (!existsSync(place(name))) throw new Error(`${place(name)} is missing: npm run build:all`);
+    copyFileSync(place(name), join(folder, name));
+  }
   copyFileSync(join(root, 'LICENSE'), join(folder, 'LICENSE'));
   writeFileSync(join(folder, NOTICES), notices());
   const description = readJson(join(folder, 'package.json'));

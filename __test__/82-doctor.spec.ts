@@ -2,16 +2,14 @@
 
 import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 import test, { type ExecutionContext } from 'ava';
 import { capabilities } from 'userfaultfd';
 
-import { PEER } from '../examples/support/peer.js';
+import { afterSetup, CONFINED, NO_DEVICE } from './helpers/confining.js';
 
 const MAIN = fileURLToPath(new URL('../../dist/src/cli/main.js', import.meta.url));
-const CONFINED = join(dirname(PEER), 'userfaultfd-confined');
 const SYSCTL = '/proc/sys/vm/unprivileged_userfaultfd';
 const AS_NOBODY = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'];
 
@@ -42,20 +40,7 @@ function doctor(
   { setup = '', wrappers = [] as string[], args = [] as string[] } = {},
 ): Answer {
   const command = [...wrappers, process.execPath, MAIN, 'doctor', '--json', ...args];
-  const [program = '', ...rest] =
-    setup === ''
-      ? command
-      : [
-          'unshare',
-          '--mount',
-          '--propagation',
-          'private',
-          'sh',
-          '-ec',
-          `${setup}\nexec "$@"`,
-          'sh',
-          ...command,
-        ];
+  const [program = '', ...rest] = setup === '' ? command : afterSetup(setup, command);
   const { status, stdout, stderr } = spawnSync(program, rest, { encoding: 'utf8', timeout: 60_000 });
   if (!stdout.startsWith('{')) t.fail(`${status}: ${stdout}${stderr}`);
   return { status, ...(JSON.parse(stdout) as Omit<Answer, 'status'>) };
@@ -84,8 +69,6 @@ function hasDriver(t: ExecutionContext): boolean {
   return false;
 }
 
-/** A /dev without the device. */
-const NO_DEVICE = 'mount -t tmpfs tmpfs /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9';
 const NO_DRIVER = `${NO_DEVICE}; mount --bind /dev/null /proc/misc`;
 
 /** Nobody may see faults of the kernel by the system call alone, until the test ends. */

@@ -138,6 +138,15 @@ for (const path of paths) {
   }
 }
 
+// The command as npm has linked it, on what was installed: no repository, no compiler.
+for (const [words, expected] of [
+  [['doctor', '--role', 'pager'], /^yes +pager/m],
+  [['bench', '--quick', '--json'], /"name": "handler"/],
+]) {
+  const { ok, stdout, output } = run(paths[0], [join(project, 'node_modules/.bin/userfaultfd'), ...words]);
+  check(`userfaultfd ${words.join(' ')}`, ok && expected.test(stdout) ? '' : output || 'no output');
+}
+
 answersUnsupported('another platform', project, ['darwin'], /on Linux/);
 const bare = join(folder, 'bare');
 check('npm install without optional packages', install(bare, [rootTarball.file], ['--omit=optional']));

@@ -10,6 +10,7 @@ const ROOT_FILES = [
   'README.md',
   'dist/index.d.ts',
   'dist/index.js',
+  'dist/src/cli/bench/measure.js',
   'dist/src/cli/doctor/attempt.js',
   'dist/src/cli/main.js',
   'dist/src/worker-source-thread.js',

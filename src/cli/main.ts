@@ -8,6 +8,7 @@ import { Command, Option } from 'commander';
 
 import { FAILURE_POLICIES } from '../policy.js';
 import { ROLES } from './doctor/diagnose.js';
+import type { BenchOptions } from './bench/command.js';
 import type { DoctorOptions } from './doctor/command.js';
 import type { ReportOptions, ShowOptions } from './recordings.js';
 import type { ServeOptions } from './serve.js';
@@ -85,6 +86,18 @@ trace
   .action(async (file: string, options: ShowOptions) => {
     const { show } = await import('./recordings.js');
     await show(file, options);
+  });
+
+program
+  .command('bench')
+  .description(
+    'Measures this machine: what a bare loop over the system calls takes, and what this package does. A minute.',
+  )
+  .option('--json', 'for programs: one object, when all is measured')
+  .option('--quick', 'one round over less memory: a few seconds, less exact')
+  .action(async (options: BenchOptions) => {
+    const { bench } = await import('./bench/command.js');
+    await bench(options, version);
   });
 
 program

@@ -17,6 +17,7 @@ mod firecracker;
 mod handlers;
 mod images;
 mod jobs;
+mod measuring;
 mod memory;
 mod notices;
 mod operations;

@@ -30,6 +30,7 @@ mod owed;
 mod page_index;
 mod page_state;
 mod pager;
+mod placement;
 mod policy;
 mod reading;
 mod replay;
@@ -45,6 +46,7 @@ mod stopping;
 mod supervise;
 mod sweep;
 mod sync;
+mod touching;
 mod trace;
 mod tracking;
 mod turn;
@@ -66,6 +68,7 @@ pub use modes::{MinorMemory, SessionModes};
 pub use notice::{Notice, Observer};
 pub use page_state::PageStates;
 pub use pager::{Pager, PagerOptions, Prepared, SessionOptions};
+pub use placement::pin;
 pub use policy::{EndReason, FailurePolicy, Rest, SessionEnd};
 pub use replay::Replay;
 pub use self_fault::SelfFault;
@@ -79,6 +82,7 @@ pub use source::{
 pub use source::{CallbackOptions, CallbackSource, Fetch, Fetcher};
 pub use stats::{Stats, StatsSnapshot};
 pub use supervise::Peer;
+pub use touching::{Touched, touch};
 pub use trace::{
     MOST_FAULTS, RecordTo, Recording, RecordingState, Trace, TraceEnd, TraceFault, TraceHeader, TraceKind,
     WorkingSet,

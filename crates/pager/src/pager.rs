@@ -19,6 +19,7 @@ use crate::mailbox::Mailbox;
 use crate::modes::{Minor, SessionModes, protect};
 use crate::notice::Observer;
 use crate::owed::Owed;
+use crate::placement::pin;
 use crate::policy::{FailurePolicy, Rest};
 use crate::server::{Image, Server, ServerOptions};
 use crate::session::Parts;
@@ -389,10 +390,4 @@ impl Drop for Pager {
             let _ = thread.join();
         }
     }
-}
-
-fn pin(cpu: usize) -> Result<(), Errno> {
-    let mut set = nix::sched::CpuSet::new();
-    set.set(cpu)?;
-    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
 }

@@ -11,6 +11,7 @@ pub mod factory;
 pub mod fd_passing;
 mod features;
 mod fill;
+pub mod floor;
 mod ioctl;
 pub mod liveness;
 mod mapping;

@@ -77,7 +77,7 @@ pub(crate) struct EventLoop {
     ahead: BTreeSet<u64>,
     /// The one that had its turn last.
     last_ahead: u64,
-    /// Pieces brought ahead since a fault was answered.
+    /// Pieces brought ahead since a fault was answered that no stream had foreseen.
     calm: u32,
     base_page_size: u64,
     spin: Spin,
@@ -257,10 +257,11 @@ impl EventLoop {
             let mut cx = self.lent.context(alone);
             let retried = entry.session.retry(now, &mut cx);
             let turn = if nth == 0 && !retried { now } else { Instant::now() };
-            if entry.session.has_queued() {
+            let queued = entry.session.queue.len();
+            let unanswered = entry.session.answer_queued(turn, &mut cx);
+            if entry.session.window.foreseen() < queued {
                 self.calm = 0;
             }
-            let unanswered = entry.session.answer_queued(turn, &mut cx);
             // After the answers, which start reads.
             let overdue = entry.session.check_reads(now, &mut cx);
             busy |= unanswered;

@@ -51,11 +51,6 @@ impl Session {
         }
     }
 
-    /// Whether faults wait for their turn.
-    pub(crate) fn has_queued(&self) -> bool {
-        !self.queue.is_empty()
-    }
-
     /// Answers queued faults, at least one, until the slice that begins now (`started`) is over. Whether some are left.
     pub(crate) fn answer_queued(&mut self, started: Instant, cx: &mut Context<'_>) -> bool {
         if self.queue.is_empty() {

@@ -55,6 +55,8 @@ pub(crate) struct Adaptive {
     stream: usize,
     /// To be brought while nobody waits.
     wish: Option<Range<usize>>,
+    /// Faults of streams since that was asked.
+    went_on: usize,
 }
 
 /// What is known of 16 MiB.
@@ -99,6 +101,7 @@ impl Window {
             streams: [Stream::default(); STREAMS],
             stream: 0,
             wish: None,
+            went_on: 0,
         }))
     }
 
@@ -125,6 +128,14 @@ impl Window {
         }
     }
 
+    /// How many faults a stream has foreseen since that was asked last.
+    pub(crate) fn foreseen(&mut self) -> usize {
+        match self {
+            Self::Fixed(_) => 0,
+            Self::Adaptive(adaptive) => std::mem::take(&mut adaptive.went_on),
+        }
+    }
+
     /// The most pages that are brought at once.
     pub(crate) fn most(&self) -> usize {
         match self {
@@ -142,6 +153,7 @@ impl Adaptive {
         let pages = match self.streams.iter().position(|stream| stream.goes_on_at(page, self.block, states)) {
             Some(stream) => {
                 self.stream = stream;
+                self.went_on += 1;
                 let last = self.streams.get(stream).map_or(0, |stream| stream.pages);
                 (last * 2).clamp(by_density, self.longest.max(by_density))
             }
@@ -333,6 +345,25 @@ mod tests {
 
         assert_eq!(memory.fault(100), 64, "nothing was missing in between");
         assert_eq!(memory.fault(4096 + 48), 16, "not right behind");
+    }
+
+    #[test]
+    fn faults_of_streams_are_foreseen_and_others_are_not() {
+        let mut memory = Memory::new(8192);
+
+        for fault in 0..4 {
+            memory.fault(fault * 1000);
+        }
+        assert_eq!(memory.window.foreseen(), 0);
+
+        memory.fault(5000);
+        for _ in 0..3 {
+            let next = memory.states.next_missing(5000, 1).unwrap().start;
+            memory.fault(next);
+        }
+        assert_eq!(memory.window.foreseen(), 3);
+        assert_eq!(memory.window.foreseen(), 0, "told once");
+        assert_eq!(Window::new(Some(64 << 10), 1, PAGE).foreseen(), 0);
     }
 
     #[test]

@@ -11,7 +11,8 @@ use crate::ahead::Ahead;
 const SLICE: Duration = Duration::from_millis(1);
 /// Bytes brought at a time: 15 us.
 const PIECE: u64 = 64 << 10;
-/// The same where no fault has come for the last [`CALM`] pieces: less is lost between them.
+/// The same where no fault but those of streams has come for the last [`CALM`] pieces: less is lost between them, and a
+/// stream that waits at the end of what is there is woken less often.
 const LARGE_PIECE: u64 = 256 << 10;
 const CALM: u32 = 64;
 

@@ -162,6 +162,7 @@ fn try_start(
         handshake_timeout: Duration::from_millis(u64::from(options.handshake_timeout)),
         max_sessions: options.max_sessions as usize,
         working_set,
+        label: String::new(),
     };
     let observer: Arc<dyn Observer> = Arc::<Notices>::clone(&shared.notices);
     let id = pager.serve_firecracker(listener, options, observer);

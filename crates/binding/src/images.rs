@@ -31,6 +31,7 @@ impl NativeImage {
     pub(crate) fn open(&self, earlier: Option<&Earlier>) -> Result<Image, PagerError> {
         let source = open(&self.memory, self.source)?;
         Ok(Image {
+            label: String::new(),
             working_set: working_set(&source, self.record.as_deref(), earlier)?,
             source,
             policy: policy_of(self.kill),

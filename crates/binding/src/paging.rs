@@ -66,6 +66,7 @@ impl NativeServeOptions {
         minor: Option<MinorMemory>,
     ) -> std::result::Result<SessionOptions, NativeError> {
         Ok(SessionOptions {
+            label: String::new(),
             regions,
             page_size,
             source,

@@ -12,11 +12,13 @@
 //! page, and the number of pieces is limited: a process that scatters its memory page by page is refused, by name.
 
 mod changes;
+mod stored;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::error::PagerError;
+pub(crate) use stored::StoredPiece;
 
 /// One past the highest user address of the architectures served (five-level page tables).
 const HIGHEST_ADDRESS: u64 = 1 << 56;
@@ -25,7 +27,7 @@ const HIGHEST_ADDRESS: u64 = 1 << 56;
 const MOST_NEW_PIECES: usize = 8192;
 
 /// A stretch of the other process's memory and where its bytes are in the source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Region {
     /// First address.
     pub address: u64,

@@ -189,6 +189,17 @@ pub enum PagerError {
     /// The session that something was asked of is over, or never was.
     #[error("the session is over: ask before closing it, and not after its end was told")]
     SessionOver,
+    /// The record of a session cannot be used, so that nobody can take the session over.
+    #[error("the record of the session cannot be used: {0}")]
+    Record(String),
+    /// Why a session was ending when its pager was lost, as its successor found it written down.
+    #[error("{message}")]
+    Inherited {
+        /// What had gone wrong.
+        message: String,
+        /// Its code.
+        code: &'static str,
+    },
     /// A system call of the pager's own failed.
     #[error("{syscall}: {errno}")]
     System {
@@ -236,7 +247,8 @@ impl PagerError {
             Self::PeerNotAllowed { .. } => "ERR_UFFD_PEER_NOT_ALLOWED",
             Self::Timeout { .. } => "ERR_UFFD_TIMEOUT",
             Self::Exhausted(_) => "ERR_UFFD_EXHAUSTED",
-            Self::Internal(_) | Self::Abandoned => "ERR_UFFD_PAGER_LOST",
+            Self::Inherited { code, .. } => code,
+            Self::Internal(_) | Self::Abandoned | Self::Record(_) => "ERR_UFFD_PAGER_LOST",
             Self::Closed | Self::SessionOver => "ERR_UFFD_USE_AFTER_CLOSE",
             Self::NoRight { .. } => "ERR_UFFD_NOT_PERMITTED",
             Self::PagesMissing { .. } => "ERR_UFFD_PAGES_MISSING",

@@ -9,6 +9,7 @@ mod announcing;
 mod asking;
 mod connections;
 mod forked;
+mod keeping;
 mod lent;
 mod recordings;
 mod token;
@@ -30,6 +31,7 @@ use recordings::{Burial, Unwritten};
 use token::Token;
 
 use crate::error::PagerError;
+use crate::keep::Keeper;
 use crate::mailbox::{Inbox, Mailbox};
 use crate::notice::Observer;
 use crate::offer::Offer;
@@ -80,6 +82,7 @@ pub(crate) struct EventLoop {
     /// Pieces brought ahead since a fault was answered that no stream had foreseen.
     calm: u32,
     base_page_size: u64,
+    keeper: Option<Arc<dyn Keeper>>,
     spin: Spin,
     /// Recordings that are being brought to their end.
     unwritten: HashMap<u64, Unwritten>,
@@ -92,6 +95,7 @@ impl EventLoop {
         inbox: Inbox<Message>,
         mailbox: Mailbox<Message>,
         workers: usize,
+        keeper: Option<Arc<dyn Keeper>>,
     ) -> Result<Self, PagerError> {
         let failed = |syscall| move |errno| PagerError::System { syscall, errno };
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("epoll_create1"))?;
@@ -123,6 +127,7 @@ impl EventLoop {
             probe,
             lent: Lent::new(workers, deliver),
             base_page_size: uffd::page_size() as u64,
+            keeper,
             ahead: BTreeSet::new(),
             last_ahead: 0,
             calm: u32::MAX,
@@ -202,6 +207,7 @@ impl EventLoop {
             match message {
                 Message::Serve(server) => self.add_server(*server),
                 Message::Adopt(adopted) => self.adopt(adopted.0, &adopted.1),
+                Message::TakeOver(taken) => self.take_over(taken.0, taken.1, taken.2),
                 Message::Answer { id, image } => self.answer(id, image),
                 Message::CloseServer { id, rest } => self.close_server(id, rest),
                 Message::CloseSession { id, rest } => self.with_session(id, |session, _| session.close(rest)),
@@ -339,7 +345,7 @@ impl EventLoop {
         let Some((end, leave_open)) = session.ended() else { return };
         session.info.stats.unanswered.add(session.faults_waiting() as u64);
         // Everything of it is closed by the time anybody hears of its end.
-        let Session { uffd, process, connection, source, info, recorder, .. } = session;
+        let Session { uffd, process, connection, source, info, recorder, kept, .. } = session;
         if leave_open {
             // Closing it would give zeros to every thread that waits. It stays open, on purpose, until this
             // process ends.
@@ -348,6 +354,9 @@ impl EventLoop {
             drop(uffd);
         }
         drop((process, connection, source));
+        if let Some(keeper) = kept.as_ref().and_then(|kept| kept.keeper()) {
+            keeper.forget(id, &end, leave_open);
+        }
         let refused = standing.is_refused();
         let notice = standing.ended(id, server, info.peer, end);
         self.announce_when_recorded(id, Burial { server, observer, notice, refused }, recorder, &info);

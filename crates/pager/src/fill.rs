@@ -8,7 +8,8 @@ use crate::policy::{EndReason, SessionEnd};
 use crate::session::Session;
 
 /// How the memory of a session is brought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum FillMode {
     /// What is touched, with a window around it.
     #[default]
@@ -41,7 +42,7 @@ impl FillMode {
 }
 
 /// What is brought without a fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct FillOptions {
     /// Before the session is announced.
     pub mode: FillMode,

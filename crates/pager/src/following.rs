@@ -96,17 +96,17 @@ impl Session {
             }
             Event::Unmap { start, end } => {
                 let (gone, outcome) = self.map.unmap(start, end);
-                self.left(start..end, gone);
-                outcome
+                self.left(start..end, gone).and(outcome)
             }
             Event::Remap { from, to, len } => {
                 let (gone, outcome) = self.map.remap(from, to, len);
-                self.left(from..from.saturating_add(len), gone);
-                outcome
+                self.left(from..from.saturating_add(len), gone).and(outcome)
             }
             Event::Fork { child } => {
                 if self.phase.answers() {
-                    forked.push((self.info.id, self.child(child)));
+                    let mut child = self.child(child);
+                    self.keep_child(&mut child);
+                    forked.push((self.info.id, child));
                 } else {
                     // There is no more to be done to it: its parent is being killed.
                     self.poison_copy(&child);
@@ -120,15 +120,17 @@ impl Session {
     }
 
     /// Pages have left `addresses`; those in `gone` are mapped nowhere any more.
-    fn left(&mut self, addresses: Range<u64>, gone: Vec<Range<usize>>) {
+    fn left(&mut self, addresses: Range<u64>, gone: Vec<Range<usize>>) -> Result<(), PagerError> {
         for pages in gone {
             self.states.set_gone(pages);
         }
+        let kept = self.keep_map();
         self.elsewhere.rounds.clear();
         if !addresses.is_empty() {
             // Who sleeps there would sleep for ever. An error would say that no process can have such addresses.
             let _ = self.uffd.wake(addresses.start, addresses.end - addresses.start);
         }
+        kept
     }
 
     /// The session of a forked child, whose memory is its parent's at this very moment: no page was installed since the
@@ -137,6 +139,7 @@ impl Session {
         let Peer { uid, gid, .. } = self.info.peer;
         let parts = Parts {
             id: next_id(),
+            label: self.info.label.clone(),
             uffd,
             map: self.map.clone(),
             source: Arc::clone(&self.source),
@@ -285,7 +288,8 @@ impl Session {
     fn answer_stray(&mut self, wanted: Wanted) {
         match self.has_grown_to(wanted.address) {
             Ok(Some(end)) => {
-                if let Err(error) = self.map.grow(end, wanted.address + self.map.page_size()) {
+                let grown = self.map.grow(end, wanted.address + self.map.page_size());
+                if let Err(error) = grown.and(self.keep_map()) {
                     self.fail(reason_of(&error), error);
                 }
                 match wanted.kind {

@@ -79,6 +79,11 @@ impl Session {
         if uffd::transparent_huge_page_size() != Some(BLOCK) {
             return Err(unsupported("a kernel without transparent huge pages of 2 MiB"));
         }
+        if self.kept.is_some() {
+            return Err(unsupported(
+                "memory whose pager another process may have to take over, which could not know what is registered just then",
+            ));
+        }
         let own = self.own || self.info.peer.pid == std::process::id() as i32;
         let way = match &self.process {
             Some(process) if !own => {

@@ -118,6 +118,7 @@ fn bucket_of(ns: u64) -> usize {
 
 /// One counter, which one thread adds to and any thread reads.
 #[derive(Debug, Default)]
+#[repr(transparent)]
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {

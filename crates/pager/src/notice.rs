@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::address_map::Region;
 use crate::error::PagerError;
 use crate::policy::SessionEnd;
-use crate::session::SessionInfo;
+use crate::session_info::SessionInfo;
 use crate::supervise::Peer;
 
 /// Something that happened.

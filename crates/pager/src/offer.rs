@@ -68,6 +68,7 @@ impl Offer {
     pub(crate) fn into_parts(self, id: u64, map: AddressMap, image: Image) -> Parts {
         Parts {
             id,
+            label: image.label,
             uffd: self.uffd,
             map,
             source: image.source,
@@ -99,7 +100,8 @@ impl Offer {
         let known = map.is_some();
         // One window for all: no fault is answered from a source any more.
         let image = Image {
-            source: Arc::new(Refused),
+            label: String::new(),
+            source: Arc::new(Refused("a process that was turned away")),
             policy,
             window: Some(uffd::page_size() as u64),
             fill: FillOptions::default(),
@@ -114,13 +116,13 @@ impl Offer {
     }
 }
 
-/// The image of a process that gets none.
+/// The image of a process that gets none, which is called like this.
 #[derive(Debug)]
-struct Refused;
+pub(crate) struct Refused(pub(crate) &'static str);
 
 impl PageSource for Refused {
     fn size(&self) -> u64 {
-        0
+        u64::MAX
     }
 
     fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<ReadNow, PagerError> {
@@ -128,6 +130,6 @@ impl PageSource for Refused {
     }
 
     fn read(&self, _: u64, _: &mut [u8]) -> Result<(), PagerError> {
-        Err(PagerError::Internal("a process that was turned away has no image".to_owned()))
+        Err(PagerError::Internal(format!("{} has no image", self.0)))
     }
 }

@@ -10,6 +10,9 @@
 //! The two meanings of a bit never weaken: nothing ever makes a page "missing" again.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use uffd::Words;
 
 const BITS: usize = u64::BITS as usize;
 
@@ -17,16 +20,26 @@ const BITS: usize = u64::BITS as usize;
 #[derive(Debug, Clone)]
 pub struct PageStates {
     len: usize,
-    present: Vec<u64>,
-    removed: Vec<u64>,
+    present: PageBits,
+    removed: PageBits,
 }
 
 impl PageStates {
     /// All pages missing.
     #[must_use]
     pub fn new(len: usize) -> Self {
-        let words = len.div_ceil(BITS);
-        Self { len, present: vec![0; words], removed: vec![0; words] }
+        Self { len, present: PageBits::new(len), removed: PageBits::new(len) }
+    }
+
+    /// The states in these words, whatever they say.
+    pub(crate) fn in_words(len: usize, present: Words, removed: Words) -> Self {
+        Self { len, present: PageBits::in_words(len, present), removed: PageBits::in_words(len, removed) }
+    }
+
+    /// Takes over everything that is known of the same pages.
+    pub(crate) fn adopt(&mut self, other: &Self) {
+        self.present.adopt(&other.present);
+        self.removed.adopt(&other.removed);
     }
 
     /// Pages in all.
@@ -44,29 +57,29 @@ impl PageStates {
     /// Whether a fault on `page` is to be answered from the source.
     #[must_use]
     pub fn is_missing(&self, page: usize) -> bool {
-        page < self.len && !bit(&self.present, page) && !bit(&self.removed, page)
+        page < self.len && !self.present.bit(page) && !self.removed.bit(page)
     }
 
     /// Whether `page` was discarded by its owner.
     #[must_use]
     pub fn is_removed(&self, page: usize) -> bool {
-        bit(&self.removed, page)
+        self.removed.bit(page)
     }
 
     /// Records that the pages are there. A removed page stays removed: it is there as zeros.
     pub fn set_present(&mut self, pages: Range<usize>) {
-        set(&mut self.present, pages, self.len);
+        self.present.set(pages);
     }
 
     /// Records that the owner discarded the pages.
     pub fn set_removed(&mut self, pages: Range<usize>) {
-        set(&mut self.removed, pages, self.len);
+        self.removed.set(pages);
     }
 
     /// Records that the pages are mapped nowhere any more: nothing is known or done about them from now on.
     pub fn set_gone(&mut self, pages: Range<usize>) {
-        set(&mut self.removed, pages.clone(), self.len);
-        set(&mut self.present, pages, self.len);
+        self.removed.set(pages.clone());
+        self.present.set(pages);
     }
 
     /// The run of missing pages around `page` that lies within `limits`; empty when `page` is not missing.
@@ -92,7 +105,7 @@ impl PageStates {
         let mut page = from;
         while page < self.len {
             let (word, offset) = (page / BITS, page % BITS);
-            let taken = word_at(&self.present, word) | word_at(&self.removed, word);
+            let taken = self.present.word(word) | self.removed.word(word);
             let free = !taken >> offset;
             if free == 0 {
                 page = (word + 1) * BITS;
@@ -110,50 +123,80 @@ impl PageStates {
     /// Whether all these pages were installed, and none was discarded.
     #[must_use]
     pub fn are_present(&self, mut pages: Range<usize>) -> bool {
-        pages.all(|page| page < self.len && bit(&self.present, page) && !bit(&self.removed, page))
+        pages.all(|page| page < self.len && self.present.bit(page) && !self.removed.bit(page))
     }
 
     /// How many pages a fault on would be answered from the source.
     #[must_use]
     pub fn missing_count(&self) -> usize {
-        let known = self.present.iter().zip(&self.removed);
+        let known = self.present.words().zip(self.removed.words());
         self.len - known.map(|(present, removed)| (present | removed).count_ones() as usize).sum::<usize>()
     }
 
     /// How many pages were discarded.
     #[must_use]
     pub fn removed_count(&self) -> usize {
-        self.removed.iter().map(|word| word.count_ones() as usize).sum()
+        self.removed.words().map(|word| word.count_ones() as usize).sum()
     }
 }
 
-/// One thing more that is known of each page.
-#[derive(Debug, Clone)]
+/// One thing that is known of each page. One thread writes; whoever has the same words mapped may read them.
+#[derive(Debug)]
 pub(crate) struct PageBits {
     len: usize,
-    bits: Vec<u64>,
+    words: Words,
+}
+
+impl Clone for PageBits {
+    fn clone(&self) -> Self {
+        let mut copy = Self::new(self.len);
+        copy.adopt(self);
+        copy
+    }
 }
 
 impl PageBits {
     /// No bit set.
     pub(crate) fn new(len: usize) -> Self {
-        Self { len, bits: vec![0; len.div_ceil(BITS)] }
+        Self { len, words: Words::zeroed(len.div_ceil(BITS)) }
+    }
+
+    /// The bits in these words; those beyond the last page are taken off.
+    pub(crate) fn in_words(len: usize, words: Words) -> Self {
+        let mut used = (1_u64 << (len % BITS)) - 1;
+        for word in words.iter().skip(len / BITS) {
+            if word.load(Ordering::Relaxed) & !used != 0 {
+                change_word(word, |bits| bits & used);
+            }
+            used = 0;
+        }
+        Self { len, words }
+    }
+
+    /// Sets every bit that is set in `other`.
+    pub(crate) fn adopt(&mut self, other: &Self) {
+        for (word, more) in self.words.iter().zip(other.words()).filter(|&(_, more)| more != 0) {
+            word.store(word.load(Ordering::Relaxed) | more, Ordering::Relaxed);
+        }
+    }
+
+    /// Clears all bits.
+    pub(crate) fn clear_all(&mut self) {
+        for word in self.words.iter().filter(|word| word.load(Ordering::Relaxed) != 0) {
+            word.store(0, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn set(&mut self, pages: Range<usize>) {
-        set(&mut self.bits, pages, self.len);
+        self.change(pages, |word, mask| word | mask);
     }
 
     pub(crate) fn clear(&mut self, pages: Range<usize>) {
-        for_words(pages, self.len, |word, mask| {
-            if let Some(word) = self.bits.get_mut(word) {
-                *word &= !mask;
-            }
-        });
+        self.change(pages, |word, mask| word & !mask);
     }
 
     pub(crate) fn is_set(&self, page: usize) -> bool {
-        page < self.len && bit(&self.bits, page)
+        page < self.len && self.bit(page)
     }
 
     /// The first run of set bits in `pages`, at most `longest` long.
@@ -161,7 +204,7 @@ impl PageBits {
         let end = pages.end.min(self.len);
         let mut page = pages.start;
         while page < end {
-            let rest = word_at(&self.bits, page / BITS) >> (page % BITS);
+            let rest = self.word(page / BITS) >> (page % BITS);
             if rest == 0 {
                 page = (page / BITS + 1) * BITS;
                 continue;
@@ -173,35 +216,40 @@ impl PageBits {
         }
         None
     }
-}
 
-fn word_at(bits: &[u64], word: usize) -> u64 {
-    bits.get(word).copied().unwrap_or(u64::MAX)
-}
-
-fn bit(bits: &[u64], page: usize) -> bool {
-    word_at(bits, page / BITS) >> (page % BITS) & 1 != 0
-}
-
-fn set(bits: &mut [u64], pages: Range<usize>, len: usize) {
-    for_words(pages, len, |word, mask| {
-        if let Some(word) = bits.get_mut(word) {
-            *word |= mask;
-        }
-    });
-}
-
-/// Calls `act` with each word that has bits of `pages` and the mask of those.
-fn for_words(pages: Range<usize>, len: usize, mut act: impl FnMut(usize, u64)) {
-    let end = pages.end.min(len);
-    let mut page = pages.start;
-    while page < end {
-        let offset = page % BITS;
-        let count = (BITS - offset).min(end - page);
-        // `count` is 1..=64: a shift by 64 - count never overflows.
-        act(page / BITS, u64::MAX >> (BITS - count) << offset);
-        page += count;
+    fn words(&self) -> impl Iterator<Item = u64> + '_ {
+        self.words.iter().map(|word| word.load(Ordering::Relaxed))
     }
+
+    /// All ones beyond the end.
+    fn word(&self, word: usize) -> u64 {
+        self.words.get(word).map_or(u64::MAX, |word| word.load(Ordering::Relaxed))
+    }
+
+    fn bit(&self, page: usize) -> bool {
+        self.word(page / BITS) >> (page % BITS) & 1 != 0
+    }
+
+    /// Changes each word that has bits of `pages`, by the mask of those.
+    fn change(&mut self, pages: Range<usize>, how: impl Fn(u64, u64) -> u64) {
+        let end = pages.end.min(self.len);
+        let mut page = pages.start;
+        while page < end {
+            let offset = page % BITS;
+            let count = (BITS - offset).min(end - page);
+            if let Some(word) = self.words.get(page / BITS) {
+                // `count` is 1..=64: a shift by 64 - count never overflows.
+                let mask = u64::MAX >> (BITS - count) << offset;
+                change_word(word, |bits| how(bits, mask));
+            }
+            page += count;
+        }
+    }
+}
+
+/// One thread alone writes: there is nothing to be done at once.
+fn change_word(word: &AtomicU64, how: impl FnOnce(u64) -> u64) {
+    word.store(how(word.load(Ordering::Relaxed)), Ordering::Relaxed);
 }
 
 #[cfg(test)]

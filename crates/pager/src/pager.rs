@@ -15,6 +15,7 @@ use crate::ahead::{DeliverPopulated, PopulateOptions};
 use crate::error::PagerError;
 use crate::event_loop::EventLoop;
 use crate::fill::FillOptions;
+use crate::keep::{Keeper, Successor};
 use crate::mailbox::Mailbox;
 use crate::modes::{Minor, SessionModes, protect};
 use crate::notice::Observer;
@@ -27,6 +28,7 @@ use crate::socket::Listener;
 use crate::source::PageSource;
 use crate::supervise::{Peer, Supervised};
 use crate::sync::Bell;
+use crate::taking_over::TakingOver;
 use crate::trace::WorkingSet;
 use crate::tracking::{DeliverDirty, DirtyPages, DirtyReply, Tracking};
 use crate::workers::Completion;
@@ -40,17 +42,21 @@ pub struct PagerOptions {
     /// Threads that read sources which can block. Started when needed; a fifth of them only for what somebody waits for.
     /// Default: 20.
     pub workers: usize,
+    /// Who is handed every session, so that another process can go on with it when this one is gone. Default: nobody.
+    pub keeper: Option<Arc<dyn Keeper>>,
 }
 
 impl Default for PagerOptions {
     fn default() -> Self {
-        Self { cpu: None, workers: 20 }
+        Self { cpu: None, workers: 20, keeper: None }
     }
 }
 
 /// Memory that is served without a handshake.
 #[derive(Debug)]
 pub struct SessionOptions {
+    /// What a keeper is told about where its memory comes from. Default: empty.
+    pub label: String,
     /// What is registered with the uffd, and where its bytes are in the source.
     pub regions: Vec<Region>,
     /// Bytes of a page: the system's, or of the huge pages that the memory is made of.
@@ -89,6 +95,7 @@ impl SessionOptions {
     #[must_use]
     pub fn new(regions: Vec<Region>, page_size: u64, source: Arc<dyn PageSource>) -> Self {
         Self {
+            label: String::new(),
             regions,
             page_size,
             source,
@@ -134,6 +141,7 @@ pub(crate) const SOURCE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) enum Message {
     Serve(Box<Server>),
     Adopt(Box<(Parts, Arc<dyn Observer>)>),
+    TakeOver(Box<(Parts, TakingOver, Successor)>),
     Answer {
         id: u64,
         image: Result<Image, PagerError>,
@@ -204,6 +212,11 @@ pub(crate) fn next_id() -> u64 {
     NEXT_ID.fetch_add(1, Ordering::Relaxed)
 }
 
+/// Ids up to this one are another's.
+pub(crate) fn skip_ids(up_to: u64) {
+    NEXT_ID.fetch_max(up_to.saturating_add(1), Ordering::Relaxed);
+}
+
 impl Pager {
     /// Starts the event loop's thread.
     ///
@@ -213,7 +226,7 @@ impl Pager {
     pub fn start(options: &PagerOptions) -> Result<Self, PagerError> {
         let failed = |syscall| move |errno| PagerError::System { syscall, errno };
         let (mailbox, inbox) = Mailbox::new(Bell::new().map_err(failed("eventfd"))?);
-        let event_loop = EventLoop::new(inbox, mailbox.clone(), options.workers)?;
+        let event_loop = EventLoop::new(inbox, mailbox.clone(), options.workers, options.keeper.clone())?;
         // Pinning happens on the new thread; it answers before anything is served.
         let (started, answer) = channel();
         let cpu = options.cpu;
@@ -279,6 +292,7 @@ impl Pager {
         let pid = options.process.as_ref().map_or(std::process::id() as i32, PidFd::pid);
         let parts = Parts {
             id,
+            label: options.label,
             uffd,
             map,
             source: options.source,
@@ -298,6 +312,10 @@ impl Pager {
         };
         self.mailbox.send(Message::Adopt(Box::new((parts, observer))));
         id
+    }
+
+    pub(crate) fn send(&self, message: Message) {
+        self.mailbox.send(message);
     }
 
     /// Answers [`Notice::Asking`]: the image that the process is served from from now on, or why it gets none and is turned

@@ -5,7 +5,8 @@ use crate::error::PagerError;
 /// What a session does to the other process when its memory cannot be served.
 ///
 /// Zero pages are not among them: nothing that failed is ever answered with zeros.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum FailurePolicy {
     /// Every page still missing is poisoned: touching one is SIGBUS. Where the kernel cannot poison
     /// (before 6.6), the process is killed.
@@ -61,6 +62,20 @@ impl EndReason {
             Self::Protocol => "protocol",
             Self::Exhausted => "exhausted",
             Self::PagerLost => "pager-lost",
+        }
+    }
+}
+
+impl EndReason {
+    /// The code of an error of which no more is known than that it has led to this.
+    pub(crate) const fn code(self) -> &'static str {
+        match self {
+            Self::SourceFailed => "ERR_UFFD_SOURCE",
+            Self::Stalled => "ERR_UFFD_TIMEOUT",
+            Self::Protocol => "ERR_UFFD_PROTOCOL",
+            Self::Exhausted => "ERR_UFFD_EXHAUSTED",
+            Self::PeerExited => "ERR_UFFD_CLOSED",
+            Self::Closed | Self::Detached | Self::PagerLost => "ERR_UFFD_PAGER_LOST",
         }
     }
 }

@@ -29,6 +29,8 @@ const MOST_REFUSED: usize = 64;
 /// What a process is served from, and how.
 #[derive(Debug, Clone)]
 pub struct Image {
+    /// As in [`SessionOptions::label`](crate::SessionOptions::label).
+    pub label: String,
     /// The memory image.
     pub source: Arc<dyn PageSource>,
     /// What happens when it fails.
@@ -74,6 +76,8 @@ pub struct ServerOptions {
     pub max_sessions: usize,
     /// What each session of [`Images::One`] does about its working set.
     pub working_set: WorkingSet,
+    /// What each session of [`Images::One`] is called: see [`SessionOptions::label`](crate::SessionOptions::label).
+    pub label: String,
 }
 
 pub(crate) struct Server {

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use uffd::{EventBuffer, Userfaultfd};
 
-use crate::address_map::{AddressMap, Region};
+use crate::address_map::AddressMap;
 use crate::ahead::Wishes;
 use crate::collapse::Collapsing;
 use crate::deferred::{Deferred, Kind, Wanted};
 use crate::error::PagerError;
-use crate::fill::{FillOptions, Filled, Filling as Announcing};
+use crate::fill::{FillOptions, Filling as Announcing};
 use crate::first_page::FirstPage;
 use crate::following::Elsewhere;
 use crate::last_words;
@@ -28,11 +28,13 @@ use crate::policy::{EndReason, FailurePolicy, SessionEnd};
 use crate::reading::InFlight;
 use crate::replay::Replaying;
 use crate::resolve::{Filling, Resolver, Stop};
+use crate::session_info::SessionInfo;
 use crate::source::PageSource;
 use crate::spin::Spin;
 use crate::stats::Stats;
 use crate::supervise::{Peer, Supervised};
 use crate::sweep::Phase;
+use crate::taking_over::Keeping;
 use crate::trace::{RecordTo, Recorder, Recording, WorkingSet};
 use crate::tracking::Tracking;
 use crate::window::Window;
@@ -44,34 +46,10 @@ pub(crate) const MOST_IN_FLIGHT: usize = 32;
 /// Between attempts to do something that nobody waits for in an address space that is changing.
 pub(crate) const CHANGING_PAUSE: Duration = Duration::from_micros(100);
 
-/// What is public about a session.
-#[derive(Debug)]
-pub struct SessionInfo {
-    /// Unique in this process, never used again.
-    pub id: u64,
-    /// Who is served. The process id is 0 for a forked child, which the kernel names by its memory only.
-    pub peer: Peer,
-    /// The session of the process that this one was forked from, where it was.
-    pub parent: Option<u64>,
-    /// The memory served as it lay when the session began, in address order.
-    pub regions: Vec<Region>,
-    /// Bytes of a page.
-    pub page_size: u64,
-    /// Live counters.
-    pub stats: Stats,
-    /// What had come of it when it was announced; set by then.
-    pub filled: OnceLock<Filled>,
-    /// The recording of its faults, where it is recorded.
-    pub recording: Option<Arc<Recording>>,
-    /// Whether an earlier run is replayed; [`StatsSnapshot`] counts it.
-    ///
-    /// [`StatsSnapshot`]: crate::StatsSnapshot
-    pub replays: bool,
-}
-
 /// What a session is made of.
 pub(crate) struct Parts {
     pub(crate) id: u64,
+    pub(crate) label: String,
     pub(crate) uffd: Userfaultfd,
     pub(crate) map: AddressMap,
     pub(crate) source: Arc<dyn PageSource>,
@@ -131,6 +109,9 @@ pub(crate) struct Session {
     pub(crate) self_fault: Option<(usize, u64)>,
     pub(crate) connection: Option<OwnedFd>,
     pub(crate) watch: Stopwatch,
+    /// What outlives this process of it, where somebody keeps that.
+    pub(crate) kept: Option<Box<Keeping>>,
+    pub(crate) fill_options: FillOptions,
     record: Option<RecordTo>,
     pub(crate) recorder: Option<Box<Recorder>>,
     pub(crate) replaying: Option<Box<Replaying>>,
@@ -162,6 +143,7 @@ impl Session {
     pub(crate) fn of_parts(parts: Parts, huge: bool) -> Self {
         let Parts {
             id,
+            label,
             uffd,
             map,
             source,
@@ -189,6 +171,9 @@ impl Session {
             page_size,
             stats: Stats::default(),
             filled: OnceLock::new(),
+            label,
+            taken_over: 0,
+            lost_children: 0,
             replays: replay.is_some(),
             recording: record.as_ref().map(|record| Arc::new(Recording::new(record))),
         };
@@ -229,6 +214,8 @@ impl Session {
             connection,
             watch: Stopwatch::new(),
             again: Spin::new(),
+            kept: None,
+            fill_options: fill,
             record,
             recorder: None,
             replaying,

@@ -4,15 +4,28 @@
 //! `faults_zeroed`, `faults_poisoned`, `faults_unprotected`, `already_present`, `joined` and `unanswered`, plus the faults
 //! that are still waited for while the session lives. The other counters are of pages and answers, and have no such sum: one answer brings many pages.
 
+use std::ops::Deref;
+use std::sync::atomic::Ordering;
+
+use uffd::Words;
+
 use crate::latency::{Counter, Latencies, LiveLatencies};
+
+/// The live counters of a session.
+#[derive(Debug)]
+pub struct Stats {
+    /// As many as there are counters, at least: this process's own, or of a record that outlives it.
+    words: Words,
+    pub(crate) latencies: LiveLatencies,
+}
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// The live counters of a session.
+        /// The counters, one word each, in the order in which a record has them: a new one comes last.
         #[derive(Debug, Default)]
-        pub struct Stats {
+        #[repr(C)]
+        pub struct Counters {
             $($(#[$doc])* pub(crate) $name: Counter,)*
-            pub(crate) latencies: LiveLatencies,
         }
 
         /// The counters at one moment.
@@ -91,7 +104,52 @@ counters! {
     busy_ns,
 }
 
+/// Counters that there are.
+pub(crate) const COUNTERS: usize = size_of::<Counters>() / size_of::<u64>();
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self { words: Words::zeroed(COUNTERS), latencies: LiveLatencies::default() }
+    }
+}
+
+impl Deref for Stats {
+    type Target = Counters;
+
+    fn deref(&self) -> &Counters {
+        // SAFETY: the words are at least as many as the counters, each of which is one atomic word.
+        unsafe { &*self.words.as_ptr().cast::<Counters>() }
+    }
+}
+
 impl Stats {
+    /// Counters that are kept in `words`, and go on from what they are there. `None` where there are too few.
+    pub(crate) fn in_words(words: Words) -> Option<Self> {
+        (words.len() >= COUNTERS).then(|| Self { words, latencies: LiveLatencies::default() })
+    }
+
+    /// Goes on from what others have counted.
+    pub(crate) fn adopt(&self, other: &Self) {
+        for (word, from) in self.words.iter().zip(other.words.iter()) {
+            word.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    /// The faults that were being answered when whoever counted them was killed: they come again, and are counted again.
+    pub(crate) fn drop_unfinished(&self) {
+        let ended = [
+            &self.faults_installed,
+            &self.faults_zeroed,
+            &self.faults_poisoned,
+            &self.faults_unprotected,
+            &self.already_present,
+            &self.joined,
+            &self.unanswered,
+        ];
+        let ended = ended.iter().fold(0_u64, |sum, counter| sum.wrapping_add(counter.get()));
+        self.unanswered.add(self.faults.get().saturating_sub(ended));
+    }
+
     /// Reads every histogram.
     #[must_use]
     pub fn latencies(&self) -> Latencies {

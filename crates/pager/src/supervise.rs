@@ -57,7 +57,7 @@ impl AsFd for Supervised {
 }
 
 /// Who is served, as the kernel told when it connected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Peer {
     /// Process id.
     pub pid: i32,

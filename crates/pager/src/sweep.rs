@@ -141,6 +141,7 @@ impl Session {
 
     /// Does the next piece of what ending takes.
     pub(crate) fn step(&mut self, now: Instant, cx: &mut Context<'_>) -> Next {
+        self.keep_ending();
         match &self.phase {
             Phase::Serving => self.gather_dirty(now).unwrap_or_else(|| self.next_retry()),
             Phase::Over { .. } => Next::Now,

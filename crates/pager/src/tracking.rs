@@ -85,6 +85,8 @@ pub(crate) struct Tracking {
     dirty: PageBits,
     /// Pages whose discarding was announced, by an event that comes before they go: they are reported once more.
     discarded: PageBits,
+    /// Pages that the last answer has told of. If it never arrived, because this process was killed, a successor tells again.
+    reported: PageBits,
     /// Where the last answer stopped.
     next: usize,
     taking: Option<Taking>,
@@ -105,14 +107,34 @@ struct Taking {
 impl Tracking {
     pub(crate) fn new(pages: usize, page_size: u64) -> Self {
         // Zeroed by the allocator: not resident before it is needed.
-        let (dirty, discarded) = (PageBits::new(pages), PageBits::new(pages));
-        Self { dirty, discarded, next: 0, taking: None, zeros: vec![0; page_size as usize] }
+        Self::in_record([(); 3].map(|()| PageBits::new(pages)), page_size)
+    }
+
+    /// With bitmaps that outlive this process: dirty, discarded, reported.
+    pub(crate) fn in_record([dirty, discarded, reported]: [PageBits; 3], page_size: u64) -> Self {
+        let mut tracking =
+            Self { dirty, discarded, reported, next: 0, taking: None, zeros: vec![0; page_size as usize] };
+        // Whether the last answer has arrived is not known.
+        tracking.dirty.adopt(&tracking.reported);
+        tracking.reported.clear_all();
+        tracking
+    }
+
+    /// Goes on with other bitmaps, which are empty.
+    pub(crate) fn move_to(&mut self, [mut dirty, mut discarded, mut reported]: [PageBits; 3]) {
+        for (to, from) in
+            [(&mut dirty, &self.dirty), (&mut discarded, &self.discarded), (&mut reported, &self.reported)]
+        {
+            to.adopt(from);
+        }
+        (self.dirty, self.discarded, self.reported) = (dirty, discarded, reported);
     }
 
     /// For a forked child, whose protection is its parent's.
     pub(crate) fn of_child(&self) -> Self {
-        let (dirty, discarded) = (self.dirty.clone(), self.discarded.clone());
-        Self { dirty, discarded, next: 0, taking: None, zeros: vec![0; self.zeros.len()] }
+        let [dirty, discarded, reported] =
+            [&self.dirty, &self.discarded, &self.reported].map(PageBits::clone);
+        Self { dirty, discarded, reported, next: 0, taking: None, zeros: vec![0; self.zeros.len()] }
     }
 
     /// Somebody is about to write to the pages.
@@ -130,6 +152,7 @@ impl Tracking {
     /// they may have gone only after this.
     fn reported(&mut self, pages: Range<usize>) {
         let mut from = pages.start;
+        self.reported.set(pages.clone());
         self.dirty.clear(pages.clone());
         while let Some(run) = self.discarded.next_set(from..pages.end, usize::MAX) {
             from = run.end;
@@ -182,6 +205,8 @@ impl Session {
                 let left = self.map.pages();
                 let taking = Taking { ranges: Vec::new(), most: most.max(1), left, not_before: None, answer };
                 if let Some(tracking) = self.tracking.as_mut() {
+                    // Who asks again has had the answer before.
+                    tracking.reported.clear_all();
                     tracking.taking = Some(taking);
                 }
                 return;

@@ -23,16 +23,21 @@ impl Session {
     /// out faults before events that are older. Of a storm, a part stays for the next turn: while a removal is unread the
     /// kernel installs nothing, so that what is answered before it is put off and not wrong.
     pub(crate) fn read(&mut self, cx: &mut Context<'_>) {
-        let most = if cx.alone { MOST_MESSAGES } else { cx.events.capacity() };
+        let mut ring = self.kept.as_deref_mut().and_then(|kept| kept.lend_ring(cx.events.capacity()));
+        let events = ring.as_mut().unwrap_or(&mut *cx.events);
+        let most = if cx.alone { MOST_MESSAGES } else { events.most() };
         let mut read = 0;
         let mut failure: Option<(EndReason, PagerError)> = None;
         let mut drained = false;
         while !drained && read < most && self.queue.len() < most {
-            match self.uffd.read_events(cx.events) {
+            if let Some(kept) = self.kept.as_deref_mut() {
+                kept.begin_read();
+            }
+            match self.uffd.read_events(events) {
                 Ok(count) => {
                     read += count;
                     // A read that had room left has emptied the queue: asking again would cost a system call.
-                    drained = count < cx.events.capacity();
+                    drained = count < events.most();
                 }
                 Err(cause) => {
                     failure = Some(unreadable(cause));
@@ -40,11 +45,20 @@ impl Session {
                 }
             }
             self.watch.start();
-            for event in cx.events.drain() {
+            while let Some(event) = events.take() {
+                if let Some(kept) = self.kept.as_deref_mut() {
+                    kept.next_message();
+                }
                 if let Err(error) = self.note(event, cx.forked) {
                     failure = failure.or(Some((reason_of(&error), error)));
                 }
+                if self.kept.is_some() {
+                    events.finish();
+                }
             }
+        }
+        if let (Some(ring), Some(kept)) = (ring, self.kept.as_deref_mut()) {
+            kept.give_back(ring);
         }
         if let Some((reason, error)) = failure {
             self.fail(reason, error);

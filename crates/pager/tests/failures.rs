@@ -298,6 +298,7 @@ fn server(pager: &Pager, path: &Path, bytes: &[u8]) -> Receiver<Notice> {
         handshake_timeout: DEADLINE,
         max_sessions: 1000,
         working_set: pager::WorkingSet::default(),
+        label: String::new(),
     };
     pager.serve_firecracker(Listener::bind(path, None).unwrap(), options, observer);
     notices

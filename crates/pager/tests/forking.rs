@@ -216,6 +216,7 @@ fn one_child_too_many_is_poisoned_by_name_and_its_parent_goes_on() {
         handshake_timeout: DEADLINE,
         max_sessions: 2,
         working_set: pager::WorkingSet::default(),
+        label: String::new(),
     };
     let listener = pager::Listener::bind(&socket_path, None).unwrap();
     let server = pager.serve_firecracker(listener, options, observer);

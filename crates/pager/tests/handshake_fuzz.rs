@@ -226,6 +226,7 @@ fn a_server_survives_mutated_handshakes_and_keeps_nothing_of_them() {
         handshake_timeout: Duration::from_secs(60),
         max_sessions: 8,
         working_set: pager::WorkingSet::default(),
+        label: String::new(),
     };
     let path = dir.path().join("s");
     pager.serve_firecracker(Listener::bind(&path, None).unwrap(), options, observer);

@@ -27,10 +27,11 @@ pub mod regions;
 mod registering;
 mod registrations;
 mod userfaultfd;
+mod words;
 mod zeros;
 
 pub use error::{AdoptError, Operation, UffdError};
-pub use event::{Event, EventBuffer, Fault, FaultKind};
+pub use event::{Event, EventBuffer, Fault, FaultKind, Left, left_in};
 pub use factory::{Backend, CreateError, CreateOptions, Factory, Faults, Supported};
 pub use features::{Features, Ioctls, Modes};
 pub use fill::{ContinueOptions, CopyOptions, MoveOptions};
@@ -42,3 +43,4 @@ pub use mapping_options::{
 };
 pub use page::page_size;
 pub use userfaultfd::{Origin, Userfaultfd, Waiting};
+pub use words::Words;

@@ -93,6 +93,18 @@ impl Mapping {
         }
     }
 
+    /// Keeps pages in memory (`mlock(2)`), as long as the mapping lives.
+    ///
+    /// # Errors
+    ///
+    /// When the range is not whole pages or leaves the mapping; ENOMEM or EPERM beyond what may be locked (RLIMIT_MEMLOCK).
+    pub fn lock(&self, offset: usize, len: usize) -> Result<(), MappingError> {
+        let start = self.pages_at(offset, len)?;
+        // SAFETY: a range of this mapping, which changes nothing that can be read there.
+        let locked = unsafe { libc::mlock(start.cast(), len) };
+        Errno::result(locked).map(drop).map_err(MappingError::of("mlock"))
+    }
+
     /// Joins pages to transparent huge pages now (`MADV_COLLAPSE`, Linux 6.1), block by block, without changing a byte.
     /// The range is whole blocks of [`transparent_huge_page_size`] bytes, at addresses that are multiples of it
     /// ([`Pages::Transparent`] maps so). Each block is tried once; a block that is a huge page already counts as done.

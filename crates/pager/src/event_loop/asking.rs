@@ -97,8 +97,8 @@ impl EventLoop {
             return self.turn_away(id, offer, error);
         }
         let (server, asked) = (offer.server, offer.asked);
-        let session = Session::new(offer.into_parts(id, map, image), self.base_page_size);
-        match self.watch_session(&session) {
+        let mut session = Session::new(offer.into_parts(id, map, image), self.base_page_size);
+        match self.keep(&mut session, server).and_then(|()| self.watch_session(&session)) {
             Ok(()) => {
                 self.add_session(id, server, session, Standing::Unannounced { asked });
                 self.announce(id);
@@ -122,6 +122,11 @@ impl EventLoop {
 
     /// `known`: whether its map says what of its memory is to be poisoned.
     fn refuse(&mut self, id: u64, server: u64, mut session: Session, refusal: Refusal, known: bool) {
+        // Where nothing is known of its memory, no successor could do more about it.
+        if known {
+            // It ends in any case.
+            let _ = self.keep(&mut session, server);
+        }
         if session.process.as_ref().is_some_and(Supervised::has_exited) {
             session.phase.peer_gone();
         }

@@ -42,6 +42,9 @@ impl EventLoop {
     /// A session that has begun already, whatever happens here: its process is running.
     pub(super) fn adopt_session(&mut self, mut session: Session, server: u64, observer: &Arc<dyn Observer>) {
         let id = session.info.id;
+        if let Err(error) = self.keep(&mut session, server) {
+            session.fail(EndReason::PagerLost, error);
+        }
         if let Err(error) = self.watch_session(&session) {
             // Not a moment without somebody who answers: it ends by its policy, which needs no events.
             session.fail(EndReason::Exhausted, error);
@@ -198,11 +201,12 @@ impl EventLoop {
             return self.turn_away(id, offer, error);
         }
         let Some(server) = self.servers.get(&server) else { return };
-        let ServerOptions { images, policy, window, fill, working_set, .. } = &server.options;
+        let ServerOptions { images, policy, window, fill, working_set, label, .. } = &server.options;
         match images {
             Images::One(source) => {
                 let (source, policy, window, fill) = (Arc::clone(source), *policy, *window, *fill);
-                let image = Image { source, policy, window, fill, working_set: working_set.clone() };
+                let (label, working_set) = (label.clone(), working_set.clone());
+                let image = Image { label, source, policy, window, fill, working_set };
                 self.begin(id, offer, image);
             }
             Images::Asked => self.ask(id, offer),

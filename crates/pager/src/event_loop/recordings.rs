@@ -9,7 +9,8 @@ use crate::error::PagerError;
 use crate::notice::{Notice, Observer};
 use crate::owed::Owed;
 use crate::pager::Message;
-use crate::session::{Session, SessionInfo};
+use crate::session::Session;
+use crate::session_info::SessionInfo;
 use crate::trace::{Recorder, Recording, RecordingState};
 
 /// How long a disk may take for what is left of a recording.

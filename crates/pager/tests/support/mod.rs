@@ -6,6 +6,7 @@
 pub mod area;
 pub mod children;
 pub mod huge;
+pub mod kept;
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};

@@ -108,6 +108,8 @@ test('the numbers of a report are those of the recording', async t => {
     latency: { max: number };
     latencies: { count: number }[];
     heat: { cells: number[] };
+    growth: number[];
+    misses?: object;
   };
   const sum = (numbers: readonly number[]): number => numbers.reduce((all, number) => all + number, 0);
   t.is(figures.faults, trace.length);
@@ -116,6 +118,13 @@ test('the numbers of a report are those of the recording', async t => {
   t.is(figures.latency.max, Math.max(...Array.from(trace, ({ latency }) => latency)));
   t.is(sum(figures.latencies.map(({ count }) => count)), trace.length);
   t.is(sum(figures.heat.cells), trace.length);
+  t.is(figures.growth.at(-1), figures.workingSet);
+  t.deepEqual(
+    figures.growth,
+    figures.growth.toSorted((a, b) => a - b),
+  );
+  t.is(figures.misses, undefined, 'nothing was replayed');
+  t.notRegex(page, /Late and missed/);
   t.notRegex(page.replaceAll(/xmlns="[^"]*"/g, ''), /https?:|src=|@import|url\(/, 'nothing is loaded');
 });
 
@@ -131,6 +140,10 @@ test('a report of a session that replayed tells late faults from missed ones', a
   t.regex(picture, /^<svg xmlns=/);
   t.regex(picture, /missed \(not in what was replayed\)<\/text><text[^>]*>1</);
   t.regex(picture, /late \(replayed, but wanted before\)<\/text><text[^>]*>0</);
+  t.regex(
+    picture,
+    />Late and missed over time<[^]*<title>by [^<]+: 1 missed<\/title>[^]*>late: 0<[^]*>missed: 1</,
+  );
 });
 
 test('what is no recording is refused by name, and nothing is written', async t => {

@@ -28,6 +28,13 @@ function* faults() {
   }
 }
 
+/** What was replayed: the pages of the first quarter of the time. */
+const REPLAYED = 100;
+const replayed = {
+  *[Symbol.iterator]() {
+    yield* [...faults()].slice(0, REPLAYED);
+  },
+};
 const trace = {
   [Symbol.iterator]: faults,
   pageSize: PAGE,
@@ -49,6 +56,8 @@ const EXPECTED = {
   'latency p90': '50 µs',
   'latency p99': '130 µs',
   'latency max': '12 ms',
+  'late (replayed, but wanted before)': '100',
+  'missed (not in what was replayed)': '300',
 };
 
 const { figuresOf } = await load('model');
@@ -56,7 +65,7 @@ const { htmlReport } = await load('html');
 const folder = join(out, 'report');
 mkdirSync(folder, { recursive: true });
 const page = join(folder, 'report.html');
-writeFileSync(page, htmlReport(figuresOf(trace), 'run <1>.trace'));
+writeFileSync(page, htmlReport(figuresOf(trace, replayed), 'run <1>.trace'));
 
 const packages = join(root, '.cache/browser');
 npmCi(join(root, 'scripts/report-page'), packages);
@@ -83,8 +92,7 @@ for (const [name, view] of Object.entries(seen.views)) {
   );
   for (const contrast of view.contrasts)
     assert.ok(contrast >= 4.5, `${name}: a contrast of ${contrast.toFixed(1)}`);
-  const [heat, bars] = view.drawings;
-  assert.ok(heat.cells.length > 100 && bars.cells.length > 2, `${name}: drawn`);
+  checkNumbers(name, view.drawings);
   for (const drawing of view.drawings) {
     for (const part of [...drawing.cells, ...drawing.texts]) {
       const inside =
@@ -101,6 +109,36 @@ for (const [name, view] of Object.entries(seen.views)) {
       assert.ok(height >= 9, `${name}: “${text}” is ${height} pixels high`);
   }
 }
+
+/** What the parts of the drawings say they are is what the recording has; and they are as large as that. */
+function checkNumbers(view, drawings) {
+  const [heat, growth, misses, bars] = drawings.map(({ cells }) => cells);
+  assert.equal(drawings.length, 4, view);
+  const sum = (cells, pattern) =>
+    cells.reduce((all, { title }) => all + Number(pattern.exec(title)?.[1] ?? 0), 0);
+  assert.equal(sum(heat, /^(\d+) faults$/), 400, `${view}: heat map`);
+  assert.equal(sum(bars, /: (\d+)$/), 400, `${view}: latencies`);
+
+  assert.deepEqual(
+    [growth[47], growth.at(-1)].map(({ title }) => title),
+    ['by 399 ms: 800 KiB', 'by 798 ms: 1.6 MiB'],
+    view,
+  );
+  const [half, all] = [growth[47], growth.at(-1)].map(({ height }) => height);
+  assert.ok(Math.abs(half / all - 0.5) < 0.02, `${view}: half of the working set by half of the time`);
+  for (const [index, { height }] of growth.entries())
+    assert.ok(height >= (growth[index - 1]?.height ?? 0), `${view}: it does not shrink`);
+
+  assert.equal(sum(misses, /: (\d+) late$/), REPLAYED, `${view}: late`);
+  assert.equal(sum(misses, /: (\d+) missed$/), 400 - REPLAYED, `${view}: missed`);
+  const lates = misses.filter(({ title }) => title.endsWith('late'));
+  const quarter = (misses[0].x + misses.at(-1).x) / 2 - (misses.at(-1).x - misses[0].x) / 4;
+  assert.ok(
+    lates.every(({ x }) => x <= quarter + misses[0].width),
+    `${view}: late in the first quarter only`,
+  );
+}
+
 const brightness = name => Math.max(...seen.views[name].background);
 assert.ok(brightness('desktop') > 200 && brightness('dark') < 60, 'the background follows the scheme');
 process.stdout.write(`ok: ${Object.keys(seen.views).join('; ')}\n`);

@@ -45,7 +45,11 @@ function read() {
     ),
     drawings: [...document.querySelectorAll('svg')].map(svg => ({
       ...shown(svg),
-      cells: [...svg.querySelectorAll('rect:has(title)')].map(shown),
+      name: svg.getAttribute('aria-label'),
+      cells: [...svg.querySelectorAll('rect:has(title)')].map(cell => ({
+        ...shown(cell),
+        title: cell.querySelector('title').textContent,
+      })),
       texts: [...svg.querySelectorAll('text')].map(text => ({ ...shown(text), text: text.textContent })),
     })),
     figures: JSON.parse(document.querySelector('#figures').textContent),

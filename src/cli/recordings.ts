@@ -9,7 +9,7 @@ import colors from 'picocolors';
 import { Trace } from '../trace.js';
 import { htmlReport, rowsOf } from './report/html.js';
 import { figuresOf } from './report/model.js';
-import { svgReport } from './report/svg.js';
+import { svgReport } from './report/picture.js';
 import { bytes, milliseconds } from './report/units.js';
 
 /** Puts recordings of one image together: what any of them wanted, or what all of them did. */
@@ -37,9 +37,8 @@ export async function show(file: string, { json = false, faults = false }: ShowO
   const trace = await Trace.read(file);
   const figures = figuresOf(trace);
   if (json) {
-    process.stdout.write(
-      `${JSON.stringify({ ...figures, heat: undefined, ...(faults ? { list: [...trace] } : {}) })}\n`,
-    );
+    const { heat: _heat, growth: _growth, ...told } = figures;
+    process.stdout.write(`${JSON.stringify({ ...told, ...(faults ? { list: [...trace] } : {}) })}\n`);
     return;
   }
   const rows = [

@@ -1,7 +1,8 @@
 /** The page of a report: one file, nothing is loaded, no script runs. */
 
+import { drawingsOf } from './drawings.js';
 import type { Figures } from './model.js';
-import { drawing, escape, heatMap, heights, histogram } from './svg.js';
+import { drawing, escape } from './svg.js';
 import { bytes, milliseconds } from './units.js';
 
 /** What the report says in words and numbers. */
@@ -46,6 +47,9 @@ export function htmlReport(figures: Figures, title: string): string {
   const facts = rowsOf(figures)
     .map(([name, value]) => `<div><dt>${escape(name)}</dt><dd>${escape(value)}</dd></div>`)
     .join('\n');
+  const drawings = drawingsOf(figures)
+    .map(({ name, about, content, height }) => `<h2>${name}</h2>\n${drawing(content, height, about)}`)
+    .join('\n');
   // Readable by programs; `<` cannot end the element.
   const data = JSON.stringify(figures).replaceAll('<', '\\u003c');
   return `<!doctype html>
@@ -63,10 +67,7 @@ export function htmlReport(figures: Figures, title: string): string {
 <dl>
 ${facts}
 </dl>
-<h2>By place in the image and time</h2>
-${drawing(heatMap(figures.heat, figures.imageSize), heights.heat, 'Faults by place in the image, upwards, and time')}
-<h2>By latency</h2>
-${drawing(histogram(figures.latencies), heights.bars, 'How many faults took how long')}
+${drawings}
 <script type="application/json" id="figures">${data}</script>
 </body>
 </html>

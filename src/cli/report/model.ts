@@ -42,6 +42,12 @@ export interface HeatMap {
   readonly most: number;
 }
 
+/** Counts of the faults of a session that replayed, in equal stretches of time. */
+export interface Misses {
+  readonly late: readonly number[];
+  readonly missed: readonly number[];
+}
+
 export interface Figures {
   readonly imageSize: number;
   readonly pageSize: number;
@@ -66,12 +72,18 @@ export interface Figures {
   };
   readonly latencies: readonly LatencyBin[];
   readonly heat: HeatMap;
+  /** Bytes of the working set that had been brought by the end of each of equal stretches of time. */
+  readonly growth: readonly number[];
   /** Of a session that replayed another recording: faults on pages of that, which came too early for it, and the others. */
   readonly late?: number;
   readonly missed?: number;
+  /** When they were. */
+  readonly misses?: Misses;
 }
 
+/** Stretches of time: of the heat map and the growth; of the misses, which are fewer. */
 const COLUMNS = 96;
+const MISS_COLUMNS = 48;
 const ROWS = 48;
 /** The bins double: below 1 us, below 2 us … */
 const FIRST_BIN = 0.001;
@@ -106,22 +118,58 @@ export function figuresOf(trace: ReportTrace, replayed?: ReportTrace): Figures {
     },
     latencies: bins(latencies),
     heat: heatOf(faults, trace.imageSize, duration),
+    growth: growthOf(faults, trace.pageSize, duration),
   };
   if (replayed === undefined) return figures;
   const known = pagesOf([...replayed], trace.pageSize);
-  const late = faults.filter(({ offset }) => known.has(Math.floor(offset / trace.pageSize))).length;
-  return { ...figures, late, missed: faults.length - late };
+  const isKnown = ({ offset }: ReportFault): boolean => known.has(Math.floor(offset / trace.pageSize));
+  const misses = {
+    late: timesOf(faults.filter(isKnown), duration),
+    missed: timesOf(
+      faults.filter(fault => !isKnown(fault)),
+      duration,
+    ),
+  };
+  const late = faults.filter(isKnown).length;
+  return { ...figures, late, missed: faults.length - late, misses };
 }
 
 /** Numbers of the pages that faults brought, or wanted. */
 function pagesOf(faults: readonly ReportFault[], pageSize: number): Set<number> {
   const pages = new Set<number>();
-  for (const { offset, brought } of faults) {
-    pages.add(Math.floor(offset / pageSize));
-    const end = brought.offset + brought.length;
-    for (let at = brought.offset; at < end; at += pageSize) pages.add(Math.floor(at / pageSize));
-  }
+  for (const fault of faults) addPages(pages, fault, pageSize);
   return pages;
+}
+
+function addPages(pages: Set<number>, { offset, brought }: ReportFault, pageSize: number): void {
+  pages.add(Math.floor(offset / pageSize));
+  const end = brought.offset + brought.length;
+  for (let at = brought.offset; at < end; at += pageSize) pages.add(Math.floor(at / pageSize));
+}
+
+/** In which of so many stretches of the whole time it was. */
+function stretchOf(time: number, duration: number, count: number): number {
+  return Math.min(count - 1, Math.floor((time / Math.max(duration, Number.MIN_VALUE)) * count));
+}
+
+function timesOf(faults: readonly ReportFault[], duration: number): number[] {
+  const counts = Array.from({ length: MISS_COLUMNS }, () => 0);
+  for (const { time } of faults) {
+    const at = stretchOf(time, duration, MISS_COLUMNS);
+    counts[at] = (counts[at] ?? 0) + 1;
+  }
+  return counts;
+}
+
+function growthOf(faults: readonly ReportFault[], pageSize: number, duration: number): number[] {
+  const pages = new Set<number>();
+  const reached = Array.from({ length: COLUMNS }, () => 0);
+  for (const fault of faults.toSorted((a, b) => a.time - b.time)) {
+    addPages(pages, fault, pageSize);
+    reached[stretchOf(fault.time, duration, COLUMNS)] = pages.size * pageSize;
+  }
+  let before = 0;
+  return reached.map(bytes => (before = Math.max(before, bytes)));
 }
 
 /** The smallest latency that so large a share of all stays at or below. */
@@ -148,7 +196,7 @@ function bins(latencies: Float64Array): LatencyBin[] {
 function heatOf(faults: readonly ReportFault[], imageSize: number, duration: number): HeatMap {
   const cells = Array.from({ length: COLUMNS * ROWS }, () => 0);
   for (const { time, offset } of faults) {
-    const column = Math.min(COLUMNS - 1, Math.floor((time / Math.max(duration, Number.MIN_VALUE)) * COLUMNS));
+    const column = stretchOf(time, duration, COLUMNS);
     const row = ROWS - 1 - Math.min(ROWS - 1, Math.floor((offset / imageSize) * ROWS));
     cells[row * COLUMNS + column] = (cells[row * COLUMNS + column] ?? 0) + 1;
   }

@@ -1,11 +1,12 @@
 /** The drawings of a report, as SVG. Colours come from the page (`currentColor` and variables), so that they fit light and dark. */
 
-import type { Figures, HeatMap, LatencyBin } from './model.js';
+import type { HeatMap, LatencyBin } from './model.js';
 import { bytes, milliseconds } from './units.js';
 
-const WIDTH = 960;
-const LEFT = 150;
-const BOTTOM = 46;
+export const WIDTH = 960;
+export const LEFT = 150;
+/** Below a drawing, for what is written at its axis. */
+export const BOTTOM = 46;
 const HEAT_HEIGHT = 400;
 /** Room for a label, also where its letters are large. */
 const LABEL = 130;
@@ -20,9 +21,39 @@ export function escape(text: string): string {
     .replaceAll('"', '&quot;');
 }
 
-function label(x: number, y: number, text: string, anchor = 'middle'): string {
+export function label(x: number, y: number, text: string, anchor = 'middle'): string {
   return `<text x="${x}" y="${y}" text-anchor="${anchor}">${escape(text)}</text>`;
 }
+
+/** What stands below a drawing whose width is all of the time. */
+export function timeAxis(bottom: number, duration: number): string {
+  return [
+    label(LEFT, bottom + 34, '0', 'start'),
+    label((WIDTH + LEFT) / 2, bottom + 34, milliseconds(duration / 2)),
+    label(WIDTH, bottom + 34, milliseconds(duration), 'end'),
+  ].join('\n');
+}
+
+/** The line on which columns stand. */
+export function ground(bottom: number): string {
+  return `<line x1="${LEFT}" x2="${WIDTH}" y1="${bottom}" y2="${bottom}" stroke="currentColor" stroke-opacity="0.3"/>`;
+}
+
+/** A column; `title` says what it is. */
+export function column(
+  x: number,
+  width: number,
+  top: number,
+  height: number,
+  colour: string,
+  title: string,
+): string {
+  const [left, y, w, h] = [x, top, width, height].map(value => value.toFixed(1));
+  return `<rect x="${left}" y="${y}" width="${w}" height="${h}" fill="${colour}"><title>${escape(title)}</title></rect>`;
+}
+
+export const HEAT = 'var(--heat, #d9480f)';
+export const BAR = 'var(--bar, #1971c2)';
 
 /** Faults by place in the image (upwards) and time. */
 export function heatMap({ columns, rows, cells, most, duration }: HeatMap, imageSize: number): string {
@@ -35,7 +66,7 @@ export function heatMap({ columns, rows, cells, most, duration }: HeatMap, image
     // By its logarithm: one fault is to be seen beside a thousand.
     const heat = Math.log1p(count) / Math.log1p(most);
     return [
-      `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(2)}" height="${height.toFixed(2)}" fill="var(--heat, #d9480f)" fill-opacity="${(0.15 + 0.85 * heat).toFixed(2)}"><title>${count} faults</title></rect>`,
+      `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(2)}" height="${height.toFixed(2)}" fill="${HEAT}" fill-opacity="${(0.15 + 0.85 * heat).toFixed(2)}"><title>${count} faults</title></rect>`,
     ];
   });
   const bottom = HEAT_HEIGHT - BOTTOM;
@@ -45,9 +76,7 @@ export function heatMap({ columns, rows, cells, most, duration }: HeatMap, image
     label(LEFT - 8, 30, bytes(imageSize), 'end'),
     label(LEFT - 8, bottom / 2, bytes(imageSize / 2), 'end'),
     label(LEFT - 8, bottom, '0', 'end'),
-    label(LEFT, bottom + 34, '0', 'start'),
-    label((WIDTH + LEFT) / 2, bottom + 34, milliseconds(duration / 2)),
-    label(WIDTH, bottom + 34, milliseconds(duration), 'end'),
+    timeAxis(bottom, duration),
   ].join('\n');
 }
 
@@ -58,12 +87,12 @@ export function histogram(latencies: readonly LatencyBin[]): string {
   const width = (WIDTH - LEFT) / Math.max(1, latencies.length);
   const every = Math.ceil(latencies.length / 5);
   return [
-    `<line x1="${LEFT}" x2="${WIDTH}" y1="${bottom}" y2="${bottom}" stroke="currentColor" stroke-opacity="0.3"/>`,
+    ground(bottom),
     ...latencies.map(({ from, to, count }, at) => {
       // One fault beside a million is to be seen.
       const height = count === 0 ? 0 : Math.max(2, (count / most) * (bottom - 16));
       const title = `${milliseconds(from)} to ${to === Infinity ? 'more' : milliseconds(to)}: ${count}`;
-      return `<rect x="${(LEFT + at * width + 1).toFixed(1)}" y="${(bottom - height).toFixed(1)}" width="${Math.max(1, width - 2).toFixed(1)}" height="${height.toFixed(1)}" fill="var(--bar, #1971c2)"><title>${title}</title></rect>`;
+      return column(LEFT + at * width + 1, Math.max(1, width - 2), bottom - height, height, BAR, title);
     }),
     ...latencies.flatMap(({ from }, at) =>
       at % every === 0 && (latencies.length - at) * width >= LABEL
@@ -75,7 +104,7 @@ export function histogram(latencies: readonly LatencyBin[]): string {
   ].join('\n');
 }
 
-const FONT = 'font: 15px system-ui, sans-serif; fill: currentColor;';
+export const FONT = 'font: 15px system-ui, sans-serif; fill: currentColor;';
 
 /** A drawing for a page: as wide as that. */
 export function drawing(content: string, height: number, title: string): string {
@@ -83,29 +112,3 @@ export function drawing(content: string, height: number, title: string): string 
 }
 
 export const heights: { heat: number; bars: number } = { heat: HEAT_HEIGHT, bars: BAR_HEIGHT };
-
-/** All of a report in one drawing. */
-export function svgReport(figures: Figures, rows: readonly (readonly [string, string])[]): string {
-  const table = rows.map(([name, value], at) => {
-    const x = (at % 3) * (WIDTH / 3);
-    const y = 60 + Math.floor(at / 3) * 44;
-    return `<text x="${x}" y="${y}" opacity="0.7">${escape(name)}</text><text x="${x}" y="${y + 19}" style="font-weight: 600">${escape(value)}</text>`;
-  });
-  const top = 70 + Math.ceil(rows.length / 3) * 44;
-  const height = top + HEAT_HEIGHT + BAR_HEIGHT + 90;
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="-24 -12 ${WIDTH + 48} ${height}" color="#212529">
-<style>text { ${FONT} }</style>
-<rect x="-24" y="-12" width="${WIDTH + 48}" height="${height}" fill="#fff"/>
-<text x="0" y="24" style="font-size: 22px">Page faults</text>
-${table.join('\n')}
-<text x="0" y="${top}">By place and time</text>
-<g transform="translate(0 ${top + 14})">
-${heatMap(figures.heat, figures.imageSize)}
-</g>
-<text x="0" y="${top + HEAT_HEIGHT + 40}">By latency</text>
-<g transform="translate(0 ${top + HEAT_HEIGHT + 54})">
-${histogram(figures.latencies)}
-</g>
-</svg>
-`;
-}

@@ -52,7 +52,7 @@ export { type LatencyBucket, LatencyHistogram, type SessionLatencies } from './s
 export type { AcceptOptions } from './src/limits.js';
 export { FirecrackerVm, restoreFirecracker, type RestoreTimings } from './src/restore.js';
 export type { RestoreOptions } from './src/restore-options.js';
-export type { FailurePolicy, Rest } from './src/policy.js';
+export type { DecideFailure, FailureOptions, FailurePolicy, Rest, SessionFailure } from './src/policy.js';
 export type { AddressRange, MemoryRange } from './src/range.js';
 export { registerRegions, type RegionsTarget, unregisterRegions } from './src/regions.js';
 export {
@@ -62,9 +62,12 @@ export {
   type DirtyRange,
   type Peer,
   type PopulateOptions,
+  type ResumeOptions,
   Session,
   type SessionEnd,
   type SessionEndReason,
+  type SessionEvents,
+  type SessionHold,
   type SessionRegion,
   type TakeDirtyOptions,
 } from './src/session.js';

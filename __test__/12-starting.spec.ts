@@ -110,7 +110,12 @@ for (const [what, options, code, message] of [
   ['a path that is no string', { socketPath: 5 }, 'ERR_INVALID_ARG_TYPE', /options\.socketPath.*got 5/],
   ['an empty path', { memory: '' }, 'ERR_INVALID_ARG_VALUE', /options\.memory/],
   ['a path with a NUL', { memory: 'a\0b' }, 'ERR_INVALID_ARG_VALUE', /options\.memory/],
-  ['an unknown policy', { onFailure: 'zero' }, 'ERR_INVALID_ARG_VALUE', /'poison', 'kill', got 'zero'/],
+  [
+    'an unknown policy',
+    { onFailure: 'zero' },
+    'ERR_INVALID_ARG_VALUE',
+    /'poison', 'kill', 'hold', got 'zero'/,
+  ],
   ['a window of no power of two', { window: 12_288 }, 'ERR_OUT_OF_RANGE', /power of two, got 12288/],
   ['a window below a page', { window: 1024 }, 'ERR_OUT_OF_RANGE', /from 4096 to 2097152, got 1024/],
   ['a timeout that is no number', { handshakeTimeout: '5s' }, 'ERR_INVALID_ARG_TYPE', /handshakeTimeout/],

@@ -151,7 +151,7 @@ test('the other choices are literal unions, too', t => {
   expectTypeOf<Backend>().toEqualTypeOf<'device' | 'syscall'>();
   expectTypeOf<Residency>().toEqualTypeOf<'absent' | 'cached' | 'noted' | 'present'>();
   expectTypeOf<PageKind>().toEqualTypeOf<'ordinary' | 'small' | 'transparent' | number>();
-  expectTypeOf<FailurePolicy>().toEqualTypeOf<'poison' | 'kill'>();
+  expectTypeOf<FailurePolicy>().toEqualTypeOf<'poison' | 'kill' | 'hold'>();
   expectTypeOf<Rest>().toEqualTypeOf<'populate' | 'poison' | 'zero'>();
   expectTypeOf<CreateOptions['faults']>().toEqualTypeOf<'permitted' | 'all' | 'user' | undefined>();
   expectTypeOf<CopyOptions['onPresent']>().toEqualTypeOf<'throw' | 'skip' | undefined>();

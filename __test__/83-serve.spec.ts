@@ -3,7 +3,7 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
-import { existsSync } from 'node:fs';
+import { existsSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
@@ -125,6 +125,25 @@ test('serve --on-failure kill: SIGTERM kills the process that is served', async 
 
   t.is((await peer.ended).signal, 'SIGKILL');
   t.deepEqual(await serve.ended, [0, null]);
+});
+
+test('serve --on-failure hold: a process waits for its image, and SIGUSR2 lets it go on', async t => {
+  if (!canRun(t)) return;
+  const from = image(t);
+  const { serve, peer } = await serving(t, {
+    from,
+    args: ['--on-failure', 'hold', '--hold-timeout', '60000'],
+  });
+  truncateSync(from.path, 0);
+  peer.send('hash');
+  t.like(await serve.next('held'), { reason: 'source-failed', code: 'ERR_UFFD_SOURCE' });
+
+  writeFileSync(from.path, from.bytes);
+  serve.child.kill('SIGUSR2');
+
+  await serve.next('resumed');
+  const { sha256 } = await peer.answer<'hash'>();
+  t.is(sha256, createHash('sha256').update(from.bytes).digest('hex'));
 });
 
 test('serve --record writes what a process wanted, and --replay brings it to the next', async t => {

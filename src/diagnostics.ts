@@ -3,10 +3,11 @@
 import { channel } from 'node:diagnostics_channel';
 
 import type { RejectedConnection } from './firecracker.js';
-import type { Session, SessionEnd } from './session.js';
+import type { Session, SessionEnd, SessionHold } from './session.js';
 import type { SessionStats } from './stats.js';
 
 const started = channel('userfaultfd:session:start');
+const held = channel('userfaultfd:session:held');
 const ended = channel('userfaultfd:session:end');
 const counted = channel('userfaultfd:session:stats');
 const rejected = channel('userfaultfd:peer:rejected');
@@ -14,6 +15,11 @@ const rejected = channel('userfaultfd:peer:rejected');
 /** @hidden */
 export function tellStarted(session: Session): void {
   if (started.hasSubscribers) started.publish({ session });
+}
+
+/** @hidden */
+export function tellHeld(session: Session, hold: SessionHold): void {
+  if (held.hasSubscribers) held.publish({ session, hold });
 }
 
 /** @hidden */

@@ -1,3 +1,5 @@
+import { inspect } from 'node:util';
+
 import type { NativeError } from '#native';
 
 /**
@@ -140,6 +142,11 @@ export class UffdError extends Error {
   get kind(): UffdErrorKind | undefined {
     return KINDS[this.code];
   }
+}
+
+/** @hidden What was thrown, whatever it is, in words. */
+export function messageOf(cause: unknown): string {
+  return cause instanceof Error ? cause.message : inspect(cause, { depth: 0 });
 }
 
 /** An error of the native side, which crosses as data; what JavaScript did to cause it does not. */

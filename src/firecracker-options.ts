@@ -5,7 +5,7 @@ import type { NativeServerOptions } from '#native';
 import type { RestoreMode } from './fill-options.js';
 import { type ChooseImage, type MemoryImage, readDefaults, readMemory } from './images.js';
 import { LONGEST_TIMEOUT } from './limits.js';
-import type { FailurePolicy } from './policy.js';
+import { FAILURE_OPTIONS, type FailureOptions, type OnFailure } from './policy.js';
 import type { PageSource } from './sources.js';
 import { readStatsInterval } from './stats-reports.js';
 import { TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
@@ -19,7 +19,7 @@ import {
 } from './validate.js';
 
 /** Options of `serveFirecracker`. */
-export interface FirecrackerServerOptions extends TraceOptions {
+export interface FirecrackerServerOptions extends TraceOptions, FailureOptions {
   /**
    * Where to listen: what Firecracker gets as `mem_backend.backend_path`. At most 107 bytes. Nothing may lie there but a
    * socket of the same user that nobody listens on. The directory must not be writable by other users (unless sticky).
@@ -37,8 +37,6 @@ export interface FirecrackerServerOptions extends TraceOptions {
    * turned away (`'rejected'`).
    */
   memory: MemoryImage | ChooseImage;
-  /** What happens to a process whose memory cannot be served. Default: `'poison'`. */
-  onFailure?: FailurePolicy;
   /**
    * Bytes installed around a fault, a power of two from 4 KiB to 2 MiB. More is faster and uses more memory; pages
    * present or discarded are never touched, nor anything outside the region. Default: as the
@@ -78,7 +76,7 @@ const OPTIONS = [
   'socketPath',
   'fd',
   'memory',
-  'onFailure',
+  ...FAILURE_OPTIONS,
   'window',
   'mode',
   'collapse',
@@ -95,6 +93,7 @@ export interface Start {
   native: NativeServerOptions;
   image: string | PageSource | undefined;
   choose: ChooseImage | undefined;
+  onFailure: OnFailure;
   statsInterval?: number | undefined;
 }
 
@@ -102,9 +101,10 @@ export interface Start {
 export function readOptions(options: FirecrackerServerOptions): Start {
   validateOptions('options', options, OPTIONS);
   const { memory, peer, handshakeTimeout = 5000, maxSessions = 1024, cpu } = options;
+  const defaults = readDefaults('options', options);
   const read: NativeServerOptions = {
     ...readListener(options),
-    ...readDefaults('options', options),
+    ...defaults.image,
     handshakeTimeout: validateInteger('options.handshakeTimeout', handshakeTimeout, 1, LONGEST_TIMEOUT),
     maxSessions: validateInteger('options.maxSessions', maxSessions, 1, 1_000_000),
   };
@@ -115,7 +115,8 @@ export function readOptions(options: FirecrackerServerOptions): Start {
   }
   if (cpu !== undefined) read.cpu = validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
   const choose = typeof memory === 'function' ? memory : undefined;
-  return { native: read, image, choose, statsInterval: readStatsInterval(options.statsInterval) };
+  const statsInterval = readStatsInterval(options.statsInterval);
+  return { native: read, image, choose, onFailure: defaults.onFailure, statsInterval };
 }
 
 function readListener({ socketPath, fd }: FirecrackerServerOptions): { socketPath: string } | { fd: number } {

@@ -1,17 +1,25 @@
 import { EventEmitter, once } from 'node:events';
-import { inspect } from 'node:util';
 
 import type { NativeNotice, NativeServer, NativeSession } from '#native';
 
+import { decide } from './deciding.js';
 import { tellRejected, tellStarted } from './diagnostics.js';
 import { emitting } from './emitting.js';
-import { fromNative, UffdError } from './errors.js';
+import { fromNative, messageOf, UffdError } from './errors.js';
 import { abandonAtExit, forgetAtExit } from './exit.js';
 import { type FirecrackerServerOptions, readOptions, type Start } from './firecracker-options.js';
-import { type ChooseImage, type ImageDefaults, openMemory, readChoice, requestOf } from './images.js';
+import {
+  type ChooseImage,
+  type ImageDefaults,
+  openMemory,
+  type Served,
+  readChoice,
+  requestOf,
+} from './images.js';
 import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
 import { native } from './native.js';
-import { type CloseOptions, type Peer, restOf, Session } from './session.js';
+import type { OnFailure } from './policy.js';
+import { type CloseOptions, type Peer, restOf, Session, type SessionHold } from './session.js';
 import { StatsReports } from './stats-reports.js';
 import type { SessionStats } from './stats.js';
 
@@ -34,6 +42,8 @@ export interface RejectedConnection {
 export interface FirecrackerServerEvents {
   /** A process handed over its memory and is being served: all of it is there already, with a `mode` that fills. */
   session: [session: Session];
+  /** The faults of a session are kept from now on, without an answer: {@link Session.resume} and {@link Session.close} end that. */
+  held: [session: Session, hold: SessionHold];
   /** Counters of a session: every `statsInterval`, and when it has ended. */
   stats: [session: Session, stats: SessionStats];
   /** A connection was turned away; the server goes on. */
@@ -76,7 +86,9 @@ interface Question {
 export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   readonly #native: NativeServer;
   readonly #choose: ChooseImage | undefined;
-  readonly #defaults: ImageDefaults;
+  readonly #defaults: Served<ImageDefaults>;
+  /** Of sessions whose image has said it. */
+  readonly #policies = new Map<number, OnFailure>();
   readonly #questions = new Map<number, Question>();
   readonly #sessions = new Map<number, Session>();
   readonly #backlog: Session[] = [];
@@ -108,19 +120,20 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   }
 
   private constructor(
-    { native: options, choose, statsInterval }: Start,
+    { native: options, choose, onFailure, statsInterval }: Start,
     start: { resolve: () => void; reject: (error: UffdError) => void },
   ) {
     super();
     this.#choose = choose;
-    this.#defaults = {
-      kill: options.kill,
+    const image = {
+      onFailure: options.onFailure,
       mode: options.mode,
       collapse: options.collapse,
       ...(options.window === undefined ? {} : { window: options.window }),
       ...(options.record === undefined ? {} : { record: options.record }),
       ...(options.replay === undefined ? {} : { replay: options.replay }),
     };
+    this.#defaults = { image, onFailure };
     this.#start = start;
     // Does nothing but hold the event loop open: native wake-ups do not.
     this.#keepAlive = setInterval(() => {}, LONGEST_TIMEOUT);
@@ -296,9 +309,13 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       case 'session':
         if (notice.session) this.#started(new Session(this.#native, notice.session));
         return;
+      case 'held':
+        this.#held(notice);
+        return;
       case 'ended': {
         const session = this.#sessions.get(notice.id ?? -1);
         this.#sessions.delete(notice.id ?? -1);
+        this.#policies.delete(notice.id ?? -1);
         if (!session) return;
         session.ended(notice);
         this.#reports.ended(session);
@@ -322,19 +339,38 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     const { signal } = question.controller;
     try {
       const choice = await this.#choose?.(requestOf(asked, signal));
-      const image = await readChoice(choice, this.#defaults);
-      if (!signal.aborted) this.#native.answer(asked.id, image);
+      const { image, onFailure } = await readChoice(choice, this.#defaults);
+      if (signal.aborted) return;
+      this.#policies.set(asked.id, onFailure);
+      this.#native.answer(asked.id, image);
     } catch (cause) {
       if (signal.aborted) return;
       question.cause = cause;
-      const reason = cause instanceof Error ? cause.message : inspect(cause, { depth: 0 });
-      this.#native.refuse(asked.id, `no memory image for process ${asked.peer.pid}: ${reason}`);
+      this.#native.refuse(asked.id, `no memory image for process ${asked.peer.pid}: ${messageOf(cause)}`);
+    }
+  }
+
+  #held(notice: NativeNotice): void {
+    const id = notice.id ?? -1;
+    const session = this.#sessions.get(id);
+    if (notice.asks) {
+      void decide(
+        this.#native,
+        notice,
+        this.#policies.get(id) ?? this.#defaults.onFailure,
+        session,
+        undefined,
+      );
+    } else if (session) {
+      const hold = session.wasHeld(notice);
+      emitting(() => this.emit('held', session, hold));
     }
   }
 
   #rejected(notice: NativeNotice): void {
     const question = this.#questions.get(notice.id ?? -1);
     this.#questions.delete(notice.id ?? -1);
+    this.#policies.delete(notice.id ?? -1);
     const rejection = rejectionOf(notice, question?.cause);
     question?.controller.abort(rejection.error);
     tellRejected(this.#socketPath, rejection);

@@ -5,7 +5,7 @@ import type { Fault } from './fault.js';
 import type { FaultBatch } from './fault-batch.js';
 import type { UffdError } from './errors.js';
 import { LONGEST_TIMEOUT } from './limits.js';
-import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
+import type { FailurePolicy } from './policy.js';
 import type { MemoryRange } from './range.js';
 import type { Userfaultfd } from './userfaultfd.js';
 import {
@@ -74,7 +74,7 @@ export interface FaultHandlerOptions {
   /** Milliseconds for a fault, from the moment when it is read, however often it is put off. Default: 30,000. */
   faultDeadline?: number;
   /** What becomes of a fault that is not answered. `'kill'`, and writes to protected pages, end this process, if it is its. */
-  onFailure?: FailurePolicy;
+  onFailure?: Exclude<FailurePolicy, 'hold'>;
   /**
    * What becomes of a fault of this very thread, which it could never answer: `'abort'` ends the program with an explanation,
    * `'zero'` fills the page with zeros and tells `failed`. Default: `'abort'`.
@@ -137,7 +137,7 @@ export function readHandlerOptions(
   validateOptions('options', options, OPTIONS);
   const { faultDeadline = 30_000, onFailure = 'poison', onSelfFault = 'abort', pidfd } = options;
   const deadline = validateInteger('options.faultDeadline', faultDeadline, 1, LONGEST_TIMEOUT);
-  const kill = validateOneOf('options.onFailure', onFailure, FAILURE_POLICIES) === 'kill';
+  const kill = validateOneOf('options.onFailure', onFailure, ['poison', 'kill'] as const) === 'kill';
   const zeroSelfFaults =
     validateOneOf('options.onSelfFault', onSelfFault, ['abort', 'zero'] as const) === 'zero';
   const byThread =

@@ -1,18 +1,12 @@
 import type { NativeImage, NativeSession } from '#native';
 
-import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
+import { FAILURE_OPTIONS, type FailureOptions, type OnFailure, readFailureOptions } from './policy.js';
 import type { Peer, SessionRegion } from './session.js';
 import { readMode, type RestoreMode } from './fill-options.js';
 import { fileSource, overlaid, type Overlay, PageSource } from './sources.js';
 import { readTraceOptions, TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
 import { KiB, MiB } from './units.js';
-import {
-  validateBoolean,
-  validateOneOf,
-  validateOptions,
-  validatePathOrUrl,
-  validatePowerOfTwo,
-} from './validate.js';
+import { validateBoolean, validateOptions, validatePathOrUrl, validatePowerOfTwo } from './validate.js';
 
 /**
  * What a memory image can be given as: the path of a file, a `file:` URL, or a source. A file must not change while it is
@@ -33,11 +27,9 @@ export interface ImageRequest {
 }
 
 /** What a process is served from, and how. */
-export interface ImageChoice extends TraceOptions {
+export interface ImageChoice extends TraceOptions, FailureOptions {
   /** Its image. */
   memory: MemoryImage;
-  /** Default: the server's. */
-  onFailure?: FailurePolicy;
   /** Default: the server's. */
   window?: number;
   /** Default: the server's. */
@@ -55,6 +47,12 @@ export type ChooseImage = (
 
 /** How images are served where they do not say it themselves. */
 export type ImageDefaults = Omit<NativeImage, 'memory' | 'source'>;
+
+/** What the addon is told of an image, and what becomes of it when it fails. */
+export interface Served<Image> {
+  image: Image;
+  onFailure: OnFailure;
+}
 
 /** @hidden The one place where what users give as memory becomes what the addon opens. */
 export function readMemory(name: string, memory: unknown): string | PageSource {
@@ -79,29 +77,33 @@ export function withOverlays(
 /** @hidden */
 export function readDefaults(
   name: string,
-  options: { [name in keyof ImageDefaults | 'onFailure']?: unknown } & TraceOptions,
-): ImageDefaults {
-  const { onFailure = 'poison', window, mode, collapse, replay } = options;
+  options: { [name in keyof ImageDefaults | keyof FailureOptions]?: unknown } & TraceOptions,
+): Served<ImageDefaults> {
+  const onFailure = readFailureOptions(name, options);
+  const { window, mode, collapse, replay } = options;
   const read: ImageDefaults = {
     ...readTraceOptions(name, options),
     mode: readMode(`${name}.mode`, mode, replay !== undefined),
     collapse: validateBoolean(`${name}.collapse`, collapse, false),
-    kill: validateOneOf(`${name}.onFailure`, onFailure, FAILURE_POLICIES) === 'kill',
+    onFailure: onFailure.native,
   };
   if (window !== undefined) read.window = validatePowerOfTwo(`${name}.window`, window, 4 * KiB, 2 * MiB);
-  return read;
+  return { image: read, onFailure };
 }
 
 /** @hidden What a function has answered. */
-export async function readChoice(choice: unknown, defaults: ImageDefaults): Promise<NativeImage> {
+export async function readChoice(
+  choice: unknown,
+  { image: defaults, onFailure }: Served<ImageDefaults>,
+): Promise<Served<NativeImage>> {
   const name = 'the answer of options.memory';
   const isImage = choice instanceof URL || choice instanceof PageSource;
   if (typeof choice !== 'object' || choice === null || isImage) {
-    return { ...defaults, ...(await openMemory(readMemory(name, choice))) };
+    return { image: { ...defaults, ...(await openMemory(readMemory(name, choice))) }, onFailure };
   }
   validateOptions(name, choice, [
     'memory',
-    'onFailure',
+    ...FAILURE_OPTIONS,
     'window',
     'mode',
     'collapse',
@@ -109,13 +111,17 @@ export async function readChoice(choice: unknown, defaults: ImageDefaults): Prom
     ...TRACE_OPTIONS,
   ]);
   const { memory, overlays, ...own } = choice as ImageChoice;
-  const settings = { ...defaults, ...readDefaults(name, own) };
-  if (own.onFailure === undefined) settings.kill = defaults.kill;
+  const read = readDefaults(name, own);
+  const settings = { ...defaults, ...read.image };
+  // Who says what happens, says all of that.
+  const says = FAILURE_OPTIONS.some(option => own[option] !== undefined);
+  if (!says) settings.onFailure = defaults.onFailure;
   if (own.collapse === undefined) settings.collapse = defaults.collapse;
   // Who says how it is brought, says all of that.
   if (own.mode === undefined && own.replay === undefined) settings.mode = defaults.mode;
   else if (own.replay === undefined) delete settings.replay;
-  return { ...settings, ...(await openMemory(withOverlays(readMemory(`${name}.memory`, memory), overlays))) };
+  const opened = await openMemory(withOverlays(readMemory(`${name}.memory`, memory), overlays));
+  return { image: { ...settings, ...opened }, onFailure: says ? read.onFailure : onFailure };
 }
 
 /** @hidden */

@@ -84,7 +84,7 @@ export class MemoryMapping {
   readonly #readOnly: boolean;
   #buffer: ArrayBuffer | SharedArrayBuffer | undefined;
   #closed = false;
-  #served: { session: Session; needsThisThread: boolean } | undefined;
+  #served: Session | undefined;
 
   private constructor(options: NativeMappingOptions) {
     const mapped = native().mapMemory(options);
@@ -356,8 +356,8 @@ export class MemoryMapping {
   }
 
   /** @hidden A session serves it until it has ended. */
-  servedBy(session: Session, needsThisThread: boolean): void {
-    this.#served = { session, needsThisThread };
+  servedBy(session: Session): void {
+    this.#served = session;
     const registrar: Registrar = {
       leave: refuseWhileServed,
       forget: () => undefined,
@@ -381,7 +381,7 @@ export class MemoryMapping {
   }
 
   #refuseToWait(): void {
-    if (this.#served?.needsThisThread) throw wouldDeadlock('this thread would wait for itself');
+    if (this.#served?.source?.needsThisThread) throw wouldDeadlock('this thread would wait for itself');
   }
 
   /** @hidden */

@@ -1,17 +1,15 @@
 import { EventEmitter } from 'node:events';
 import { cpus } from 'node:os';
 
-import type { NativeNotice, NativePager, NativeServed, NativeServeOptions } from '#native';
+import type { NativeNotice, NativePager, NativeServed } from '#native';
 
-import { type AdoptRegion, readRegions, refuseMemfd } from './adopting.js';
+import { readRegions, refuseMemfd } from './adopting.js';
+import { decide } from './deciding.js';
 import { tellStarted } from './diagnostics.js';
 import { emitting } from './emitting.js';
 import { fromNative, UffdError } from './errors.js';
-import { readMode, type RestoreMode } from './fill-options.js';
 import { abandonAtExit, forgetAtExit } from './exit.js';
-import { validateSignal } from './exited.js';
 import { holdOpen } from './hold-open.js';
-import { MemoryMapping } from './mapping.js';
 import {
   type AcceptOptions,
   LONGEST_TIMEOUT,
@@ -20,27 +18,27 @@ import {
   within,
   withResolvers,
 } from './limits.js';
-import { MODES, type RegisterMode } from './names.js';
+import { MemoryMapping } from './mapping.js';
 import { native } from './native.js';
-import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
-import { type CloseOptions, explained, restOf, Session } from './session.js';
-import { overlaid, type Overlay, PageSource } from './sources.js';
+import type { OnFailure } from './policy.js';
+import {
+  ADOPT,
+  type AdoptOptions,
+  readServeOptions,
+  SERVE,
+  type ServeOptions,
+  signalOf,
+} from './serve-options.js';
+import { type CloseOptions, explained, restOf, Session, type SessionHold } from './session.js';
+import { overlaid, type PageSource } from './sources.js';
 import { readStatsInterval, StatsReports } from './stats-reports.js';
 import type { SessionStats } from './stats.js';
-import { readTraceOptions, TRACE_OPTIONS, type TraceOptions, withTraces } from './trace-options.js';
+import { readTraceOptions, withTraces } from './trace-options.js';
 import { KiB, MiB } from './units.js';
 import { Userfaultfd } from './userfaultfd.js';
-import {
-  argumentError,
-  validateBoolean,
-  validateFd,
-  validateInteger,
-  validateNames,
-  validateOneOf,
-  validateOptions,
-  validatePowerOfTwo,
-  wrongType,
-} from './validate.js';
+import { validateFd, validateInteger, validateOptions, validatePowerOfTwo, wrongType } from './validate.js';
+
+export type { AdoptOptions, ServeOptions, SessionMode } from './serve-options.js';
 
 /** Options of {@link Pager.create}. */
 export interface PagerOptions {
@@ -53,72 +51,12 @@ export interface PagerOptions {
   statsInterval?: number;
 }
 
-/** Options of {@link Pager.serve}. */
-export interface ServeOptions extends TraceOptions {
-  /** Where the bytes come from; as long as the mapping, at least. */
-  source: PageSource;
-  /**
-   * What happens where memory cannot be served: what is missing is poisoned (touching it is SIGBUS, which ends this program
-   * if the memory is its own), or the process is killed (this one: aborted). Why is written to standard error first where
-   * the memory is this process's own. Default: `'poison'`.
-   */
-  onFailure?: FailurePolicy;
-  /**
-   * Bytes installed around a fault, a power of two from 4 KiB to 2 MiB. Default: as the faults suggest: 64 KiB at first, doubling
-   * to 2 MiB where one is right behind the other, 256 KiB where they are dense, 16 KiB where they are rare.
-   */
-  window?: number;
-  /** How much is brought before the session is there. Default: `'windows'`. */
-  mode?: RestoreMode;
-  /**
-   * Join what is there to transparent huge pages, 2 MiB after 2 MiB, when no fault has come for 20 ms (`process_madvise`,
-   * `MADV_COLLAPSE`, Linux 6.1). Zeros of the image take memory then. Where it cannot be, {@link Session.fallback} says why. Default: `false`.
-   */
-  collapse?: boolean;
-  /** Gives up waiting for the session, with its reason; what is missing then is poisoned. */
-  signal?: AbortSignal;
-  /** Milliseconds the source may take for a read; then the session ends as `'stalled'`. Default: 30,000. */
-  sourceTimeout?: number;
-  /**
-   * Which faults are answered; any of them together. Adopted memory has to be registered for them. Default: `['missing']`.
-   *
-   * - `'missing'`: of pages that are not there. They get the source's bytes.
-   * - `'minor'`: of pages that a memfd has and the mapping has not (`UFFDIO_CONTINUE`; Linux 5.14, `minor-shmem`). The
-   *   source's bytes are written to the memfd, with the window around them, and everybody who maps it gets the same pages.
-   *   Until the session has brought a page, nobody else may write to it, by the memfd or by a mapping that is not
-   *   registered: that would be overwritten. Afterwards everybody may. Without `'missing'` the memfd must have all its
-   *   pages (whatever is in them): the kernel would fill holes with zeros, without a fault.
-   * - `'write-protect'`: of writes. The page may be written to, and is told by {@link Session.takeDirty}.
-   *
-   * With `'write-protect'` alone the source is never asked: all the memory is held to be there.
-   */
-  modes?: readonly SessionMode[];
-  /** Bytes of this session's own over the source ({@link overlaySource}). Default: none. */
-  overlays?: readonly Overlay[];
-}
-
-/** Which faults a session answers. */
-export type SessionMode = RegisterMode;
-
-/** Options of {@link Pager.adopt}. */
-export interface AdoptOptions extends ServeOptions {
-  /** What is registered with the userfaultfd, and where its bytes are in the source. */
-  regions: readonly AdoptRegion[];
-  /**
-   * With the mode `'minor'`, and only then: the memfd (or file of tmpfs) that the memory is a shared mapping of, open for
-   * writing. Stays the caller's.
-   */
-  memfd?: number;
-  /** Bytes of a page there: 4096, or the size of its huge pages. Default: 4096. */
-  pageSize?: number;
-  /** A pidfd of the process whose memory it is ({@link pidfdOf}), so that its end is seen at once. Stays the caller's. */
-  pidfd?: number;
-}
-
 /** Events of a {@link Pager}. */
 export interface PagerEvents {
   /** A session has started: one that was asked for, or that of a process that a served one has forked. */
   session: [session: Session];
+  /** The faults of a session are kept from now on, without an answer: {@link Session.resume} and {@link Session.close} end that. */
+  held: [session: Session, hold: SessionHold];
   /** Counters of a session: every `statsInterval`, and when it has ended. */
   stats: [session: Session, stats: SessionStats];
   /** The pager is closed: nothing of it is left. */
@@ -132,21 +70,8 @@ interface Starting {
   reject: (reason: unknown) => void;
   mapping: MemoryMapping | undefined;
   source: PageSource;
+  onFailure: OnFailure;
 }
-
-const SERVE = [
-  'source',
-  'onFailure',
-  'window',
-  'mode',
-  'collapse',
-  'signal',
-  'sourceTimeout',
-  'modes',
-  'overlays',
-  ...TRACE_OPTIONS,
-] as const;
-const ADOPT = [...SERVE, 'regions', 'memfd', 'pageSize', 'pidfd'] as const;
 
 /**
  * Answers page faults: of this process's own mappings, and of userfaultfds that came from other processes. One native thread
@@ -167,6 +92,7 @@ export class Pager extends EventEmitter<PagerEvents> {
   readonly #sessions = new Map<number, Session>();
   readonly #starting = new Map<number, Starting>();
   readonly #foreign = new Set<number>();
+  readonly #policies = new Map<number, OnFailure>();
   #keepAlive: NodeJS.Timeout | undefined;
   #mayKeepAlive = true;
   #closing: Promise<void> | undefined;
@@ -222,7 +148,7 @@ export class Pager extends EventEmitter<PagerEvents> {
    */
   async serve(mapping: MemoryMapping, options: ServeOptions): Promise<Session> {
     if (!(mapping instanceof MemoryMapping)) throw wrongType('mapping', 'a MemoryMapping', mapping);
-    const settings = readServeOptions(options, SERVE);
+    const { settings, onFailure } = readServeOptions(options, SERVE);
     const signal = signalOf(options);
     const traces = readTraceOptions('options', options);
     const source = overlaid(options.source, options.overlays);
@@ -235,7 +161,7 @@ export class Pager extends EventEmitter<PagerEvents> {
       mapping.refuseDeadlock(source.needsThisThread);
       return this.#native.serve(handle, { ...settings, ...given, source: opened });
     });
-    return this.#started(served, source, mapping, signal);
+    return this.#started(served, { source, mapping, onFailure }, signal);
   }
 
   /**
@@ -251,7 +177,7 @@ export class Pager extends EventEmitter<PagerEvents> {
    */
   async adopt(uffd: Userfaultfd, options: AdoptOptions): Promise<Session> {
     if (!(uffd instanceof Userfaultfd)) throw wrongType('uffd', 'a Userfaultfd', uffd);
-    const settings = readServeOptions(options, ADOPT);
+    const { settings, onFailure } = readServeOptions(options, ADOPT);
     const signal = signalOf(options);
     const traces = readTraceOptions('options', options);
     const source = overlaid(options.source, options.overlays);
@@ -273,7 +199,7 @@ export class Pager extends EventEmitter<PagerEvents> {
       }
       return adopted;
     });
-    return this.#started(served, source, undefined, signal);
+    return this.#started(served, { source, mapping: undefined, onFailure }, signal);
   }
 
   /**
@@ -352,12 +278,11 @@ export class Pager extends EventEmitter<PagerEvents> {
 
   async #started(
     served: NativeServed,
-    source: PageSource,
-    mapping: MemoryMapping | undefined,
+    given: Pick<Starting, 'source' | 'mapping' | 'onFailure'>,
     signal: AbortSignal | undefined,
   ): Promise<Session> {
     if (served.error) throw fromNative(served.error);
-    const starting = { ...withResolvers<Session>(), mapping, source };
+    const starting = { ...withResolvers<Session>(), ...given };
     this.#starting.set(served.id, starting);
     try {
       return await holdOpen(unlessAborted(starting.promise, signal));
@@ -378,29 +303,51 @@ export class Pager extends EventEmitter<PagerEvents> {
       this.#sessions.set(session.id, session);
       this.#starting.delete(session.id);
       if (starting) {
-        starting.mapping?.servedBy(session, starting.source.needsThisThread);
-        session.fedBy(starting.source);
+        const { mapping, source } = starting;
+        session.fedBy(source, other => mapping?.refuseDeadlock(other.needsThisThread));
+        mapping?.servedBy(session);
+        this.#policies.set(session.id, starting.onFailure);
         starting.resolve(session);
       } else {
         // A child of a process that is served; of this process's own memory no forks are followed.
-        this.#sessions.get(session.parent ?? -1)?.hasForked(session);
+        const parent = session.parent ?? -1;
+        this.#sessions.get(parent)?.hasForked(session);
+        const onFailure = this.#policies.get(parent);
+        if (onFailure) this.#policies.set(session.id, onFailure);
         this.#foreign.add(session.id);
         this.#holdOpen();
       }
       tellStarted(session);
       emitting(() => this.emit('session', session));
+    } else if (notice.kind === 'held') {
+      this.#held(notice);
     } else if (notice.kind === 'ended') {
       const id = notice.id ?? -1;
       const session = this.#sessions.get(id);
       const starting = this.#starting.get(id);
       this.#sessions.delete(id);
       this.#starting.delete(id);
+      this.#policies.delete(id);
       this.#foreign.delete(id);
       this.#holdOpen();
       starting?.reject(neverStarted(notice, starting.source));
       if (!session) return;
       session.ended(notice);
       this.#reports.ended(session);
+    }
+  }
+
+  #held(notice: NativeNotice): void {
+    const id = notice.id ?? -1;
+    const session = this.#sessions.get(id);
+    const starting = this.#starting.get(id);
+    const onFailure = this.#policies.get(id) ?? starting?.onFailure;
+    if (notice.asks) {
+      if (onFailure)
+        void decide(this.#native, notice, onFailure, session, session?.source ?? starting?.source);
+    } else if (session) {
+      const hold = session.wasHeld(notice);
+      emitting(() => this.emit('held', session, hold));
     }
   }
 }
@@ -411,39 +358,4 @@ function neverStarted({ error, reason }: NativeNotice, source: PageSource): Uffd
   return reason === 'peer-exited'
     ? new UffdError('ERR_UFFD_CLOSED', 'the process exited before all of its memory was there')
     : new UffdError('ERR_UFFD_USE_AFTER_CLOSE', 'the pager was closed before all of the memory was there');
-}
-
-function signalOf({ signal }: ServeOptions): AbortSignal | undefined {
-  const checked = validateSignal(signal);
-  checked?.throwIfAborted();
-  return checked;
-}
-
-function readServeOptions(
-  options: ServeOptions,
-  known: readonly string[],
-): Omit<NativeServeOptions, 'source'> {
-  validateOptions('options', options, known);
-  const { source, onFailure = 'poison', window, sourceTimeout = 30_000, modes = ['missing'] } = options;
-  if (!(source instanceof PageSource)) throw wrongType('options.source', 'a PageSource', source);
-  const named = validateNames('options.modes', modes, MODES);
-  if (named.length === 0) {
-    throw argumentError(
-      TypeError,
-      'ERR_INVALID_ARG_VALUE',
-      'Expected `options.modes` to name at least one mode: a session without would answer no faults',
-    );
-  }
-  return {
-    missing: named.includes('missing'),
-    minor: named.includes('minor'),
-    writeProtect: named.includes('write-protect'),
-    mode: readMode('options.mode', options.mode, options.replay !== undefined),
-    collapse: validateBoolean('options.collapse', options.collapse, false),
-    kill: validateOneOf('options.onFailure', onFailure, FAILURE_POLICIES) === 'kill',
-    sourceTimeout: validateInteger('options.sourceTimeout', sourceTimeout, 1, LONGEST_TIMEOUT),
-    ...(window === undefined
-      ? {}
-      : { window: validatePowerOfTwo('options.window', window, 4 * KiB, 2 * MiB) }),
-  };
 }

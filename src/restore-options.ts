@@ -4,6 +4,7 @@ import { validateSignal } from './exited.js';
 import { type FirecrackerServerOptions, readOptions, type Start } from './firecracker-options.js';
 import { readMemory, withOverlays } from './images.js';
 import { LONGEST_TIMEOUT } from './limits.js';
+import { FAILURE_OPTIONS, type FailureOptions } from './policy.js';
 import type { Overlay } from './sources.js';
 import { TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
 import {
@@ -18,7 +19,7 @@ import {
 /** Options of `restoreFirecracker`. Paths are this process's own, also where Firecracker is jailed. */
 export interface RestoreOptions extends Pick<
   FirecrackerServerOptions,
-  'memory' | 'onFailure' | 'window' | 'mode' | 'collapse' | 'peer' | keyof TraceOptions
+  'memory' | 'window' | 'mode' | 'collapse' | 'peer' | keyof FailureOptions | keyof TraceOptions
 > {
   /** Firecracker's API socket (`--api-sock`). It must be running and must not have loaded or booted anything. */
   apiSocket: string;
@@ -75,7 +76,7 @@ const OPTIONS = [
   'resume',
   'timeout',
   'signal',
-  'onFailure',
+  ...FAILURE_OPTIONS,
   'window',
   'mode',
   'collapse',
@@ -91,7 +92,16 @@ export const PATIENCE = 30_000;
 /** @hidden */
 export function readRestore(options: RestoreOptions): Restore {
   validateOptions('options', options, OPTIONS);
-  const { onFailure, window, mode, collapse, peer, timeout = PATIENCE } = options;
+  const {
+    onFailure,
+    decisionTimeout,
+    holdTimeout,
+    window,
+    mode,
+    collapse,
+    peer,
+    timeout = PATIENCE,
+  } = options;
   const memory = readClone(options);
   const jailRoot =
     options.jailRoot === undefined ? undefined : resolve(validatePath('options.jailRoot', options.jailRoot));
@@ -115,6 +125,8 @@ export function readRestore(options: RestoreOptions): Restore {
   // One process, and as long for its handshake (and for a function of `memory`) as for everything.
   const given: FirecrackerServerOptions = { memory, handshakeTimeout: timeout, maxSessions: 1 };
   if (onFailure !== undefined) given.onFailure = onFailure;
+  if (decisionTimeout !== undefined) given.decisionTimeout = decisionTimeout;
+  if (holdTimeout !== undefined) given.holdTimeout = holdTimeout;
   if (window !== undefined) given.window = window;
   if (mode !== undefined) given.mode = mode;
   if (collapse !== undefined) given.collapse = collapse;
@@ -123,11 +135,17 @@ export function readRestore(options: RestoreOptions): Restore {
   if (record !== undefined) given.record = record;
   if (replay !== undefined) given.replay = replay;
   if (estimateWaste !== undefined) given.estimateWaste = estimateWaste;
-  const { native, image, choose } = readOptions({ ...given, socketPath: 'checked before there is one' });
+  const {
+    native,
+    image,
+    choose,
+    onFailure: policy,
+  } = readOptions({ ...given, socketPath: 'checked before there is one' });
   const start = (path: string): Start => ({
     native: { ...native, socketPath: path },
     image,
     choose,
+    onFailure: policy,
   });
   // What a function will say is not known yet.
   const fills = typeof memory === 'function' || native.mode !== 'windows';

@@ -1,3 +1,5 @@
+import { EventEmitter } from 'node:events';
+
 import type {
   NativeDirty,
   NativeNotice,
@@ -7,7 +9,8 @@ import type {
   NativeStats,
 } from '#native';
 
-import { tellEnded } from './diagnostics.js';
+import { tellEnded, tellHeld } from './diagnostics.js';
+import { emitting } from './emitting.js';
 import { fromNative, UffdError } from './errors.js';
 import { validateSignal } from './exited.js';
 import type { RestoreMode } from './fill-options.js';
@@ -15,61 +18,27 @@ import { holdOpen } from './hold-open.js';
 import { unlessAborted } from './limits.js';
 import { type Rest, RESTS } from './policy.js';
 import { type MemoryRange, startOf } from './range.js';
-import type { PageSource } from './sources.js';
+import { PageSource } from './sources.js';
+import type { Peer, SessionEnd, SessionEndReason, SessionHold, SessionRegion } from './session-end.js';
 import { type SessionStats, statsOf } from './stats.js';
 import { validateBoolean, validateInteger, validateOneOf, validateOptions, wrongType } from './validate.js';
 
-/** The process that is served, as the kernel told when it connected. */
-export interface Peer {
-  /** 0 for a forked child, which the kernel names by its memory only. */
-  readonly pid: number;
-  /** Its user. */
-  readonly uid: number;
-  /** Its group. */
-  readonly gid: number;
+/** Events of a {@link Session}. */
+export interface SessionEvents {
+  /** Its faults are kept from now on, without an answer. */
+  held: [hold: SessionHold];
 }
 
-/** A stretch of the served process's memory. */
-export interface SessionRegion {
-  /** Its first address in that process. */
-  readonly address: bigint;
-  /** Bytes. */
-  readonly length: number;
-  /** Where its first byte is in the memory image. */
-  readonly sourceOffset: number;
+/** Options of {@link Session.resume}. */
+export interface ResumeOptions {
+  /**
+   * Where the bytes come from, from now on; at least as long as the session's memory needs. Overlays that the session had are
+   * not laid over it ({@link overlaySource}). Default: the same source as before.
+   */
+  source?: PageSource;
 }
 
-/**
- * Why a session is over:
- *
- * - `'closed'`: by {@link Session.close}, or with its server.
- * - `'detached'`: by {@link Session.detach}: all of its memory is there, and its process goes on without a pager.
- * - `'peer-exited'`: the served process is gone.
- * - `'source-failed'`: the memory image could not be read any more; the failure policy was applied.
- * - `'stalled'`: the source did not answer in time; the failure policy was applied.
- * - `'protocol'`: the served process did something that cannot be followed; the failure policy was applied.
- * - `'exhausted'`: a limit of the machine was reached; the failure policy was applied.
- * - `'pager-lost'`: the pager itself ended; the failure policy was applied.
- */
-export type SessionEndReason =
-  | 'closed'
-  | 'detached'
-  | 'peer-exited'
-  | 'source-failed'
-  | 'stalled'
-  | 'protocol'
-  | 'exhausted'
-  | 'pager-lost';
-
-/** How a session ended. */
-export interface SessionEnd {
-  /** Why. */
-  readonly reason: SessionEndReason;
-  /** What went wrong; absent when nothing did. */
-  readonly error?: UffdError;
-  /** When. */
-  readonly at: Date;
-}
+export type { Peer, SessionEnd, SessionEndReason, SessionHold, SessionRegion } from './session-end.js';
 
 /** Options of {@link Session.close} and {@link FirecrackerServer.close}. */
 export interface CloseOptions {
@@ -142,6 +111,8 @@ interface SessionOwner {
   cancelPopulate(session: number, request: number): void;
   detach(session: number): Promise<NativePopulated>;
   stopRecording(session: number): Promise<NativePopulated>;
+  hold(session: number): Promise<NativePopulated>;
+  resume(session: number, source?: number): Promise<NativePopulated>;
   replayed(session: number): Promise<NativePopulated>;
   /** Absent where writes are never tracked. */
   takeDirty?(session: number, most: number): Promise<NativeDirty>;
@@ -151,12 +122,14 @@ interface SessionOwner {
  * The memory of one process being served. Its faults are answered by a native thread; whatever JavaScript does or does
  * not do meanwhile delays none of them.
  */
-export class Session {
+export class Session extends EventEmitter<SessionEvents> {
   readonly #native: SessionOwner;
   #source: PageSource | undefined;
   #end: ((end: SessionEnd) => void) | undefined;
   #last: SessionStats | undefined;
   #closing = false;
+  #held: SessionHold | undefined;
+  #refuseSource: ((source: PageSource) => void) | undefined;
   #requests = 0;
 
   /** Unique in this process. */
@@ -180,6 +153,7 @@ export class Session {
 
   /** @hidden */
   constructor(owner: SessionOwner, session: NativeSession) {
+    super();
     this.#native = owner;
     this.id = session.id;
     this.parent = session.parent;
@@ -199,6 +173,11 @@ export class Session {
     this.closed = new Promise(resolve => {
       this.#end = resolve;
     });
+  }
+
+  /** Why it is held; `undefined` where its faults are answered. */
+  get held(): SessionHold | undefined {
+    return this.#held;
   }
 
   /** Counters up to now; after the end, the last ones. Cheap: no thread is waited for. */
@@ -301,6 +280,44 @@ export class Session {
   }
 
   /**
+   * Keeps its faults from now on, without an answer: whoever touches what is missing waits until {@link Session.resume} or
+   * {@link Session.close}. What its process does to its memory is followed all the same. Resolves when it is so. A session that
+   * is held already because of a failure is held for as long as it takes from then on.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_USE_AFTER_CLOSE` (it is over, or ending)
+   */
+  async hold(): Promise<void> {
+    const { error } = await holdOpen(this.#native.hold(this.id));
+    if (error) throw fromNative(error);
+  }
+
+  /**
+   * Goes on with a session that is held: every fault that was kept is answered, from another source where one is given. A
+   * session that is not held goes on as it was. If it fails again, its policy is applied again.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_PROTOCOL` (the source is too short, or its process has done what cannot be followed:
+   *   it is held on), `ERR_UFFD_USE_AFTER_CLOSE` (it is over, or the source is), `ERR_UFFD_WOULD_DEADLOCK`, `ERR_UFFD_SOURCE`
+   */
+  async resume(options: ResumeOptions = {}): Promise<void> {
+    validateOptions('options', options, ['source']);
+    const { source } = options;
+    if (source !== undefined && !(source instanceof PageSource)) {
+      throw wrongType('options.source', 'a PageSource', source);
+    }
+    if (source) this.#refuseSource?.(source);
+    const handle = await source?.handle();
+    const before = this.#held;
+    // Before it goes on: it may be held again before this hears of it.
+    this.#held = undefined;
+    const { error } = await holdOpen(this.#native.resume(this.id, handle));
+    if (error) {
+      this.#held ??= before;
+      throw fromNative(error);
+    }
+    if (source) this.#source = source;
+  }
+
+  /**
    * Ends the session on purpose, without giving zeros to anybody who did not ask for them: threads that wait and pages
    * still missing are dealt with first (`rest`), then the memory is the process's own again. Other sessions are served
    * meanwhile. Idempotent: the first call decides.
@@ -330,13 +347,34 @@ export class Session {
     const reason = notice.reason as SessionEndReason;
     const at = new Date(notice.at);
     const end = notice.error ? { reason, error: explained(notice.error, this.#source), at } : { reason, at };
+    this.#held = undefined;
     this.#end?.(end);
     tellEnded(this, end);
   }
 
+  /** @hidden Takes the notice, and gives what is to be told of it. */
+  wasHeld({ reason, error, at, until }: NativeNotice): SessionHold {
+    const hold = Object.freeze({
+      reason: (reason ?? 'asked') as SessionHold['reason'],
+      ...(error ? { error: explained(error, this.#source) } : {}),
+      at: new Date(at),
+      ...(until === undefined ? {} : { until: new Date(until) }),
+    });
+    this.#held = hold;
+    tellHeld(this, hold);
+    emitting(() => this.emit('held', hold));
+    return hold;
+  }
+
   /** @hidden */
-  fedBy(source: PageSource): void {
+  fedBy(source: PageSource, refuse?: (source: PageSource) => void): void {
     this.#source = source;
+    this.#refuseSource = refuse;
+  }
+
+  /** @hidden */
+  get source(): PageSource | undefined {
+    return this.#source;
   }
 
   /** @hidden */

@@ -4,7 +4,7 @@
  */
 
 import { randomBytes } from 'node:crypto';
-import { existsSync, symlinkSync, writeFileSync } from 'node:fs';
+import { existsSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { once } from 'node:events';
 import type { AddressInfo } from 'node:net';
@@ -152,6 +152,21 @@ export const SETTINGS: Record<string, Setting> = {
       await session.close({ rest: 'zero' });
       await pager.close();
       return { globals: own(), finish: said => must(/installed: [1-9]\d*,[^]*done: true/.test(said), said) };
+    },
+  },
+  failures: {
+    types: `${OWN}\n${TYPES}\n${names('fileSource')}\ndeclare const spoil: () => void;`,
+    append: `spoil();
+  if ((await mapping.read(500_000, 1)).length !== 1) throw new Error('nothing was read');
+  await session.close(); await pager.close(); console.log('went on');`,
+    replace: { 'copy of the image': 'copy', image: 'image' },
+    prepare: folder => {
+      for (const name of ['image', 'copy']) image(join(folder, name));
+      const spoil = (): void => truncateSync(join(folder, 'image'));
+      return {
+        globals: { ...own(), fileSource: userfaultfd.fileSource, spoil },
+        finish: said => must(/^went on$/m.test(said), said),
+      };
     },
   },
   'serve-firecracker': {

@@ -50,6 +50,7 @@ program
       .choices(FAILURE_POLICIES)
       .default('poison'),
   )
+  .option('--hold-timeout <ms>', 'how long a VM is held (--on-failure hold) before it is poisoned')
   .option('--record <file>', 'records what a VM wanted; of several, the last to end has the name')
   .option('--replay <recording>', 'brings what an earlier VM wanted before it is asked for')
   .option('--uid <uid>', 'whose VMs may connect (default: those of this user)')

@@ -6,7 +6,7 @@ import type { WriteStream } from 'node:tty';
 import colors from 'picocolors';
 
 import type { RejectedConnection } from '../firecracker.js';
-import type { Session, SessionEnd } from '../session.js';
+import type { Session, SessionEnd, SessionHold } from '../session.js';
 import { MiB } from '../units.js';
 
 /** Where news of a server goes. */
@@ -14,6 +14,8 @@ export interface Log {
   listening(socket: string, memory: string): void;
   started(session: Session): void;
   finished(session: Session, end: SessionEnd): void;
+  held(session: Session, hold: SessionHold): void;
+  resumed(session: Session): void;
   rejected(rejection: RejectedConnection): void;
   /** Once a second. */
   progress(sessions: readonly Session[]): void;
@@ -73,6 +75,20 @@ export class JsonLog implements Log {
     });
   }
 
+  held({ id, peer }: Session, { reason, error, until }: SessionHold): void {
+    this.#write('held', {
+      session: id,
+      peer,
+      reason,
+      ...(error ? { code: error.code, message: error.message } : {}),
+      ...(until ? { until: until.toISOString() } : {}),
+    });
+  }
+
+  resumed({ id, peer }: Session): void {
+    this.#write('resumed', { session: id, peer });
+  }
+
   rejected({ error, peer }: RejectedConnection): void {
     this.#write('rejected', { code: error.code, message: error.message, ...(peer ? { peer } : {}) });
   }
@@ -118,6 +134,15 @@ export class TerminalLog implements Log {
     this.#line(
       `${colors.dim('end')} of session ${session.id}: ${why}, ${faults} faults, ${(bytesInstalled / MiB).toFixed(1)} MiB`,
     );
+  }
+
+  held({ id, peer }: Session, { reason, error }: SessionHold): void {
+    const why = error ? `${reason} (${error.code}: ${error.message})` : reason;
+    this.#line(`${colors.yellow('held')} session ${id}, process ${peer.pid}: ${why}; SIGUSR2 resumes it`);
+  }
+
+  resumed({ id }: Session): void {
+    this.#line(`${colors.green('resumed')} session ${id}`);
   }
 
   rejected({ error, peer }: RejectedConnection): void {

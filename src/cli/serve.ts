@@ -6,6 +6,7 @@ import process from 'node:process';
 import { type FirecrackerServer, serveFirecracker } from '../firecracker.js';
 import type { FirecrackerServerOptions } from '../firecracker-options.js';
 import type { FailurePolicy } from '../policy.js';
+import { explain } from './explain.js';
 import { JsonLog, type Log, TerminalLog } from './serve-log.js';
 
 /** Options of the command line. */
@@ -13,6 +14,7 @@ export interface ServeOptions {
   socket: string;
   memory: string;
   onFailure: FailurePolicy;
+  holdTimeout?: string;
   uid?: string;
   record?: string;
   replay?: string;
@@ -23,7 +25,8 @@ const INTERVAL = 1_000;
 
 /**
  * Serves until a signal comes. Then every session meets the failure policy: what its VM still lacks is poisoned, or the VM is
- * killed. It is never left with zeros, nor waiting. A second signal does not wait for the end of that.
+ * killed. It is never left with zeros, nor waiting. With `hold`, a VM whose memory cannot be served waits, until SIGUSR2 lets all that
+ * are held go on; when this is ended, what it lacks is poisoned. A second signal does not wait for the end of that.
  *
  * Gives the exit status.
  */
@@ -31,6 +34,7 @@ export async function serve({
   socket,
   memory,
   onFailure,
+  holdTimeout,
   uid,
   record,
   replay,
@@ -38,6 +42,7 @@ export async function serve({
   const options: FirecrackerServerOptions = { socketPath: socket, memory, onFailure };
   if (record !== undefined) options.record = record;
   if (replay !== undefined) options.replay = replay;
+  if (holdTimeout !== undefined) options.holdTimeout = Number(holdTimeout);
   if (uid !== undefined) options.peer = { uid: Number(uid) };
   // Before it listens: from then on somebody may depend on it.
   const asked = signalled();
@@ -45,9 +50,12 @@ export async function serve({
   const log: Log = process.stdout.isTTY ? new TerminalLog(process.stdout) : new JsonLog(process.stdout);
   log.listening(server.socketPath, memory);
   follow(server, log);
+  const resume = (): void => void goOn(server, log);
+  process.on('SIGUSR2', resume);
   const timer = setInterval(() => log.progress(server.sessions), INTERVAL);
   const signal = await asked;
   clearInterval(timer);
+  process.off('SIGUSR2', resume);
   log.ending(signal, server.sessions.length, onFailure);
   await (onFailure === 'kill' ? server.giveUp() : server.close({ rest: 'poison' }));
   log.ended();
@@ -59,7 +67,23 @@ function follow(server: FirecrackerServer, log: Log): void {
     log.started(session);
     void session.closed.then(end => log.finished(session, end));
   });
+  server.on('held', (session, hold) => log.held(session, hold));
   server.on('rejected', rejection => log.rejected(rejection));
+}
+
+/** Whatever made sessions fail is over, says the one who has sent the signal. */
+async function goOn(server: FirecrackerServer, log: Log): Promise<void> {
+  await Promise.all(
+    server.sessions.map(async session => {
+      if (session.held === undefined) return;
+      try {
+        await session.resume();
+        log.resumed(session);
+      } catch (error) {
+        process.stderr.write(`${explain(error)}\n`);
+      }
+    }),
+  );
 }
 
 /** The first of the signals that ask a program to end. Only the first is taken: the next one ends it as it always did. */

@@ -13,6 +13,7 @@ use napi_derive::napi;
 use pager::{Images, Listener, Observer, Pager, PagerError, Rest, ServerOptions, WorkingSet};
 
 use crate::filling::fill_of;
+use crate::holding::{self, NativePolicy};
 use crate::images::{self, NativeImage};
 use crate::jobs;
 use crate::notices::{NativeNotice, Notices, wake_by};
@@ -33,7 +34,7 @@ pub struct NativeServerOptions {
     pub memory: Option<String>,
     /// In the place of the file that `memory` names: a source by its number.
     pub source: Option<f64>,
-    pub kill: bool,
+    pub on_failure: NativePolicy,
     pub window: Option<u32>,
     #[napi(ts_type = "'windows' | 'fill' | 'huge-fill' | 'replay'")]
     pub mode: String,
@@ -155,7 +156,7 @@ fn try_start(
     let path = listener.path().to_string_lossy().into_owned();
     let options = ServerOptions {
         images,
-        policy: images::policy_of(options.kill),
+        policy: (&options.on_failure).into(),
         window: options.window.map(u64::from),
         fill: fill_of(&options.mode, options.collapse),
         peer_uid: options.peer_uid,
@@ -268,6 +269,26 @@ impl NativeServer {
     #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
     pub fn stop_recording<'env>(&self, env: &'env Env, session: f64) -> Result<Object<'env>> {
         recording::stop(env, self.shared.pager().as_deref(), session)
+    }
+
+    /// Keeps the session's faults, without an answer.
+    #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
+    pub fn hold<'env>(&self, env: &'env Env, session: f64) -> Result<Object<'env>> {
+        holding::hold(env, self.shared.pager().as_deref(), session)
+    }
+
+    /// Goes on with a session that is held.
+    #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
+    pub fn resume<'env>(&self, env: &'env Env, session: f64, source: Option<f64>) -> Result<Object<'env>> {
+        holding::resume(env, self.shared.pager().as_deref(), session, source)
+    }
+
+    /// Answers a notice `held` that asks.
+    #[napi(catch_unwind)]
+    pub fn decide(&self, session: f64, policy: NativePolicy) {
+        if let Some(pager) = self.shared.pager() {
+            pager.decide(session as u64, (&policy).into());
+        }
     }
 
     #[napi(catch_unwind)]

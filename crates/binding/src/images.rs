@@ -6,8 +6,9 @@ use std::sync::Arc;
 use crate::environment::SOURCES;
 use crate::filling::fill_of;
 use napi_derive::napi;
-use pager::{FailurePolicy, FileSource, Image, PageSource, PagerError};
+use pager::{FileSource, Image, PageSource, PagerError};
 
+use crate::holding::NativePolicy;
 use crate::recording::{Earlier, NativeReplay, working_set};
 
 /// What a process is served from, and how.
@@ -16,7 +17,7 @@ pub struct NativeImage {
     /// The path of a file; or, in its place, a source by its number.
     pub memory: String,
     pub source: Option<f64>,
-    pub kill: bool,
+    pub on_failure: NativePolicy,
     pub window: Option<u32>,
     #[napi(ts_type = "'windows' | 'fill' | 'huge-fill' | 'replay'")]
     pub mode: String,
@@ -34,7 +35,7 @@ impl NativeImage {
             label: String::new(),
             working_set: working_set(&source, self.record.as_deref(), earlier)?,
             source,
-            policy: policy_of(self.kill),
+            policy: (&self.on_failure).into(),
             window: self.window.map(u64::from),
             fill: fill_of(&self.mode, self.collapse),
         })
@@ -49,8 +50,4 @@ pub(crate) fn open(memory: &str, source: Option<f64>) -> Result<Arc<dyn PageSour
         return Ok(Arc::clone(&source.pages));
     }
     Ok(Arc::new(FileSource::open(Path::new(memory))?))
-}
-
-pub(crate) fn policy_of(kill: bool) -> FailurePolicy {
-    if kill { FailurePolicy::Kill } else { FailurePolicy::Poison }
 }

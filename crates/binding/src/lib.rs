@@ -15,6 +15,7 @@ mod failures;
 mod filling;
 mod firecracker;
 mod handlers;
+mod holding;
 mod images;
 mod jobs;
 mod measuring;

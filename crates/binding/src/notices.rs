@@ -33,7 +33,9 @@ pub(crate) fn wake_by(notify: &Function<'_, (), ()>) -> napi::Result<Wake> {
 /// Something that happened, for TypeScript to make events and promises of.
 #[napi(object, object_from_js = false)]
 pub struct NativeNotice {
-    #[napi(ts_type = "'listening' | 'failed' | 'asking' | 'session' | 'ended' | 'rejected' | 'closed'")]
+    #[napi(
+        ts_type = "'listening' | 'failed' | 'asking' | 'session' | 'held' | 'ended' | 'rejected' | 'closed'"
+    )]
     pub kind: String,
     /// Milliseconds since the epoch.
     pub at: f64,
@@ -44,6 +46,10 @@ pub struct NativeNotice {
     pub reason: Option<String>,
     pub error: Option<NativeError>,
     pub peer: Option<NativePeer>,
+    /// When what is held is poisoned, in milliseconds since the epoch.
+    pub until: Option<f64>,
+    /// `decide` is to be called.
+    pub asks: Option<bool>,
     /// Rejections before this one that did not fit into the queue.
     pub dropped: Option<u32>,
 }
@@ -60,6 +66,8 @@ impl NativeNotice {
             reason: None,
             error: None,
             peer: None,
+            until: None,
+            asks: None,
             dropped: None,
         }
     }
@@ -181,6 +189,22 @@ impl Observer for Notices {
                     reason: Some(end.reason.as_str().to_owned()),
                     error: end.error.as_ref().map(NativeError::from),
                     ..NativeNotice::new("ended")
+                }
+            }
+            Notice::Held { id, peer, hold } => {
+                let notice = NativeNotice::new("held");
+                let until = hold.until.map(|moment| moment.saturating_duration_since(Instant::now()));
+                let (reason, error) = hold.failure.map_or((None, None), |failure| {
+                    (Some(failure.reason.as_str().to_owned()), failure.error.as_ref().map(NativeError::from))
+                });
+                NativeNotice {
+                    id: Some(id as f64),
+                    reason,
+                    error,
+                    peer: Some(peer.into()),
+                    until: until.map(|left| notice.at + left.as_secs_f64() * 1000.0),
+                    asks: Some(hold.asks),
+                    ..notice
                 }
             }
             Notice::Asking { id, peer, regions, page_size } => {

@@ -6,22 +6,20 @@ use std::time::Duration;
 use napi::bindgen_prelude::{BigInt, Function, Object};
 use napi::{CleanupEnvHook, Env, Result};
 use napi_derive::napi;
-use pager::{
-    FailurePolicy, Fetch, MinorMemory, Observer, PageSource, Pager, PagerError, Prepared, ReadNow, Region,
-    Rest, SessionModes, SessionOptions,
-};
+use pager::{MinorMemory, Observer, PageSource, Pager, Prepared, Region, Rest, SessionModes, SessionOptions};
 use uffd::liveness::PidFd;
 use uffd::{CreateOptions, Factory, Features, Modes, Userfaultfd};
 
-use crate::buffers::Mapped;
 use crate::environment::{MAPPINGS, SOURCES, UFFDS};
 use crate::failures;
 use crate::filling::fill_of;
 use crate::firecracker::{TEARDOWN, rest_of};
+use crate::holding::{self, NativePolicy};
 use crate::notices::{NativeNotice, Notices, wake_by};
 use crate::populating::{self, NativePopulateOptions};
 use crate::recording;
 use crate::shared_pager;
+use crate::thread;
 use crate::tracking;
 use crate::values::{NativeError, NativeStats};
 use crate::waiting::copy;
@@ -29,7 +27,7 @@ use crate::waiting::copy;
 #[napi(object, object_to_js = false)]
 pub struct NativeServeOptions {
     pub source: f64,
-    pub kill: bool,
+    pub on_failure: NativePolicy,
     pub window: Option<u32>,
     #[napi(ts_type = "'windows' | 'fill' | 'huge-fill' | 'replay'")]
     pub mode: String,
@@ -70,13 +68,15 @@ impl NativeServeOptions {
             regions,
             page_size,
             source,
-            policy: if self.kill { FailurePolicy::Kill } else { FailurePolicy::Poison },
+            policy: (&self.on_failure).into(),
             window: self.window.map(u64::from),
             fill: fill_of(&self.mode, self.collapse),
             source_timeout: Duration::from_millis(u64::from(self.source_timeout)),
             process: None,
             modes: SessionModes { missing: self.missing, minor, write_protect: self.write_protect },
             working_set: recording::prepared(self.working_set)?,
+            owner: Some(thread::current()),
+            backing: None,
         })
     }
 }
@@ -124,43 +124,6 @@ impl Shared {
             pager.close_session(id, Rest::Poison);
         }
         self.notices.wait_idle(TEARDOWN);
-    }
-}
-
-/// A source that keeps the memory mapped that it serves.
-#[derive(Debug)]
-struct Kept {
-    source: Arc<dyn PageSource>,
-    _mapping: Arc<Mapped>,
-}
-
-impl PageSource for Kept {
-    fn size(&self) -> u64 {
-        self.source.size()
-    }
-
-    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<ReadNow, PagerError> {
-        self.source.read_now(offset, buffer)
-    }
-
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), PagerError> {
-        self.source.read(offset, buffer)
-    }
-
-    fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
-        self.source.bytes(offset, len)
-    }
-
-    fn zeros(&self, offset: u64, len: u64) -> bool {
-        self.source.zeros(offset, len)
-    }
-
-    fn fetch(&self, fetch: Fetch) -> std::result::Result<(), Fetch> {
-        self.source.fetch(fetch)
-    }
-
-    fn answered_by(&self) -> Option<u32> {
-        self.source.answered_by()
     }
 }
 
@@ -221,8 +184,8 @@ impl NativePager {
         unsafe { uffd.register(address, len, modes) }?;
         let region = Region { address, len, source_offset: 0 };
         let page_size = mapping.page_size() as u64;
-        let source = Arc::new(Kept { source: Arc::clone(&source.pages), _mapping: mapping });
-        let session = options.session(vec![region], page_size, source, minor)?;
+        let session = options.session(vec![region], page_size, Arc::clone(&source.pages), minor)?;
+        let session = SessionOptions { backing: Some(mapping), ..session };
         let prepared = session.prepare(&uffd).map_err(|error| NativeError::from(&error))?;
         self.start(|| Ok(uffd), prepared)
     }
@@ -343,6 +306,26 @@ impl NativePager {
     #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
     pub fn stop_recording<'env>(&self, env: &'env Env, session: f64) -> Result<Object<'env>> {
         recording::stop(env, self.shared.pager().as_deref(), session)
+    }
+
+    /// Keeps the session's faults, without an answer.
+    #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
+    pub fn hold<'env>(&self, env: &'env Env, session: f64) -> Result<Object<'env>> {
+        holding::hold(env, self.shared.pager().as_deref(), session)
+    }
+
+    /// Goes on with a session that is held.
+    #[napi(catch_unwind, ts_return_type = "Promise<NativePopulated>")]
+    pub fn resume<'env>(&self, env: &'env Env, session: f64, source: Option<f64>) -> Result<Object<'env>> {
+        holding::resume(env, self.shared.pager().as_deref(), session, source)
+    }
+
+    /// Answers a notice `held` that asks.
+    #[napi(catch_unwind)]
+    pub fn decide(&self, session: f64, policy: NativePolicy) {
+        if let Some(pager) = self.shared.pager() {
+            pager.decide(session as u64, (&policy).into());
+        }
     }
 
     #[napi(catch_unwind)]

@@ -147,7 +147,7 @@ impl Session {
     }
 
     fn pages_to_populate(&self, ranges: Option<Vec<Range<u64>>>) -> Result<Vec<Range<usize>>, PagerError> {
-        if !self.phase.serves() {
+        if !self.phase.serves() && !self.phase.holds() {
             return Err(PagerError::SessionOver);
         }
         let asked = self.ahead.0.iter().filter(|request| request.id.is_some());

@@ -92,8 +92,14 @@ impl Deferred {
         }
         self.due = None;
         self.attempts = self.attempts.saturating_add(1);
+        Some(self.take_all())
+    }
+
+    /// Takes all of them, whatever the time.
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Wanted> + use<> {
+        self.due = None;
         let faults = std::mem::take(&mut self.faults);
-        Some(faults.into_iter().map(|((address, kind), write)| Wanted { address, kind, write, read: None }))
+        faults.into_iter().map(|((address, kind), write)| Wanted { address, kind, write, read: None })
     }
 
     /// Something was installed: the address space is quiet again.

@@ -10,7 +10,7 @@ impl Session {
     /// Gives the memory back to its process if nothing of it is missing. Nothing ever becomes missing again: what was
     /// installed stays so, and what was given back reads zero, from the kernel as it did from here.
     pub(crate) fn detach(&mut self, mut answer: Owed<()>) {
-        if !self.phase.serves() {
+        if !self.phase.serves() && !self.phase.holds() {
             return answer.give(Err(PagerError::SessionOver));
         }
         let pages = self.states.missing_count();

@@ -9,6 +9,7 @@ mod announcing;
 mod asking;
 mod connections;
 mod forked;
+mod holding;
 mod keeping;
 mod lent;
 mod recordings;
@@ -75,6 +76,8 @@ pub(crate) struct EventLoop {
     unwatched: HashSet<u64>,
     probe: TimerFd,
     lent: Lent,
+    /// Held sessions whose events could not be read, and when that is tried again.
+    unreadable: HashMap<u64, Instant>,
     /// Sessions that bring pages ahead.
     ahead: BTreeSet<u64>,
     /// The one that had its turn last.
@@ -128,6 +131,7 @@ impl EventLoop {
             lent: Lent::new(workers, deliver),
             base_page_size: uffd::page_size() as u64,
             keeper,
+            unreadable: HashMap::new(),
             ahead: BTreeSet::new(),
             last_ahead: 0,
             calm: u32::MAX,
@@ -180,13 +184,16 @@ impl EventLoop {
             }
             Token::Listener(id) => self.accept(id),
             Token::Handshake(id) => self.shake_hands(id),
-            Token::Uffd(id) => self.with_session(id, |session, cx| {
-                if flags.contains(EpollFlags::EPOLLERR) {
-                    // The descriptor's flags are shared with the peer, who has made it blocking.
-                    session.restore_nonblocking();
-                }
-                session.read(cx);
-            }),
+            Token::Uffd(id) => {
+                self.with_session(id, |session, cx| {
+                    if flags.contains(EpollFlags::EPOLLERR) {
+                        // The descriptor's flags are shared with the peer, who has made it blocking.
+                        session.restore_nonblocking();
+                    }
+                    session.read(cx);
+                });
+                self.pause_reading(id);
+            }
             Token::Process(id) if self.asking.contains_key(&id) => self.asked_is_gone(id),
             Token::Process(id) => self.with_session(id, |session, _| session.phase.peer_gone()),
             Token::Probe => self.probe_unwatched(),
@@ -221,6 +228,13 @@ impl EventLoop {
                 Message::Detach { id, answer } => self.with_session(id, |session, _| session.detach(answer)),
                 Message::CancelPopulate { id, request } => {
                     self.with_session(id, |session, _| session.cancel_populate(request));
+                }
+                Message::Hold { id, answer } => self.with_session(id, |session, _| session.hold(answer)),
+                Message::Resume { id, source, answer } => {
+                    self.with_session(id, |session, _| session.resume(source, answer));
+                }
+                Message::Decide { id, policy } => {
+                    self.with_session(id, |session, _| session.decide(policy));
                 }
                 Message::AbandonServer { id } => self.abandon_server(id),
                 Message::StopRecording { id, answer } => self.stop_recording(id, answer),
@@ -272,6 +286,9 @@ impl EventLoop {
             let overdue = entry.session.check_reads(now, &mut cx);
             busy |= unanswered;
             let next = entry.session.step(now, &mut cx);
+            if let Some(notice) = entry.session.take_news() {
+                entry.observer.notice(notice);
+            }
             if entry.session.has_ahead() {
                 self.ahead.insert(id);
             }
@@ -310,6 +327,7 @@ impl EventLoop {
         self.time_out_handshakes(now, &mut soonest);
         self.time_out_questions(now, &mut soonest);
         self.resume_accepting(now, &mut soonest);
+        self.resume_reading(now, &mut soonest);
         self.drop_closed_servers();
         self.give_up_recordings(now, &mut soonest);
         if self.stopping && self.is_empty() {
@@ -336,6 +354,7 @@ impl EventLoop {
     fn bury(&mut self, id: u64) {
         let Some(Entry { session, server, observer, standing }) = self.sessions.remove(&id) else { return };
         self.ahead.remove(&id);
+        self.unreadable.remove(&id);
         // Explicitly: the peer may hold the same open file, and epoll would go on watching it.
         unwatch(&self.epoll, session.as_fd());
         self.stop_probing(id);
@@ -345,7 +364,7 @@ impl EventLoop {
         let Some((end, leave_open)) = session.ended() else { return };
         session.info.stats.unanswered.add(session.faults_waiting() as u64);
         // Everything of it is closed by the time anybody hears of its end.
-        let Session { uffd, process, connection, source, info, recorder, kept, .. } = session;
+        let Session { uffd, process, connection, source, backing, info, recorder, kept, .. } = session;
         if leave_open {
             // Closing it would give zeros to every thread that waits. It stays open, on purpose, until this
             // process ends.
@@ -353,7 +372,7 @@ impl EventLoop {
         } else {
             drop(uffd);
         }
-        drop((process, connection, source));
+        drop((process, connection, source, backing));
         if let Some(keeper) = kept.as_ref().and_then(|kept| kept.keeper()) {
             keeper.forget(id, &end, leave_open);
         }

@@ -48,6 +48,10 @@ pub(crate) struct Elsewhere {
 }
 
 impl Elsewhere {
+    pub(crate) fn forget(&mut self) {
+        self.rounds.clear();
+    }
+
     /// Takes note of one; whether that is one too often.
     fn again(&mut self, address: u64) -> bool {
         if self.rounds.len() >= MOST_COUNTED {
@@ -75,6 +79,7 @@ impl Session {
                 {
                     self.self_fault = Some((page, fault.address));
                 }
+                self.holding.note(fault.thread_id, fault.address);
                 let address = fault.address & !(self.map.page_size() - 1);
                 self.queue.push_back(Wanted {
                     address,
@@ -96,11 +101,15 @@ impl Session {
             }
             Event::Unmap { start, end } => {
                 let (gone, outcome) = self.map.unmap(start, end);
-                self.left(start..end, gone).and(outcome)
+                let kept = self.left(start..end, gone);
+                let followed = self.followed(outcome);
+                kept.and(followed)
             }
             Event::Remap { from, to, len } => {
                 let (gone, outcome) = self.map.remap(from, to, len);
-                self.left(from..from.saturating_add(len), gone).and(outcome)
+                let kept = self.left(from..from.saturating_add(len), gone);
+                let followed = self.followed(outcome);
+                kept.and(followed)
             }
             Event::Fork { child } => {
                 if self.phase.answers() {
@@ -114,9 +123,16 @@ impl Session {
                 Ok(())
             }
             Event::Unknown { event } => {
+                self.holding.lost_track = true;
                 Err(PagerError::Protocol(format!("the kernel sent an event of unknown kind {event:#x}")))
             }
         }
+    }
+
+    /// Where a change of the address space made no sense, nothing is known of it any more.
+    fn followed(&mut self, outcome: Result<(), PagerError>) -> Result<(), PagerError> {
+        self.holding.lost_track |= matches!(outcome, Err(PagerError::Protocol(_)));
+        outcome
     }
 
     /// Pages have left `addresses`; those in `gone` are mapped nowhere any more.
@@ -144,6 +160,8 @@ impl Session {
             map: self.map.clone(),
             source: Arc::clone(&self.source),
             policy: self.policy,
+            owner: None,
+            backing: None,
             window: self.window_bytes,
             fill: FillOptions::default(),
             source_timeout: self.source_timeout,
@@ -160,6 +178,7 @@ impl Session {
         let mut child = Self::of_parts(parts, self.huge);
         child.states = self.states.clone();
         child.phase = self.phase.of_child();
+        child.holding.news = child.phase.holds();
         if self.brings_to_file() {
             // Each would overwrite what the other has written to pages it has not brought itself.
             let error = PagerError::Unsupported(
@@ -197,6 +216,9 @@ impl Session {
             // Its process is being killed, or is gone.
             self.info.stats.unanswered.add(1);
             return;
+        }
+        if self.phase.holds() {
+            return self.keep_fault(wanted);
         }
         let place = self.map.place_of(wanted.address);
         if let (Some(recorder), Some(Place::Page(page))) = (self.recorder.as_deref_mut(), place) {
@@ -312,8 +334,6 @@ impl Session {
         if !self.elsewhere.again(wanted.address) {
             return;
         }
-        // Never zeros: what belongs there is not known. Where it cannot be poisoned, closing is all that is left.
-        let _ = self.uffd.poison(wanted.address, page_size, true);
         self.fail(
             EndReason::Protocol,
             PagerError::Protocol(format!(
@@ -322,6 +342,11 @@ impl Session {
                 wanted.address
             )),
         );
+        if self.phase.holds() {
+            return self.keep_fault(wanted);
+        }
+        // Never zeros: what belongs there is not known. Where it cannot be poisoned, closing is all that is left.
+        let _ = self.uffd.poison(wanted.address, page_size, true);
     }
 
     /// Where the memory of the session ends that goes on to `address` in one mapping, if it does. A mapping that grows in

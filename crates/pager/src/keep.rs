@@ -217,6 +217,8 @@ fn parts_of(
         None => None,
     };
     Ok(Parts {
+        owner: None,
+        backing: None,
         id: session.id,
         label: session.label.clone(),
         uffd,

@@ -22,6 +22,16 @@ pub(crate) fn deadlock(address: u64) -> ! {
     std::process::abort();
 }
 
+/// A thread waits for memory that is held, and only it could let that go on.
+pub(crate) fn held_for_ever(address: u64) -> ! {
+    say(format_args!(
+        "deadlock: the JavaScript thread that serves this memory has touched a page at {address:#x} while the session is held, \
+         and only it could resume it: it would wait for itself for ever. Touch the memory on another thread, or limit the hold \
+         (`holdTimeout`)."
+    ));
+    std::process::abort();
+}
+
 /// A line of bounded length that needs no allocation, because whoever speaks may be the one who must not wait for another
 /// thread's fork(3).
 struct Line {

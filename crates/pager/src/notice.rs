@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::address_map::Region;
 use crate::error::PagerError;
-use crate::policy::SessionEnd;
+use crate::policy::{Hold, SessionEnd};
 use crate::session_info::SessionInfo;
 use crate::supervise::Peer;
 
@@ -19,6 +19,21 @@ pub enum Notice {
         id: u64,
         /// How.
         end: SessionEnd,
+    },
+    /// A session is held: its faults wait until [`Pager::resume`], [`Pager::close_session`], or `hold.until`. Where `hold.asks`,
+    /// what is to be done is said by [`Pager::decide`]; the session may be one that was never announced then, and if the answer
+    /// is to hold it, that is told again.
+    ///
+    /// [`Pager::resume`]: crate::Pager::resume
+    /// [`Pager::close_session`]: crate::Pager::close_session
+    /// [`Pager::decide`]: crate::Pager::decide
+    Held {
+        /// Which.
+        id: u64,
+        /// Who is served.
+        peer: Peer,
+        /// Why.
+        hold: Hold,
     },
     /// A handshake was completed, and which image the process gets is to be said by [`Pager::answer`]. It waits until
     /// then; if that takes too long, or it goes away, it is rejected under the same id.

@@ -73,6 +73,8 @@ impl Offer {
             map,
             source: image.source,
             policy: image.policy,
+            owner: None,
+            backing: None,
             window: image.window,
             fill: image.fill,
             source_timeout: SOURCE_TIMEOUT,

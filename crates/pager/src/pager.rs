@@ -15,6 +15,7 @@ use crate::ahead::{DeliverPopulated, PopulateOptions};
 use crate::error::PagerError;
 use crate::event_loop::EventLoop;
 use crate::fill::FillOptions;
+use crate::holding::Backing;
 use crate::keep::{Keeper, Successor};
 use crate::mailbox::Mailbox;
 use crate::modes::{Minor, SessionModes, protect};
@@ -77,6 +78,11 @@ pub struct SessionOptions {
     pub modes: SessionModes,
     /// Whether its working set is recorded, or an earlier one replayed.
     pub working_set: WorkingSet,
+    /// The thread by which alone [`FailurePolicy::Hold`] of this process's own memory ends: if it waits itself, the program
+    /// ends with an explanation.
+    pub owner: Option<u32>,
+    /// What is to outlive the session: the mapping, where it is one of this process.
+    pub backing: Option<Backing>,
 }
 
 /// Memory that can be served: see [`SessionOptions::prepare`].
@@ -106,6 +112,8 @@ impl SessionOptions {
             process: None,
             modes: SessionModes::default(),
             working_set: WorkingSet::default(),
+            owner: None,
+            backing: None,
         }
     }
 
@@ -179,6 +187,19 @@ pub(crate) enum Message {
     AbandonServer {
         id: u64,
     },
+    Hold {
+        id: u64,
+        answer: Owed<()>,
+    },
+    Resume {
+        id: u64,
+        source: Option<Arc<dyn PageSource>>,
+        answer: Owed<()>,
+    },
+    Decide {
+        id: u64,
+        policy: FailurePolicy,
+    },
     Completed(Completion),
     StopRecording {
         id: u64,
@@ -201,7 +222,7 @@ pub(crate) enum Message {
 /// Its methods may be called on any thread and never wait for a fault. Dropping it closes what is still open (pages
 /// still missing are poisoned) and joins the thread.
 pub struct Pager {
-    mailbox: Mailbox<Message>,
+    pub(crate) mailbox: Mailbox<Message>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -309,6 +330,8 @@ impl Pager {
             own,
             connection: None,
             working_set: options.working_set,
+            owner: options.owner,
+            backing: options.backing,
         };
         self.mailbox.send(Message::Adopt(Box::new((parts, observer))));
         id

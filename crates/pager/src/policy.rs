@@ -1,5 +1,7 @@
 //! The words for what happens to memory that cannot be, or will not be, served any more.
 
+use std::time::{Duration, Instant};
+
 use crate::error::PagerError;
 
 /// What a session does to the other process when its memory cannot be served.
@@ -14,6 +16,47 @@ pub enum FailurePolicy {
     Poison,
     /// The process is killed through its pidfd.
     Kill,
+    /// Its faults are kept, without an answer, until [`Pager::resume`] or [`Pager::close_session`]; it is told by
+    /// [`Notice::Held`]. Where nobody could go on (the session was never announced, or its owner is gone), it is
+    /// [`FailurePolicy::Poison`].
+    ///
+    /// [`Pager::resume`]: crate::Pager::resume
+    /// [`Pager::close_session`]: crate::Pager::close_session
+    /// [`Notice::Held`]: crate::Notice::Held
+    Hold {
+        /// How long, at most; then it is [`FailurePolicy::Poison`]. `None`: for as long as it takes.
+        timeout: Option<Duration>,
+    },
+    /// The observer is asked by [`Notice::Held`], and answers by [`Pager::decide`]. Faults are kept meanwhile.
+    ///
+    /// [`Notice::Held`]: crate::Notice::Held
+    /// [`Pager::decide`]: crate::Pager::decide
+    Ask {
+        /// How long the answer may take; then it is [`FailurePolicy::Poison`].
+        timeout: Duration,
+    },
+}
+
+impl FailurePolicy {
+    /// What it comes to where nobody is there to answer, or to go on later.
+    #[must_use]
+    pub const fn at_once(self) -> Self {
+        match self {
+            Self::Kill => Self::Kill,
+            Self::Poison | Self::Hold { .. } | Self::Ask { .. } => Self::Poison,
+        }
+    }
+}
+
+/// Why a session is held, and how that goes on.
+#[derive(Debug, Clone)]
+pub struct Hold {
+    /// What failed; `None` where its owner wanted it held.
+    pub failure: Option<SessionEnd>,
+    /// When what waits is poisoned, if nothing happens until then.
+    pub until: Option<Instant>,
+    /// It is asked what is to be done.
+    pub asks: bool,
 }
 
 /// What a session that is closed on purpose does with the pages that are still missing.

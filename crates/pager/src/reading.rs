@@ -16,6 +16,8 @@ use crate::workers::{Completion, Job, Urgency, Workers};
 
 /// A read that a worker is doing.
 pub(crate) struct InFlight {
+    /// Which of the session's reads it is.
+    pub(crate) number: u64,
     pub(crate) pages: Range<usize>,
     pub(crate) reason: Reason,
     /// Pages of it that somebody waits for.
@@ -142,8 +144,11 @@ impl Session {
         if self.in_flight.len() >= MOST_IN_FLIGHT {
             return Err(Stop::Changing(run.start));
         }
+        self.reads_begun += 1;
+        let number = self.reads_begun;
         let job = Job {
             session: self.info.id,
+            number,
             pages: run.clone(),
             offset,
             buffer: vec![0; self.map.bytes(run.len()) as usize],
@@ -161,14 +166,14 @@ impl Session {
         let since = Instant::now();
         let deadline = since + self.source_timeout;
         let waiting = waiting.into_iter().collect();
-        self.in_flight.push(InFlight { pages: run, reason, waiting, since, deadline });
+        self.in_flight.push(InFlight { number, pages: run, reason, waiting, since, deadline });
         Ok(())
     }
 
     /// Takes the bytes a worker brought. Pages that were discarded meanwhile are not filled with them.
     pub(crate) fn complete(&mut self, completion: Completion, cx: &mut Context<'_>) {
         let Completion { mut job, result } = completion;
-        let Some(index) = self.in_flight.iter().position(|reading| reading.pages == job.pages) else {
+        let Some(index) = self.in_flight.iter().position(|reading| reading.number == job.number) else {
             return;
         };
         let InFlight { pages, reason, waiting, since, .. } = self.in_flight.swap_remove(index);

@@ -127,6 +127,15 @@ impl Replaying {
         near
     }
 
+    /// What is being read, or has been and is not installed, is to be read anew.
+    pub(crate) fn forget_reads(&mut self) {
+        let reading = self.reading.drain(..).flat_map(|(_, wanted)| wanted);
+        let wanted: Vec<_> = self.ready.drain(..).flat_map(|ready| ready.wanted).chain(reading).collect();
+        for pages in wanted.into_iter().rev() {
+            self.pending.push_front(pages);
+        }
+    }
+
     fn is_idle(&self) -> bool {
         self.next >= self.plan.blocks.len()
             && self.pending.is_empty()

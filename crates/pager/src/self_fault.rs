@@ -69,7 +69,7 @@ fn read_proc(thread: u32, name: &str, bytes: &mut [u8; 64]) -> usize {
 }
 
 /// Whether it sleeps in a fault of a userfaultfd, by the name of the kernel function it sleeps in.
-fn sleeps_in_fault(thread: u32) -> bool {
+pub(crate) fn sleeps_in_fault(thread: u32) -> bool {
     let mut bytes = [0; 64];
     let len = read_proc(thread, "wchan", &mut bytes);
     bytes.get(..len) == Some(b"handle_userfault")

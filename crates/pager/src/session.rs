@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use uffd::{EventBuffer, Userfaultfd};
 
@@ -16,15 +16,15 @@ use crate::address_map::AddressMap;
 use crate::ahead::Wishes;
 use crate::collapse::Collapsing;
 use crate::deferred::{Deferred, Kind, Wanted};
-use crate::error::PagerError;
+use crate::failing::unwritable;
 use crate::fill::{FillOptions, Filling as Announcing};
 use crate::first_page::FirstPage;
 use crate::following::Elsewhere;
-use crate::last_words;
+use crate::holding::{Backing, Holding};
 use crate::latency::Stopwatch;
 use crate::modes::Minor;
 use crate::page_state::PageStates;
-use crate::policy::{EndReason, FailurePolicy, SessionEnd};
+use crate::policy::FailurePolicy;
 use crate::reading::InFlight;
 use crate::replay::Replaying;
 use crate::resolve::{Filling, Resolver, Stop};
@@ -54,6 +54,10 @@ pub(crate) struct Parts {
     pub(crate) map: AddressMap,
     pub(crate) source: Arc<dyn PageSource>,
     pub(crate) policy: FailurePolicy,
+    /// The thread by which alone a hold of this process's own memory ends.
+    pub(crate) owner: Option<u32>,
+    /// What is to outlive the session.
+    pub(crate) backing: Option<Backing>,
     /// Bytes installed around a fault; adaptive where absent.
     pub(crate) window: Option<u64>,
     pub(crate) fill: FillOptions,
@@ -84,6 +88,8 @@ pub(crate) struct Session {
     pub(crate) policy: FailurePolicy,
     pub(crate) phase: Phase,
     pub(crate) deferred: Deferred,
+    pub(crate) holding: Holding,
+    pub(crate) backing: Option<Backing>,
     pub(crate) source: Arc<dyn PageSource>,
     pub(crate) source_timeout: Duration,
     pub(crate) window_bytes: Option<u64>,
@@ -96,6 +102,8 @@ pub(crate) struct Session {
     pub(crate) huge: bool,
     rounds: HashMap<usize, u32>,
     pub(crate) in_flight: Vec<InFlight>,
+    /// Reads that were begun.
+    pub(crate) reads_begun: u64,
     /// Faults that were read and have not had their turn yet.
     pub(crate) queue: VecDeque<Wanted>,
     /// What was installed since events were last read: later faults of the queue in there were woken by that.
@@ -160,6 +168,8 @@ impl Session {
             tracking,
             all_there,
             working_set,
+            owner,
+            backing,
         } = parts;
         let WorkingSet { record, replay } = working_set;
         let (pages, page_size) = (map.pages(), map.page_size());
@@ -192,6 +202,8 @@ impl Session {
             policy,
             phase: Phase::Serving,
             deferred: Deferred::default(),
+            holding: Holding::of(owner),
+            backing,
             source,
             source_timeout,
             // Huge pages are installed one at a time.
@@ -204,6 +216,7 @@ impl Session {
             huge,
             rounds: HashMap::new(),
             in_flight: Vec::new(),
+            reads_begun: 0,
             queue: VecDeque::new(),
             answered: Vec::new(),
             elsewhere: Elsewhere::default(),
@@ -269,6 +282,10 @@ impl Session {
         self.answered.iter().any(|pages| pages.contains(&page))
     }
 
+    pub(crate) fn forget_rounds(&mut self) {
+        self.rounds.clear();
+    }
+
     pub(crate) fn reads_in_flight(&self) -> usize {
         self.in_flight.len()
     }
@@ -277,6 +294,7 @@ impl Session {
     pub(crate) fn faults_waiting(&self) -> usize {
         self.queue.len()
             + self.deferred.len()
+            + self.holding.faults.len()
             + self.in_flight.iter().map(|reading| reading.waiting.len()).sum::<usize>()
     }
 
@@ -368,38 +386,6 @@ impl Session {
         source.record(took);
     }
 
-    /// What becomes of the fault on `page` after an attempt to answer it.
-    pub(crate) fn settle(&mut self, page: usize, wanted: Wanted, outcome: Result<(), Stop>) {
-        match outcome {
-            Ok(()) => {}
-            Err(stop) if self.was_answered(page) => self.stopped(stop),
-            Err(stop) => self.put_off(wanted, stop),
-        }
-    }
-
-    /// The fault could not be answered now. Whatever happens to the session, it still waits.
-    pub(crate) fn put_off(&mut self, wanted: Wanted, stop: Stop) {
-        if matches!(stop, Stop::Changing(_)) {
-            self.info.stats.deferred.add(1);
-        }
-        if !self.deferred.park(wanted, Instant::now()) {
-            self.info.stats.joined.add(1);
-        }
-        self.stopped(stop);
-    }
-
-    /// Puts the session through its failure policy. The first failure is the one that is told.
-    pub(crate) fn fail(&mut self, reason: EndReason, error: PagerError) {
-        if self.own && matches!(self.phase, Phase::Serving) {
-            last_words::cannot_be_served(&self.map, &error);
-            if self.policy == FailurePolicy::Kill {
-                std::process::abort();
-            }
-        }
-        let end = SessionEnd { reason, error: Some(error) };
-        self.phase.fail(end, self.policy, self.process.as_ref());
-    }
-
     /// Makes the uffd nonblocking again. Its flags are shared with the peer; a blocking one cannot be polled.
     pub(crate) fn restore_nonblocking(&self) {
         use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -408,24 +394,6 @@ impl Session {
             let _ = fcntl(&self.uffd, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK));
         }
     }
-
-    pub(crate) fn stopped(&mut self, stop: Stop) {
-        match stop {
-            Stop::Changing(_) => {}
-            Stop::Gone => self.phase.peer_gone(),
-            Stop::CannotPoison => self.phase.cannot_poison(self.process.as_ref()),
-            Stop::Failed(reason, error) => self.fail(reason, error),
-        }
-    }
-}
-
-/// The memory's own file could not be written to.
-fn unwritable(error: PagerError) -> Stop {
-    let reason = match error.errno() {
-        Some(libc::ENOSPC | libc::ENOMEM) => EndReason::Exhausted,
-        _ => EndReason::Protocol,
-    };
-    Stop::Failed(reason, error)
 }
 
 impl AsFd for Session {

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::policy::{EndReason, FailurePolicy, Rest, SessionEnd};
+use crate::policy::{EndReason, FailurePolicy, Hold, Rest, SessionEnd};
 use crate::resolve::{Filling, Stop};
 use crate::session::{CHANGING_PAUSE, Context, Session};
 use crate::supervise::Supervised;
@@ -23,6 +23,8 @@ const DYING_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) enum Phase {
     /// Faults are answered from the source.
     Serving,
+    /// Faults are kept until somebody says how it goes on.
+    Held(Hold),
     /// What is still missing is dealt with, page after page.
     Sweeping { rest: Rest, next: usize, not_before: Option<Instant>, end: SessionEnd },
     /// The process has been sent SIGKILL.
@@ -53,19 +55,27 @@ impl Phase {
         matches!(self, Self::Serving)
     }
 
-    /// Whether faults are still answered at all.
+    /// Whether faults are kept.
+    pub(crate) fn holds(&self) -> bool {
+        matches!(self, Self::Held(_))
+    }
+
+    /// Whether faults are still answered at all, now or later.
     pub(crate) fn answers(&self) -> bool {
-        matches!(self, Self::Serving | Self::Sweeping { .. })
+        matches!(self, Self::Serving | Self::Held(_) | Self::Sweeping { .. })
     }
 
     /// Starts to close on purpose. A session that is ending already goes on doing that.
     fn close(&mut self, rest: Rest) {
-        if matches!(self, Self::Serving) {
-            *self = Self::sweep(rest, SessionEnd { reason: EndReason::Closed, error: None });
-        }
+        let error = match self {
+            Self::Serving => None,
+            Self::Held(hold) => hold.failure.take().and_then(|failure| failure.error),
+            _ => return,
+        };
+        *self = Self::sweep(rest, SessionEnd { reason: EndReason::Closed, error });
     }
 
-    /// Applies the failure policy, unless an earlier failure already did.
+    /// Kills or poisons, unless an earlier failure already did.
     pub(crate) fn fail(&mut self, end: SessionEnd, policy: FailurePolicy, process: Option<&Supervised>) {
         if !self.answers() || self.poisons() {
             return;
@@ -92,7 +102,11 @@ impl Phase {
 
     /// The process has exited. If that was not the plan, it is the reason.
     pub(crate) fn peer_gone(&mut self) {
-        let end = self.take_end().unwrap_or(SessionEnd { reason: EndReason::PeerExited, error: None });
+        let error = match self {
+            Self::Held(hold) => hold.failure.take().and_then(|failure| failure.error),
+            _ => None,
+        };
+        let end = self.take_end().unwrap_or(SessionEnd { reason: EndReason::PeerExited, error });
         *self = Self::Over { end, leave_open: false };
     }
 
@@ -100,6 +114,7 @@ impl Phase {
     pub(crate) fn of_child(&self) -> Self {
         match self {
             Self::Sweeping { rest, end, .. } => Self::sweep(*rest, end.clone()),
+            Self::Held(hold) => Self::Held(hold.clone()),
             _ => Self::Serving,
         }
     }
@@ -117,7 +132,7 @@ impl Phase {
     /// The end this phase leads to, if it leads to one.
     fn take_end(&self) -> Option<SessionEnd> {
         match self {
-            Self::Serving => None,
+            Self::Serving | Self::Held(_) => None,
             Self::Sweeping { end, .. } | Self::Dying { end, .. } | Self::Over { end, .. } => {
                 Some(end.clone())
             }
@@ -144,6 +159,7 @@ impl Session {
         self.keep_ending();
         match &self.phase {
             Phase::Serving => self.gather_dirty(now).unwrap_or_else(|| self.next_retry()),
+            Phase::Held(_) => self.step_held(now),
             Phase::Over { .. } => Next::Now,
             Phase::Dying { since, .. } => {
                 let deadline = *since + DYING_DEADLINE;

@@ -209,7 +209,7 @@ impl Session {
     pub(crate) fn keep_ending(&mut self) {
         let Some(kept) = self.kept.as_deref_mut() else { return };
         let (rest, end, stays_open) = match &self.phase {
-            Phase::Serving => return,
+            Phase::Serving | Phase::Held(_) => return,
             Phase::Sweeping { rest, end, .. } => (*rest, end, false),
             Phase::Dying { end, .. } => (Rest::Poison, end, false),
             Phase::Over { end, leave_open } => (Rest::Poison, end, *leave_open),

@@ -200,7 +200,7 @@ impl Session {
             Some(tracking) if tracking.taking.is_some() => {
                 PagerError::Exhausted("the dirty pages of this session are being taken already".to_owned())
             }
-            Some(_) if !self.phase.serves() => PagerError::SessionOver,
+            Some(_) if !self.phase.serves() && !self.phase.holds() => PagerError::SessionOver,
             Some(_) => {
                 let left = self.map.pages();
                 let taking = Taking { ranges: Vec::new(), most: most.max(1), left, not_before: None, answer };

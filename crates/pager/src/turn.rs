@@ -29,6 +29,7 @@ impl Session {
         let mut read = 0;
         let mut failure: Option<(EndReason, PagerError)> = None;
         let mut drained = false;
+        self.holding.unreadable = false;
         while !drained && read < most && self.queue.len() < most {
             if let Some(kept) = self.kept.as_deref_mut() {
                 kept.begin_read();
@@ -40,6 +41,7 @@ impl Session {
                     drained = count < events.most();
                 }
                 Err(cause) => {
+                    self.holding.unreadable = true;
                     failure = Some(unreadable(cause));
                     break;
                 }
@@ -120,6 +122,7 @@ impl Session {
 
     /// Queues the parked faults again, if it is time. Whether it was.
     pub(crate) fn retry(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
+        self.release_faults();
         let Some(pages) = self.deferred.take_due(now) else { return false };
         if cx.alone {
             // The thread that changes the address space has to run before anything can be installed. Others would have

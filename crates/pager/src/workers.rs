@@ -30,6 +30,8 @@ pub(crate) enum Urgency {
 pub(crate) struct Job {
     /// The session it is for.
     pub(crate) session: u64,
+    /// Which of the session's reads: an answer that comes after it was given up belongs to no other.
+    pub(crate) number: u64,
     /// The pages that the bytes belong to.
     pub(crate) pages: Range<usize>,
     /// Where the first byte is in the source.
@@ -227,7 +229,14 @@ mod tests {
 
     fn job(source: &Arc<Gated>, page: usize) -> Job {
         let source: Arc<dyn PageSource> = Arc::<Gated>::clone(source);
-        Job { session: 1, pages: page..page + 1, offset: page as u64 * 4096, buffer: vec![0; 4096], source }
+        Job {
+            session: 1,
+            number: 0,
+            pages: page..page + 1,
+            offset: page as u64 * 4096,
+            buffer: vec![0; 4096],
+            source,
+        }
     }
 
     fn pool(threads: usize) -> (Workers, mpsc::Receiver<Completion>, mpsc::Sender<()>, Arc<Gated>) {

@@ -118,6 +118,7 @@ impl PageSource for Ready {
 fn job(page: usize) -> Job {
     Job {
         session: 1,
+        number: 0,
         pages: page..page + 1,
         offset: page as u64,
         buffer: vec![0; 8],

@@ -130,6 +130,8 @@ impl EventLoop {
         if session.process.as_ref().is_some_and(Supervised::has_exited) {
             session.phase.peer_gone();
         }
+        // There is nothing that could go on later, and nobody who would know of it.
+        session.policy = session.policy.at_once();
         session.fail(EndReason::Protocol, refusal.error.clone());
         if !known && session.phase.poisons() {
             // Nobody knows which of its memory waits.

@@ -18,6 +18,7 @@ pub(crate) fn read(source: &Arc<dyn PageSource>, offset: u64, buffer: &mut [u8])
     let job = Job {
         // Of no session: what is delivered goes to the channel.
         session: 0,
+        number: 0,
         pages: 0..0,
         offset,
         buffer: vec![0; buffer.len()],

@@ -334,7 +334,7 @@ impl Observer for Holder {
             Notice::Rejected { error, .. } => {
                 self.tell(&Told::Refused { code: error.code().to_owned(), error: error.to_string() }, &[]);
             }
-            Notice::Asking { .. } | Notice::ServerClosed => {}
+            Notice::Asking { .. } | Notice::Held { .. } | Notice::ServerClosed => {}
         }
     }
 }

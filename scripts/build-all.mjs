@@ -1,5 +1,5 @@
 // `npm run build:all`: the binaries of all platform packages, on one x64 machine. Each passes a gate before it
-// is put into its package (`npm/<platform>/`).
+// is put into its package (`npm/<platform>/`). Needs a built library (`npm run build:ts`), which serves faults with them.
 //
 //   --check        only the gate, for binaries that are there
 //   --target NAME  only this one, by Rust's name or by that of its folder
@@ -7,7 +7,8 @@
 import { copyFileSync, existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { inspect, load, problemsOf } from './build-all/gate.mjs';
+import { faults, inspect, load, problemsOf } from './build-all/gate.mjs';
+import { muslNode } from './build-all/musl-node.mjs';
 import { call, linkerVariable, loaderFor, nodeArm64, prefix, prepare } from './build-all/prefix.mjs';
 import { TARGETS } from './build-all/targets.mjs';
 import { bin, root } from './paths.mjs';
@@ -20,7 +21,7 @@ const wanted = Object.keys(TARGETS).filter(
   target => values.target === undefined || [target, TARGETS[target].platform].includes(values.target),
 );
 if (wanted.length === 0) throw new Error(`no such target: ${values.target}`);
-const { rustc, linkers } = prepare();
+const { env, linkers } = prepare();
 
 /** Where a platform package has its binary. */
 const packaged = platform => join(root, 'npm', platform, `userfaultfd.${platform}.node`);
@@ -45,9 +46,15 @@ function build(target) {
       output,
       '--no-js',
     ],
-    { env: { [linkerVariable(target)]: linkers[target], ...(rustc && { RUSTC: rustc }) } },
+    { env: { [linkerVariable(target)]: linkers[target], ...env } },
   );
   return join(output, `userfaultfd.${platform}.node`);
+}
+
+/** A Node on which this machine's kernel serves faults: that for another CPU is emulated, and has no userfaultfd. */
+function nodeFor(platform) {
+  if (platform === 'linux-x64-gnu') return [process.execPath];
+  return platform === 'linux-x64-musl' ? muslNode() : undefined;
 }
 
 /** Builds one and looks at it; `false` where it is not fit to be published. */
@@ -64,11 +71,17 @@ function make(target) {
   } catch (error) {
     problems.push(`does not load: ${error.message}`);
   }
+  try {
+    const node = nodeFor(platform);
+    loaded += node === undefined ? ', no faults' : `, ${faults(file, node)} faults served`;
+  } catch (error) {
+    problems.push(`does not serve: ${error.message}`);
+  }
   const facts = [
     platform.padEnd(17),
     `${(found.bytes / 1000).toFixed(0)} kB`.padStart(8),
     found.glibc === '0' ? 'no glibc    ' : `glibc ${found.glibc}`.padEnd(12),
-    loaded.padEnd(26),
+    loaded.padEnd(42),
     seconds(performance.now() - started),
   ];
   process.stdout.write(`${facts.join('  ')}\n`);

@@ -2,8 +2,9 @@
 // oldest one promised, small, and loadable.
 
 import { execFileSync } from 'node:child_process';
-import { statSync } from 'node:fs';
+import { copyFileSync, mkdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import { out, root } from '../paths.mjs';
 import { LARGEST_BINARY } from '../release/sizes.mjs';
 import { GLIBC_FLOOR, TARGETS } from './targets.mjs';
 
@@ -60,6 +61,22 @@ export function problemsOf(target, found) {
   if (libc === 'musl' && found.glibc !== '0') problems.push(`has symbols of glibc ${found.glibc}`);
   if (found.bytes > LARGEST_BINARY) problems.push(`has ${found.bytes} bytes, more than ${LARGEST_BINARY}`);
   return problems;
+}
+
+/**
+ * Has real faults served by the binary, and gives how many; fails where they are not, or not right.
+ *
+ * @param {string} file
+ * @param {string[]} node The Node for its libc.
+ */
+export function faults(file, node) {
+  // Inside of the package, so that it is reached by its own name.
+  const program = join(out, 'fault.mjs');
+  mkdirSync(out, { recursive: true });
+  copyFileSync(join(root, 'scripts/consumer/programs/fault.mjs'), program);
+  const [command, ...args] = [...node, program];
+  const env = { ...process.env, NAPI_RS_NATIVE_LIBRARY_PATH: file };
+  return JSON.parse(execFileSync(command, args, { encoding: 'utf8', env, timeout: 60_000 })).faults;
 }
 
 /**

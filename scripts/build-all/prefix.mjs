@@ -13,7 +13,6 @@ import { TARGETS } from './targets.mjs';
 export const prefix = resolve(root, process.env.CROSS_PREFIX || '.cache/cross');
 const here = join(root, 'scripts/build-all');
 const tools = join(prefix, 'npm');
-const HOST = 'x86_64-unknown-linux-gnu';
 const LIBRARIES = 'usr/lib/x86_64-linux-gnu';
 
 /** Runs a program to its end; a failure ends everything, with what it said. Gives its standard output. */
@@ -34,7 +33,7 @@ export function call(command, args, { cwd = root, env = {}, unset = [] } = {}) {
 const say = text => process.stdout.write(`${text}\n`);
 
 /** Does `work` once: a file says that it was finished, so one that was interrupted begins again. */
-function once(name, work) {
+export function once(name, work) {
   const done = join(prefix, `${name}.done`);
   if (existsSync(done)) return;
   mkdirSync(prefix, { recursive: true });
@@ -142,12 +141,15 @@ function linker(target) {
   ]);
 }
 
-/** Where rustc looks for the standard library of `target`. */
-const libraryOf = target => join(prefix, 'usr/lib/rustlib', target, 'lib');
+/** What rustc takes for its root where it compiles for a target: apart from its own, which build scripts and macros need. */
+const sysroot = join(prefix, 'sysroot');
 
-/** Compiles the standard library for a target that the archive has no build of. */
+/**
+ * Compiles the standard library for a target: the archive has not all of them, and none without the symbols of backtraces
+ * (100 kB), which a binary without symbols has no use for.
+ */
 function standardLibrary(target, rustc) {
-  once(`std-${target}`, () => {
+  once(`std-small-${target}`, () => {
     const sources = join(
       prefix,
       'usr/src',
@@ -170,7 +172,15 @@ function standardLibrary(target, rustc) {
     rmSync(built, { force: true, recursive: true });
     call(
       'cargo',
-      ['build', '--release', '--offline', '-Z', 'build-std=std,panic_abort,panic_unwind', '--target', target],
+      [
+        'build',
+        '--release',
+        '--offline',
+        '-Zbuild-std=std,panic_abort,panic_unwind',
+        '-Zbuild-std-features=panic-unwind',
+        '--target',
+        target,
+      ],
       {
         cwd: crate,
         env: {
@@ -184,10 +194,12 @@ function standardLibrary(target, rustc) {
       },
     );
     const deps = join(built, 'release/deps');
-    mkdirSync(libraryOf(target), { recursive: true });
+    const library = join(sysroot, 'lib/rustlib', target, 'lib');
+    rmSync(library, { force: true, recursive: true });
+    mkdirSync(library, { recursive: true });
     for (const file of readdirSync(deps)) {
       if (/^lib.*\.(?:rlib|rmeta)$/.test(file) && !file.startsWith('libempty-')) {
-        copyFileSync(join(deps, file), join(libraryOf(target), file));
+        copyFileSync(join(deps, file), join(library, file));
       }
     }
     rmSync(built, { force: true, recursive: true });
@@ -198,28 +210,26 @@ function standardLibrary(target, rustc) {
 export const linkerVariable = target => `CARGO_TARGET_${target.toUpperCase().replaceAll('-', '_')}_LINKER`;
 
 function hasAllTargets() {
-  const sysroot = call('rustc', ['--print', 'sysroot']).trim();
-  return Object.keys(TARGETS).every(target => existsSync(join(sysroot, 'lib/rustlib', target, 'lib')));
+  const own = call('rustc', ['--print', 'sysroot']).trim();
+  return Object.keys(TARGETS).every(target => existsSync(join(own, 'lib/rustlib', target, 'lib')));
 }
 
 /**
  * Makes what is missing of the tools.
- * Gives the compiler to use (`undefined`: the one on PATH has all targets) and the linkers, by target.
+ * Gives the linkers by target, and what else cargo has to know (nothing where the compiler on PATH has all targets).
  */
 export function prepare() {
   if (process.arch !== 'x64') throw new Error('this builds on x64 machines only');
   npmTools();
   debianTools();
   const linkers = Object.fromEntries(Object.keys(TARGETS).map(target => [target, linker(target)]));
-  if (hasAllTargets()) return { rustc: undefined, linkers };
+  if (hasAllTargets()) return { env: {}, linkers };
   const rustc = script('rustc', [
     `export LD_LIBRARY_PATH='${join(prefix, LIBRARIES)}'`,
     `exec '${join(prefix, 'usr/bin/rustc')}' "$@"`,
   ]);
-  for (const target of Object.keys(TARGETS)) {
-    if (target !== HOST) standardLibrary(target, rustc);
-  }
-  return { rustc, linkers };
+  for (const target of Object.keys(TARGETS)) standardLibrary(target, rustc);
+  return { env: { RUSTC: rustc, RUSTFLAGS: `--sysroot ${sysroot}` }, linkers };
 }
 
 /** A program that loads an addon, compiled for a target's libc. */

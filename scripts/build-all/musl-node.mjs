@@ -31,7 +31,10 @@ function fetchLoader() {
   if (site === undefined) throw new Error('apt knows no Debian archive');
   const sources = join(state, 'trixie.sources');
   const keyring = '/usr/share/keyrings/debian-archive-keyring.gpg';
-  writeFileSync(sources, `Types: deb\nURIs: ${site}\nSuites: trixie\nComponents: main\nSigned-By: ${keyring}\n`);
+  writeFileSync(
+    sources,
+    `Types: deb\nURIs: ${site}\nSuites: trixie\nComponents: main\nSigned-By: ${keyring}\n`,
+  );
   const options = Object.entries({
     'Dir::State': state,
     'Dir::State::status': '/var/lib/dpkg/status',

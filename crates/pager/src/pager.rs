@@ -27,7 +27,7 @@ use crate::server::{Image, Server, ServerOptions};
 use crate::session::Parts;
 use crate::socket::Listener;
 use crate::source::PageSource;
-use crate::supervise::{Peer, Supervised};
+use crate::supervise::{Peer, Supervised, check_policy};
 use crate::sync::Bell;
 use crate::taking_over::TakingOver;
 use crate::trace::WorkingSet;
@@ -126,6 +126,9 @@ impl SessionOptions {
     pub fn prepare(mut self, uffd: &Userfaultfd) -> Result<Prepared, PagerError> {
         let map = AddressMap::new(&self.regions, self.page_size, self.source.size())?;
         self.modes.check(uffd)?;
+        if self.process.is_some() || uffd.origin().is_none() {
+            check_policy(self.policy, self.process.as_ref(), uffd)?;
+        }
         if let Some(replay) = &self.working_set.replay {
             replay.fits(self.source.size())?;
         }

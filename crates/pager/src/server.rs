@@ -205,7 +205,7 @@ impl Pending {
         let Some(uffd) = self.uffd else { return Err(without_uffd()) };
         let uffd = Userfaultfd::adopt(uffd)?;
         let mut refusal = self.refusal;
-        let process = match Supervised::of_peer(self.socket.as_fd()) {
+        let process = match Supervised::of_peer(self.socket.as_fd(), &uffd) {
             Ok(None) => {
                 return Err(PagerError::Protocol(
                     "the process was gone when its handshake was complete".to_owned(),

@@ -9,7 +9,9 @@ use nix::errno::Errno;
 use userfaultfd_sys as sys;
 
 use crate::error::{Operation, UffdError};
+use crate::features::Features;
 use crate::ioctl;
+use crate::page::page_size;
 use crate::userfaultfd::Userfaultfd;
 
 /// How pages are copied in.
@@ -117,6 +119,19 @@ impl Userfaultfd {
         // SAFETY: `arg` lives across the call and has the size that the number encodes. Only missing pages are marked.
         let result = retried(|| unsafe { ioctl::poison(self.raw(), &raw mut arg) });
         result.map_err(|errno| UffdError::of_fill(Operation::Poison, errno, arg.updated, len))
+    }
+
+    /// Whether the kernel has `UFFDIO_POISON`. Asked at an address where nothing is registered: nothing changes.
+    #[must_use]
+    pub fn can_poison(&self) -> bool {
+        if let Some(supported) = self.supported_features() {
+            return supported.contains(Features::POISON);
+        }
+        // The first is below what some kernels take for an address at all.
+        [0, 1 << 46].into_iter().any(|address| {
+            let asked = self.poison(address, page_size() as u64, false);
+            !matches!(asked, Err(UffdError::System { errno: Errno::EINVAL | Errno::ENOTTY, .. }))
+        })
     }
 
     /// `UFFDIO_WAKE`: the threads that wait for the range look again, and fault again if nothing was installed.

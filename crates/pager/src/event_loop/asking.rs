@@ -11,7 +11,7 @@ use crate::offer::Offer;
 use crate::policy::{EndReason, FailurePolicy};
 use crate::server::Image;
 use crate::session::Session;
-use crate::supervise::Supervised;
+use crate::supervise::{Supervised, check_policy};
 
 impl EventLoop {
     /// Has the observer say which image this is. Its faults wait in the uffd meanwhile.
@@ -94,6 +94,10 @@ impl EventLoop {
         if let Some(replay) = &image.working_set.replay
             && let Err(error) = replay.fits(image.source.size())
         {
+            return self.turn_away(id, offer, error);
+        }
+        let process = offer.process.as_ref().map(Supervised::pidfd);
+        if let Err(error) = check_policy(image.policy, process, &offer.uffd) {
             return self.turn_away(id, offer, error);
         }
         let (server, asked) = (offer.server, offer.asked);

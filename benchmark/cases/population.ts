@@ -1,6 +1,6 @@
 import { MiB } from 'userfaultfd';
 
-import type { Case, Row } from '../harness/case.js';
+import type { Case, Placement, Row } from '../harness/case.js';
 import { inC, ours, serving, type Work } from '../harness/handlers.js';
 import { sparseImage } from '../harness/image.js';
 import type { Run } from '../harness/run.js';
@@ -10,9 +10,9 @@ const data = (run: Run): Work => ({ image: run.image(sizeOf(run)) });
 const zeros = (run: Run): Work => ({ image: sparseImage(sizeOf(run)) });
 const fill = ours({ server: { mode: 'fill' } });
 const populate = ours({ populate: 'before' });
-const row = (what: string, how: string): Row => ({
-  name: `fill-${what}`,
-  placement: 'two CPUs',
+const row = (what: string, how: string, placement: Placement = 'two CPUs'): Row => ({
+  name: placement === 'two CPUs' ? `fill-${what}` : `fill-${what}-not-pinned`,
+  placement,
   figure: 'fill',
   unit: 'ms',
   ours: `fill, ${what}`,
@@ -25,7 +25,8 @@ const row = (what: string, how: string): Row => ({
 /** Nobody faults. */
 export const population: Case = {
   name: 'population',
-  about: 'all of a process filled before its first fault, from a file in the page cache, and from memory',
+  about:
+    'all of a process filled before its first fault, from a file in the page cache, and from memory; pinned to one CPU, and to none',
   contenders: {
     'fill, data': serving(fill, data),
     'populate(), data': serving(populate, data),
@@ -36,5 +37,11 @@ export const population: Case = {
     'populate(), zeros': serving(populate, zeros),
     'C ZEROPAGE': serving(inC('zero'), zeros),
   },
-  rows: [row('data', 'bulk COPY'), row('memory', 'bulk COPY'), row('zeros', 'ZEROPAGE')],
+  rows: [
+    row('data', 'bulk COPY'),
+    row('memory', 'bulk COPY'),
+    row('zeros', 'ZEROPAGE'),
+    row('data', 'bulk COPY', 'not pinned'),
+    row('memory', 'bulk COPY', 'not pinned'),
+  ],
 };

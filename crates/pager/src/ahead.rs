@@ -8,12 +8,15 @@ use std::time::{Duration, Instant};
 use crate::error::PagerError;
 use crate::owed::{Deliver, Owed};
 use crate::reading::Reason;
-use crate::resolve::Stop;
+use crate::resolve::{Filling, Stop};
 use crate::session::{CHANGING_PAUSE, Context, MOST_IN_FLIGHT, Session};
 use crate::source;
+use crate::workers::Workers;
 
 /// Reads ahead that may be under way at once: faults have room for as many more.
 pub(crate) const MOST_READS: usize = MOST_IN_FLIGHT / 2;
+/// Zeros that are brought at a time, at most: that takes as long as a piece of bytes.
+const ZEROS: u64 = 4 << 20;
 /// What a second is divided into: that much is brought at a time where a rate is set.
 const PIECES_PER_SECOND: u64 = 64;
 /// Stretches that are likely wanted and have not had their turn.
@@ -212,9 +215,17 @@ impl Session {
                 }
                 continue;
             };
-            let run = if limited { run } else { self.with_zeros_behind(run, pages.end, piece) };
+            let zeros = if limited { None } else { self.zeros_from(&run, pages.end) };
+            let run = zeros.clone().unwrap_or(run);
             let (end, bytes) = (run.end, self.map.bytes(run.len()));
-            return match self.bring(run, cx) {
+            let brought = match zeros {
+                Some(zeros) => {
+                    self.watch.start();
+                    self.fill(zeros, Filling::SourceZeros, &[]).map(|()| true)
+                }
+                None => self.bring(run, cx),
+            };
+            return match brought {
                 Ok(true) => {
                     if let Some(request) = self.ahead.0.get_mut(index) {
                         request.advance(end, bytes);
@@ -274,31 +285,27 @@ impl Session {
         }
     }
 
-    /// A run that the image is known to have zeros for, and eight times as much of these behind it, which takes no longer than a run of bytes.
-    fn with_zeros_behind(&self, run: Range<usize>, end: usize, piece: u64) -> Range<usize> {
-        let most = self.states.missing_run(run.start, run.start..end.min(run.start + 8 * run.len().max(1)));
-        let most = self.map.clip(most);
-        let zeros = |pages: &Range<usize>| {
-            let offset = self.map.source_offset_of(pages.start);
-            offset
-                .is_some_and(|offset| source::known_zeros(&*self.source, offset, self.map.bytes(pages.len())))
-        };
-        let larger = most.len() > run.len() && self.map.bytes(run.len()) >= piece && !self.huge;
-        if larger && !self.brings_to_file() && zeros(&most) { most } else { run }
+    /// As much behind `run` as the image is known to have zeros for, `run` included: that is quick. `None` where there is none.
+    fn zeros_from(&self, run: &Range<usize>, end: usize) -> Option<Range<usize>> {
+        if self.huge || self.brings_to_file() || self.tracking.is_some() {
+            return None;
+        }
+        let pages = (ZEROS / self.map.page_size()) as usize;
+        let most = self.states.missing_run(run.start, run.start..end.min(run.start + pages));
+        [self.map.clip(most), run.clone()].into_iter().find(|pages| self.has_zeros(pages))
     }
 
-    /// Brings a run of missing pages that nobody waits for, or has it read; `false` where as many reads are under way as
-    /// may be.
-    pub(crate) fn bring(&mut self, run: Range<usize>, cx: &mut Context<'_>) -> Result<bool, Stop> {
-        self.watch.start();
-        Ok(self.fill_at_hand(run.clone(), &[], cx)? || self.read_ahead(run, cx)?)
+    /// Whether the image is known to have nothing but zeros for these pages.
+    pub(crate) fn has_zeros(&self, pages: &Range<usize>) -> bool {
+        let (offset, len) = (self.map.source_offset_of(pages.start), self.map.bytes(pages.len()));
+        offset.is_some_and(|offset| source::known_zeros(&*self.source, offset, len))
     }
 
     /// Has a worker read pages that nobody waits for; `false` where as many such reads are under way as may be.
-    pub(crate) fn read_ahead(&mut self, run: Range<usize>, cx: &Context<'_>) -> Result<bool, Stop> {
+    pub(crate) fn read_ahead(&mut self, run: Range<usize>, workers: &Workers) -> Result<bool, Stop> {
         if self.reads_in_flight() >= MOST_READS {
             return Ok(false);
         }
-        self.read_on_worker(run, Reason::Ahead, cx.workers).map(|()| true)
+        self.read_on_worker(run, Reason::Ahead, workers).map(|()| true)
     }
 }

@@ -96,6 +96,11 @@ impl Filling {
         matches!(self.huge, Huge::Wanted)
     }
 
+    /// Whether pages may become huge ones before it is announced.
+    pub(crate) fn is_huge(&self) -> bool {
+        !matches!(self.huge, Huge::No)
+    }
+
     /// Filling with huge pages, while that goes on; until it is put back there is none.
     pub(crate) fn take_huge(&mut self) -> Option<Box<HugeFill>> {
         match std::mem::replace(&mut self.huge, Huge::Lent) {

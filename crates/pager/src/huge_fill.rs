@@ -210,12 +210,6 @@ impl Session {
         }
     }
 
-    fn has_zeros(&self, block: &Range<usize>) -> bool {
-        self.map
-            .source_offset_of(block.start)
-            .is_some_and(|offset| source::known_zeros(&*self.source, offset, BLOCK as u64))
-    }
-
     /// Whether its owner has put nothing there before it was registered.
     fn is_empty(&self, way: &Way, block: &Range<usize>) -> Result<bool, Refusal> {
         let (Way::Moved(pagemap) | Way::Stopped(_, pagemap)) = way;
@@ -243,7 +237,7 @@ impl Session {
                 Ok(Reading::Done)
             }
             Ok(ReadNow::WouldBlock) => {
-                let begun = self.read_ahead(block.clone(), cx).map_err(Refusal::Stopped)?;
+                let begun = self.read_ahead(block.clone(), cx.workers).map_err(Refusal::Stopped)?;
                 Ok(if begun { Reading::Begun } else { Reading::NotNow })
             }
             Err(error) => Err(Refusal::Stopped(Stop::Failed(EndReason::SourceFailed, error))),

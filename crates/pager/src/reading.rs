@@ -73,12 +73,12 @@ impl Session {
         if let Some(wish) = self.window.wish() {
             self.ahead.add(wish);
         }
-        if self.fill_at_hand(run.clone(), &[page], cx)? {
+        if self.fill_at_hand(run.clone(), &[page], cx.staging)? {
             return Ok(());
         }
         // Its neighbours may be the ones to wait for.
         let alone = run.len() == 1;
-        if !alone && self.fill_at_hand(page..page + 1, &[page], cx)? {
+        if !alone && self.fill_at_hand(page..page + 1, &[page], cx.staging)? {
             self.read_rest(run, cx.workers);
             return Ok(());
         }
@@ -99,10 +99,10 @@ impl Session {
         &mut self,
         run: Range<usize>,
         waiting: &[usize],
-        cx: &mut Context<'_>,
+        staging: &mut [u8],
     ) -> Result<bool, Stop> {
         let len = self.map.bytes(run.len()) as usize;
-        let (Some(offset), Some(buffer)) = (self.map.source_offset_of(run.start), cx.staging.get_mut(..len))
+        let (Some(offset), Some(buffer)) = (self.map.source_offset_of(run.start), staging.get_mut(..len))
         else {
             return Err(outside());
         };
@@ -131,6 +131,10 @@ impl Session {
         if let Err(stop) = self.read_on_worker(window, Reason::Ahead, workers) {
             self.stopped(stop);
         }
+    }
+
+    pub(crate) fn reads_in_flight(&self) -> usize {
+        self.in_flight.len()
     }
 
     /// Starts a read of `run`.

@@ -276,7 +276,7 @@ impl Session {
         }
         self.watch.start();
         let end = run.end;
-        if !self.fill_at_hand(run.clone(), &[], cx)? {
+        if !self.fill_at_hand(run.clone(), &[], cx.staging)? {
             return self.read_for_replay(run, replaying, cx);
         }
         if let Some(pages) = replaying.pending.front_mut() {

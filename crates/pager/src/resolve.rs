@@ -22,7 +22,7 @@ use crate::modes::Minor;
 use crate::page_state::PageStates;
 use crate::policy::EndReason;
 use crate::stats::Stats;
-use crate::zero_runs::runs;
+use crate::zero_runs::{Run, runs};
 
 /// How often one huge page may be "already present" and fault again before the pool is held to be empty.
 const MOST_ROUNDS: u32 = 8;
@@ -32,6 +32,8 @@ const MOST_ROUNDS: u32 = 8;
 pub(crate) enum Filling<'a> {
     /// These bytes, as many as the pages have. Pages of zeros among them become [`Filling::SourceZeros`].
     Bytes(&'a [u8]),
+    /// Nothing: the source's bytes or zeros are there already, put there by the thread beside this one ([`crate::in_two`]).
+    Installed(&'a [Run]),
     /// Zeros, because the source has zeros there.
     SourceZeros,
     /// What the page cache has for them.
@@ -94,9 +96,17 @@ impl Resolver<'_> {
             Filling::Bytes(bytes) if self.protect.is_none() && !self.whole => {
                 self.fill_runs(pages.clone(), bytes)
             }
+            Filling::Installed(runs) => {
+                for Run { pages: run, zero } in runs {
+                    let as_if = if *zero { Filling::SourceZeros } else { Filling::Bytes(&[]) };
+                    self.installed(pages.start + run.start..pages.start + run.end, as_if);
+                }
+                Ok(())
+            }
             _ => self.fill_run(pages.clone(), filling),
         };
-        if self.filled && matches!(filling, Filling::Bytes(_) | Filling::SourceZeros | Filling::Cached) {
+        let from_source = !matches!(filling, Filling::Zeros | Filling::Poison);
+        if self.filled && from_source {
             self.stats.windows.add(1);
         }
         done
@@ -202,6 +212,8 @@ impl Resolver<'_> {
                 self.uffd.zero_huge(address, len, self.map.page_size() as usize, true)
             }
             Filling::Zeros | Filling::SourceZeros => self.uffd.zero(address, len, true),
+            // It is there.
+            Filling::Installed(_) => Ok(()),
             Filling::Poison => {
                 if self.protect.is_some() {
                     // A mark of protection, which memory of files keeps where a page is missing, is in the way.
@@ -229,7 +241,7 @@ impl Resolver<'_> {
             self.stats.pages_prefetched.add(count);
         }
         match filling {
-            Filling::Bytes(_) | Filling::Cached => {
+            Filling::Bytes(_) | Filling::Cached | Filling::Installed(_) => {
                 self.stats.faults_installed.add(waited_for);
                 self.stats.pages_installed.add(count);
                 self.stats.bytes_installed.add(self.map.bytes(pages.len()));

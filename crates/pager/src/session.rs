@@ -21,6 +21,7 @@ use crate::fill::{FillOptions, Filling as Announcing};
 use crate::first_page::FirstPage;
 use crate::following::Elsewhere;
 use crate::holding::{Backing, Holding};
+use crate::in_two::InTwo;
 use crate::latency::Stopwatch;
 use crate::modes::Minor;
 use crate::page_state::PageStates;
@@ -81,7 +82,7 @@ pub(crate) struct Parts {
 
 pub(crate) struct Session {
     pub(crate) info: Arc<SessionInfo>,
-    pub(crate) uffd: Userfaultfd,
+    pub(crate) uffd: Arc<Userfaultfd>,
     pub(crate) map: AddressMap,
     pub(crate) states: PageStates,
     pub(crate) process: Option<Supervised>,
@@ -132,6 +133,7 @@ pub(crate) struct Context<'a> {
     pub(crate) events: &'a mut EventBuffer,
     /// At least as long as any session's window.
     pub(crate) staging: &'a mut [u8],
+    pub(crate) in_two: &'a mut InTwo,
     pub(crate) workers: &'a Workers,
     /// There is no other session, which would have to wait.
     pub(crate) alone: bool,
@@ -195,7 +197,7 @@ impl Session {
         }
         Self {
             info: Arc::new(info),
-            uffd,
+            uffd: Arc::new(uffd),
             states,
             map,
             process,
@@ -286,10 +288,6 @@ impl Session {
         self.rounds.clear();
     }
 
-    pub(crate) fn reads_in_flight(&self) -> usize {
-        self.in_flight.len()
-    }
-
     /// Faults that nobody has answered yet.
     pub(crate) fn faults_waiting(&self) -> usize {
         self.queue.len()
@@ -357,7 +355,10 @@ impl Session {
             }
             self.deferred.progressed();
             self.wake_other_places(pages.start..end);
-            self.answered.push(pages.start..end);
+            match self.answered.last_mut() {
+                Some(last) if last.end == pages.start => last.end = end,
+                _ => self.answered.push(pages.start..end),
+            }
         }
         done
     }

@@ -3,9 +3,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use std::time::{Duration, Instant};
+
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+pub(crate) use std::sync::atomic::{AtomicU8, Ordering};
 pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 pub(crate) use std::thread;
 
@@ -31,6 +34,14 @@ impl Bell {
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// Looks for a while whether something has come to be.
+pub(crate) fn look(long: Duration, is: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is() && began.elapsed() < long {
+        std::hint::spin_loop();
     }
 }
 

@@ -5,8 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says so by panicking")]
 #![allow(dead_code, reason = "the model uses a part of the files")]
 
+#[path = "../src/hand.rs"]
+mod hand;
 #[path = "../src/mailbox.rs"]
 mod mailbox;
+#[path = "../src/staging.rs"]
+mod staging;
 #[path = "../src/workers.rs"]
 mod workers;
 
@@ -24,11 +28,22 @@ mod source {
 
 /// In the place of the pager's: the model's.
 mod sync {
+    pub(crate) use shuttle::sync::atomic::{AtomicU8, Ordering};
     pub(crate) use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
     pub(crate) use shuttle::thread;
     pub(crate) use std::sync::PoisonError;
 
     const ORDERS: usize = 2000;
+
+    /// Looks twice; how long that takes means nothing here.
+    pub(crate) fn look(_: std::time::Duration, is: impl Fn() -> bool) {
+        for _ in 0..2 {
+            if is() {
+                return;
+            }
+            thread::yield_now();
+        }
+    }
 
     /// Runs it in many orders of its threads, the same ones every time.
     pub(crate) fn check(test: impl Fn() + Send + Sync + 'static) {
@@ -67,6 +82,7 @@ mod sync {
     }
 }
 
+use hand::{Hand, Outcome};
 use mailbox::Mailbox;
 use pager::{PageSource, PagerError, ReadNow};
 use sync::{Arc, Bell, Mutex, check, mpsc, thread};
@@ -176,5 +192,34 @@ fn dropping_the_pool_in_the_middle_of_reads_waits_for_its_threads() {
         drop(workers);
         let done: Vec<usize> = completions.iter().collect();
         assert!(done.len() <= 3, "{done:?}");
+    });
+}
+
+#[test]
+fn a_part_is_done_or_was_never_begun_when_the_loop_goes_on() {
+    check(|| {
+        let mut hand = Hand::new(4);
+        for number in 0..3_usize {
+            let steps = Arc::new(Mutex::new(0));
+            let taken = Arc::clone(&steps);
+            let part = move |buffer: &mut [u8]| {
+                *taken.lock().unwrap() += 1;
+                thread::yield_now();
+                *taken.lock().unwrap() += 1;
+                buffer.len() + number
+            };
+            let (own, outcome) = hand.beside(Box::new(part), || {
+                thread::yield_now();
+                number
+            });
+            assert_eq!(own, number);
+            match outcome {
+                Outcome::Done(value) => assert_eq!((value, *steps.lock().unwrap()), (4 + number, 2)),
+                Outcome::NotBegun => assert_eq!(*steps.lock().unwrap(), 0),
+                Outcome::Panicked => panic!("it did not"),
+            }
+        }
+        // A thread that was not told to stop would leave this waiting for ever, which the model reports.
+        drop(hand);
     });
 }

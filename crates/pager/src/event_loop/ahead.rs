@@ -6,6 +6,7 @@ use nix::sys::epoll::{EpollEvent, EpollTimeout};
 
 use super::{EventLoop, earlier};
 use crate::ahead::Ahead;
+use crate::in_two::HALF;
 
 /// How long pieces are brought before everything else has its turn, as long as nothing asks for one.
 const SLICE: Duration = Duration::from_millis(1);
@@ -13,7 +14,7 @@ const SLICE: Duration = Duration::from_millis(1);
 const PIECE: u64 = 64 << 10;
 /// The same where no fault but those of streams has come for the last [`CALM`] pieces: less is lost between them, and a
 /// stream that waits at the end of what is there is woken less often.
-const LARGE_PIECE: u64 = 256 << 10;
+const LARGE_PIECE: u64 = HALF;
 const CALM: u32 = 64;
 
 impl EventLoop {
@@ -35,7 +36,11 @@ impl EventLoop {
         let Some(&id) = after.or_else(|| self.ahead.first()) else { return false };
         self.last_ahead = id;
         self.calm = self.calm.saturating_add(1);
-        let piece = if self.calm > CALM { LARGE_PIECE } else { PIECE };
+        let piece = match self.calm > CALM {
+            false => PIECE,
+            true if self.lent.in_two.is_due() => 2 * HALF,
+            true => LARGE_PIECE,
+        };
         let mut outcome = Ahead::Nothing;
         self.with_session(id, |session, cx| {
             outcome = session.bring_ahead(piece, cx);

@@ -2,7 +2,9 @@
 
 use uffd::EventBuffer;
 
+use crate::in_two::InTwo;
 use crate::session::{Context, Session};
+use crate::staging::Staging;
 use crate::workers::{Deliver, Workers};
 
 /// Messages per read(2). One faulting thread needs one; many threads overlap.
@@ -16,6 +18,7 @@ pub(super) struct Lent {
     events: EventBuffer,
     few_events: EventBuffer,
     staging: Staging,
+    pub(super) in_two: InTwo,
     workers: Workers,
     /// Sessions of children that were forked, and of which session, until they are taken over.
     pub(super) forked: Vec<(u64, Session)>,
@@ -27,7 +30,8 @@ impl Lent {
         Self {
             events: EventBuffer::new(MESSAGES_PER_READ),
             few_events: EventBuffer::new(FEW_MESSAGES),
-            staging: Staging::new(),
+            staging: Staging::new(STAGING),
+            in_two: InTwo::new(),
             workers: Workers::new(workers, deliver),
             forked: Vec::new(),
         }
@@ -38,30 +42,10 @@ impl Lent {
         Context {
             events: if alone { &mut self.events } else { &mut self.few_events },
             staging: self.staging.bytes(),
+            in_two: &mut self.in_two,
             workers: &self.workers,
             alone,
             forked: &mut self.forked,
         }
-    }
-}
-
-/// Where bytes rest between the source and the other process's memory. Page-aligned: copying in and out of an
-/// unaligned buffer takes a quarter longer.
-struct Staging {
-    bytes: Vec<u8>,
-    aligned: usize,
-}
-
-impl Staging {
-    fn new() -> Self {
-        let page = uffd::page_size();
-        // Never resident beyond what is used: it comes zeroed from the allocator.
-        let bytes = vec![0; STAGING + page];
-        let aligned = bytes.as_ptr().align_offset(page).min(page);
-        Self { bytes, aligned }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        self.bytes.get_mut(self.aligned..self.aligned + STAGING).unwrap_or_default()
     }
 }

@@ -108,7 +108,8 @@ export interface Overlay {
 
 /**
  * A file or block device: a snapshot's memory. It must not change while it is served; one that shrinks ends its sessions by
- * their failure policy. Opened by the first session, on another thread.
+ * their failure policy. What its last page has behind its end is zero, as in a mapping of it. Opened by the first session, on
+ * another thread.
  */
 export function fileSource(path: string | URL, options: FileSourceOptions = {}): PageSource {
   const name = validatePathOrUrl('path', path);

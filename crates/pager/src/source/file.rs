@@ -8,6 +8,8 @@
 //! The event loop must not wait for a disk, so it reads with `RWF_NOWAIT` and leaves to a worker what is not in
 //! the page cache. Files of a memory file system are always at hand (apart from swap) and are read directly.
 //!
+//! Pages are whole, files need not be: what the last page has behind the end of the file is zero, as in a mapping of it.
+//!
 //! Where a sparse file has holes is found when it is opened. A hole counts as one as long as nothing of the file has
 //! changed since; then it is not even read.
 
@@ -46,6 +48,7 @@ pub struct FileOptions {
 pub struct FileSource {
     file: File,
     path: PathBuf,
+    /// Bytes of the file, which may end inside of a page.
     size: u64,
     /// Nothing to wait for: the file is memory itself.
     in_memory: bool,
@@ -181,6 +184,12 @@ impl FileSource {
         Err(PagerError::SourceTruncated { path: self.path.clone(), expected: self.size, actual })
     }
 
+    /// The part of `buffer` that is of the file, and the part that is behind its end.
+    fn split<'a>(&self, offset: u64, buffer: &'a mut [u8]) -> (&'a mut [u8], &'a mut [u8]) {
+        let inside = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        buffer.split_at_mut(inside.min(buffer.len()))
+    }
+
     /// `preadv2(2)` with `RWF_NOWAIT`: how many bytes were in the page cache, from `offset` on.
     fn read_cached(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
         let iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -204,7 +213,7 @@ impl FileSource {
 
 impl PageSource for FileSource {
     fn size(&self) -> u64 {
-        self.size
+        self.size.next_multiple_of(uffd::page_size() as u64)
     }
 
     fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<ReadNow, PagerError> {
@@ -214,8 +223,12 @@ impl PageSource for FileSource {
         if self.direct.is_some() {
             return Ok(ReadNow::WouldBlock);
         }
-        match self.read_cached(offset, buffer) {
-            Ok(read) if read == buffer.len() => self.check_size().map(|()| ReadNow::Done),
+        let (inside, behind) = self.split(offset, buffer);
+        match self.read_cached(offset, inside) {
+            Ok(read) if read == inside.len() => {
+                behind.fill(0);
+                self.check_size().map(|()| ReadNow::Done)
+            }
             // Partly cached, or cut off: the blocking read tells these apart. EOPNOTSUPP and ENOSYS: this file
             // system or kernel cannot say. Every other error is the blocking read's to report.
             Ok(_) | Err(_) => Ok(ReadNow::WouldBlock),
@@ -223,8 +236,10 @@ impl PageSource for FileSource {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
+        let (inside, behind) = self.split(offset, buffer);
+        behind.fill(0);
         let mut done = 0;
-        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        while let Some(rest) = inside.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let at = offset + done as u64;
             let read = match self.direct.as_ref().filter(|direct| at < direct.end()) {
                 Some(direct) => direct.read_at(rest, at),
@@ -323,6 +338,37 @@ mod tests {
             );
             assert!(!matches!(source.read_now(offset, &mut buffer), Ok(ReadNow::Done)));
         }
+    }
+
+    #[test]
+    fn behind_the_end_of_a_file_its_last_page_is_zero() {
+        let (_dir, path) = image(&[7; 5000]);
+        for options in [FileOptions::default(), FileOptions { direct: true }] {
+            // Some file systems cannot be read past the page cache.
+            let Ok(source) = FileSource::open_with(&path, options) else { continue };
+            let mut buffer = vec![1; 4096];
+
+            source.read(4096, &mut buffer).unwrap();
+
+            assert_eq!(source.size(), 8192);
+            assert_eq!(buffer, [vec![7; 904], vec![0; 3192]].concat());
+            buffer.fill(1);
+            if source.read_now(4096, &mut buffer).unwrap() == ReadNow::Done {
+                assert_eq!(buffer, [vec![7; 904], vec![0; 3192]].concat());
+            }
+            assert!(source.bytes(4096, 4096).is_none(), "they do not lie anywhere");
+        }
+    }
+
+    #[test]
+    fn a_file_that_lost_the_end_of_its_last_page_is_truncated_and_not_zero() {
+        let (_dir, path) = image(&[7; 5000]);
+        let source = FileSource::open(&path).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(4999).unwrap();
+
+        let error = source.read(4096, &mut [0; 4096]).unwrap_err();
+
+        assert!(matches!(error, PagerError::SourceTruncated { expected: 5000, actual: 4999, .. }), "{error}");
     }
 
     #[test]

@@ -1,11 +1,18 @@
 //! Errors of `crates/uffd` as data.
 
-use uffd::{AdoptError, CreateError, MappingError, UffdError};
+use uffd::{AdoptError, CreateError, MappingError, UffdError, limit_behind};
 
 use crate::values::NativeError;
 
 fn failure(code: &str, message: String, errno: Option<i32>, syscall: Option<&str>) -> NativeError {
-    NativeError { code: code.to_owned(), message, errno, syscall: syscall.map(str::to_owned) }
+    let hint = syscall.zip(errno).and_then(|(call, errno)| limit_behind(call, errno));
+    NativeError {
+        code: code.to_owned(),
+        message,
+        errno,
+        syscall: syscall.map(str::to_owned),
+        hint: hint.map(str::to_owned),
+    }
 }
 
 impl From<UffdError> for NativeError {

@@ -63,6 +63,7 @@ fn scan_error(error: &PagemapError) -> NativeError {
         message: error.to_string(),
         errno: Some(error.errno()),
         syscall: Some("PAGEMAP_SCAN".to_owned()),
+        hint: None,
     }
 }
 

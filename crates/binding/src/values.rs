@@ -13,6 +13,8 @@ pub struct NativeError {
     pub message: String,
     pub errno: Option<i32>,
     pub syscall: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
 }
 
 impl From<&PagerError> for NativeError {
@@ -22,6 +24,7 @@ impl From<&PagerError> for NativeError {
             message: error.to_string(),
             errno: error.errno(),
             syscall: error.syscall(),
+            hint: error.hint().map(str::to_owned),
         }
     }
 }

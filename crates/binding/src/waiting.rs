@@ -53,6 +53,7 @@ fn gone(error: &LivenessError) -> NativeError {
             message: "the process is gone".to_owned(),
             errno: Some(libc::ESRCH),
             syscall: Some("pidfd_open".to_owned()),
+            hint: None,
         },
         LivenessError::System { syscall, source } => failures::system(syscall, source),
         _ => failures::system("pidfd_open", &std::io::Error::from_raw_os_error(libc::EIO)),
@@ -107,6 +108,7 @@ fn passing(error: &FdPassingError) -> NativeError {
         message: error.to_string(),
         errno,
         syscall: None,
+        hint: None,
     };
     match error {
         FdPassingError::TimedOut { .. } | FdPassingError::WouldBlock => {

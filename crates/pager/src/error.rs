@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use uffd::{AdoptError, UffdError};
+use uffd::{AdoptError, UffdError, limit_behind};
 
 /// Why a server did not start, a connection was turned away, or a session ended.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -255,6 +255,7 @@ impl PagerError {
             Self::PeerExited => "ERR_UFFD_CLOSED",
             Self::System { .. } => "ERR_UFFD_SYSTEM",
             Self::Kernel { cause, .. } => match cause {
+                UffdError::System { errno: Errno::ENOMEM, .. } => "ERR_UFFD_EXHAUSTED",
                 UffdError::UffdClosed => "ERR_UFFD_CLOSED",
                 UffdError::NotRegistered => "ERR_UFFD_NOT_REGISTERED",
                 _ => "ERR_UFFD_SYSTEM",
@@ -293,6 +294,15 @@ impl PagerError {
 }
 
 impl PagerError {
+    /// What to do about it, where that is known: the limit that was reached.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Exhausted { .. } => None,
+            _ => limit_behind(&self.syscall()?, self.errno()?),
+        }
+    }
+
     /// Whether the same read may well succeed a little later: EIO, EINTR, ETIMEDOUT, EAGAIN.
     #[must_use]
     pub fn is_transient(&self) -> bool {

@@ -324,6 +324,8 @@ impl EventLoop {
         for id in over {
             self.bury(id);
         }
+        // Those that have ended have given one back.
+        self.lent.keep_spare(self.epoll.0.as_fd());
         self.time_out_handshakes(now, &mut soonest);
         self.time_out_questions(now, &mut soonest);
         self.resume_accepting(now, &mut soonest);

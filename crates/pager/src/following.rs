@@ -115,6 +115,9 @@ impl Session {
                 if self.phase.answers() {
                     let mut child = self.child(child);
                     self.keep_child(&mut child);
+                    if self.holding.crowded {
+                        child.fail(EndReason::Exhausted, crowded());
+                    }
                     forked.push((self.info.id, child));
                 } else {
                     // There is no more to be done to it: its parent is being killed.
@@ -381,14 +384,19 @@ impl Session {
 /// Why reading events failed.
 pub(crate) fn unreadable(cause: UffdError) -> (EndReason, PagerError) {
     match cause.errno() {
-        Some(libc::EMFILE | libc::ENFILE) => (
-            EndReason::Exhausted,
-            PagerError::Exhausted(
-                "no descriptor is free for the memory of a forked child (RLIMIT_NOFILE)".to_owned(),
-            ),
-        ),
+        Some(libc::EMFILE | libc::ENFILE) => (EndReason::Exhausted, crowded()),
         _ => (EndReason::Protocol, PagerError::Kernel { address: 0, len: 0, cause }),
     }
+}
+
+pub(crate) fn is_short_of_descriptors(cause: &UffdError) -> bool {
+    matches!(cause.errno(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+fn crowded() -> PagerError {
+    let what =
+        "no descriptor is free for the memory of a forked child (RLIMIT_NOFILE): what it misses is poisoned";
+    PagerError::Exhausted(what.to_owned())
 }
 
 pub(crate) fn reason_of(error: &PagerError) -> EndReason {

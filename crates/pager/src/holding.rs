@@ -44,6 +44,8 @@ pub(crate) struct Holding {
     pub(crate) lost_track: bool,
     /// The last attempt to read its events has failed.
     pub(crate) unreadable: bool,
+    /// No descriptor is free: children that are forked cannot be served.
+    pub(crate) crowded: bool,
     /// The thread without which a hold does not end, and the page of its last fault.
     owner: Option<(u32, Option<u64>)>,
     suspect: Option<Suspect>,

@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use uffd::limit_behind;
+
 use crate::ahead::MOST_READS;
 use crate::deferred::Wanted;
 use crate::error::PagerError;
@@ -163,7 +165,10 @@ impl Session {
         let fetch = Fetch::new(job, workers.deliver(), urgency == Urgency::Demand);
         let job = source::fetch(&*self.source, fetch).err().and_then(Fetch::into_job);
         if job.is_some_and(|job| workers.submit(job, urgency).is_err()) {
-            let error = PagerError::Exhausted("no thread could be started to read the source".to_owned());
+            let error = PagerError::Exhausted(format!(
+                "no thread could be started to read the source. {}",
+                limit_behind("clone", libc::EAGAIN).unwrap_or_default()
+            ));
             return Err(Stop::Failed(EndReason::Exhausted, error));
         }
         self.info.stats.worker_reads.add(1);

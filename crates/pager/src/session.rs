@@ -139,6 +139,8 @@ pub(crate) struct Context<'a> {
     pub(crate) alone: bool,
     /// Sessions of children that were forked, with their parent's id, for the event loop to take over.
     pub(crate) forked: &'a mut Vec<(u64, Session)>,
+    /// A descriptor to be closed where none is free.
+    pub(crate) spare: &'a mut Option<OwnedFd>,
 }
 
 impl Session {

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::error::PagerError;
-use crate::following::{reason_of, unreadable};
+use crate::following::{is_short_of_descriptors, reason_of, unreadable};
 use crate::policy::EndReason;
 use crate::session::{Context, Session};
 use crate::spin::Look;
@@ -40,6 +40,11 @@ impl Session {
                     // A read that had room left has emptied the queue: asking again would cost a system call.
                     drained = count < events.most();
                 }
+                Err(cause) if is_short_of_descriptors(&cause) && cx.spare.take().is_some() => {
+                    // Who has forked waits until that is read: its child gets this one, and no more.
+                    self.holding.crowded = true;
+                    continue;
+                }
                 Err(cause) => {
                     self.holding.unreadable = true;
                     failure = Some(unreadable(cause));
@@ -59,6 +64,7 @@ impl Session {
                 }
             }
         }
+        self.holding.crowded = false;
         if let (Some(ring), Some(kept)) = (ring, self.kept.as_deref_mut()) {
             kept.give_back(ring);
         }

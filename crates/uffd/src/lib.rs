@@ -13,6 +13,7 @@ mod features;
 mod fill;
 pub mod floor;
 mod ioctl;
+mod limits;
 pub mod liveness;
 mod mapping;
 mod mapping_access;
@@ -35,6 +36,7 @@ pub use event::{Event, EventBuffer, Fault, FaultKind, Left, left_in};
 pub use factory::{Backend, CreateError, CreateOptions, Factory, Faults, Supported};
 pub use features::{Features, Ioctls, Modes};
 pub use fill::{ContinueOptions, CopyOptions, MoveOptions};
+pub use limits::limit_behind;
 pub use mapping::Mapping;
 pub use mapping_advice::{Collapsed, Populate, Residency};
 pub use mapping_options::{

@@ -4,6 +4,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use uffd::limit_behind;
+
 use super::announcing::Standing;
 use super::{Entry, EventLoop, NO_SERVER, Token, earlier, unwatch, watch};
 use crate::error::PagerError;
@@ -19,6 +22,8 @@ use crate::supervise::Peer;
 const ACCEPTS_PER_TURN: usize = 16;
 /// Connections that can wait to be accepted (SOMAXCONN).
 const MOST_WAITING: usize = 4096;
+/// Handshakes that descriptors are kept free for.
+const MOST_ROOM: usize = 32;
 /// A connection that is not accepted, for want of a descriptor or of room, stays in the queue and would be reported for ever.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -137,22 +142,34 @@ impl EventLoop {
 
     /// Takes a connection. Whether there was one.
     fn accept_one(&mut self, id: u64) -> bool {
+        let room = self.has_room();
         let Some(server) = self.servers.get_mut(&id) else { return false };
         let Some(listener) = &server.listener else { return false };
-        match listener.accept() {
+        match room.and_then(|()| listener.accept()) {
             Ok(None) => return false,
             Ok(Some(socket)) => match server.greet(socket, Instant::now()) {
                 Ok(pending) => self.add_handshake(pending),
                 Err(error) => server.observer.notice(Notice::Rejected { asked: None, peer: None, error }),
             },
             Err(errno) => {
-                let error = PagerError::Exhausted(format!("a connection could not be accepted: {errno}"));
+                let limit = limit_behind("accept4", errno as i32).unwrap_or_default();
+                let error =
+                    PagerError::Exhausted(format!("a connection could not be accepted: {errno}. {limit}"));
                 server.observer.notice(Notice::Rejected { asked: None, peer: None, error });
                 self.pause_accepting(id);
                 return false;
             }
         }
         true
+    }
+
+    /// Whether descriptors are free for a connection and for what will come of those that have begun. One that comes with a
+    /// message and finds no room is lost, and with it every means to tell its process anything.
+    fn has_room(&self) -> Result<(), Errno> {
+        let wanted = 4 + 2 * self.handshakes.len().min(MOST_ROOM);
+        let taken: Result<Vec<_>, _> =
+            (0..wanted).map(|_| self.epoll.0.as_fd().try_clone_to_owned()).collect();
+        taken.map(drop).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EMFILE)))
     }
 
     /// Connections wait on; so does this loop, instead of being told about them without end.

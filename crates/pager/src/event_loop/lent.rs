@@ -1,5 +1,7 @@
 //! What the event loop has once and lends to one session after the other.
 
+use std::os::fd::{BorrowedFd, OwnedFd};
+
 use uffd::EventBuffer;
 
 use crate::in_two::InTwo;
@@ -22,6 +24,8 @@ pub(super) struct Lent {
     workers: Workers,
     /// Sessions of children that were forked, and of which session, until they are taken over.
     pub(super) forked: Vec<(u64, Session)>,
+    /// Open for nothing but to be closed where none is free, so that who has forked goes on.
+    spare: Option<OwnedFd>,
 }
 
 impl Lent {
@@ -34,6 +38,14 @@ impl Lent {
             in_two: InTwo::new(),
             workers: Workers::new(workers, deliver),
             forked: Vec::new(),
+            spare: None,
+        }
+    }
+
+    /// Makes sure of a spare descriptor, where one can be had.
+    pub(super) fn keep_spare(&mut self, any: BorrowedFd<'_>) {
+        if self.spare.is_none() {
+            self.spare = any.try_clone_to_owned().ok();
         }
     }
 
@@ -46,6 +58,7 @@ impl Lent {
             workers: &self.workers,
             alone,
             forked: &mut self.forked,
+            spare: &mut self.spare,
         }
     }
 }

@@ -43,11 +43,12 @@ export type { Feature, Ioctl, OrBit, RegisterMode } from './src/names.js';
 export {
   type AdoptOptions,
   Pager,
-  type PagerEvents,
   type PagerOptions,
   type ServeOptions,
   type SessionMode,
 } from './src/pager.js';
+export { type ConnectOptions, PagerClient, type SpawnOptions } from './src/pager-client.js';
+export { type PagerEvents, Paging } from './src/paging.js';
 export { type LatencyBucket, LatencyHistogram, type SessionLatencies } from './src/latency.js';
 export type { AcceptOptions } from './src/limits.js';
 export { FirecrackerVm, restoreFirecracker, type RestoreTimings } from './src/restore.js';

@@ -64,8 +64,8 @@ export const steps = {
     name: 'native addon',
     command: ['npm', 'run', '--silent', 'build:native'],
     inputs: () => [...RUST, ...addonCrates(), ...TOOLCHAIN],
-    outputs: () => ['native.cjs', 'native.d.cts', ...addons()],
-    complete: () => exists('native.cjs') && exists('native.d.cts') && addons().length > 0,
+    outputs: () => ['native.cjs', 'native.d.cts', 'userfaultfd-pagerd', ...addons()],
+    complete: () => ['native.cjs', 'native.d.cts', 'userfaultfd-pagerd'].every(exists) && addons().length > 0,
   }),
   library: built({
     id: 'library',

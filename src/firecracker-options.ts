@@ -3,10 +3,22 @@ import { cpus } from 'node:os';
 import type { NativeServerOptions } from '#native';
 
 import type { RestoreMode } from './fill-options.js';
-import { type ChooseImage, type MemoryImage, readDefaults, readMemory } from './images.js';
+import { UffdError } from './errors.js';
+import {
+  type ChooseImage,
+  type MemoryImage,
+  openMemory,
+  type OpenMemory,
+  readDefaults,
+  readMemory,
+} from './images.js';
 import { LONGEST_TIMEOUT } from './limits.js';
+import { native } from './native.js';
+import { Pager } from './pager.js';
+import { PagerClient } from './pager-client.js';
 import { FAILURE_OPTIONS, type FailureOptions, type OnFailure } from './policy.js';
-import type { PageSource } from './sources.js';
+import { RemoteServer, type ServerEngine } from './remote-server.js';
+import { fileSource, PageSource } from './sources.js';
 import { readStatsInterval } from './stats-reports.js';
 import { TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
 import {
@@ -16,6 +28,7 @@ import {
   validateInteger,
   validateOptions,
   validatePath,
+  wrongType,
 } from './validate.js';
 
 /** Options of `serveFirecracker`. */
@@ -70,6 +83,11 @@ export interface FirecrackerServerOptions extends TraceOptions, FailureOptions {
   cpu?: number;
   /** Milliseconds between `'stats'` events, at least 10. Default: there are none. */
   statsInterval?: number;
+  /**
+   * Who serves: a pager in a process of its own ({@link PagerClient}), which goes on listening and serving when this program
+   * ends; or one of this process, which is the same as none. Default: this process's own thread.
+   */
+  pager?: Pager | PagerClient;
 }
 
 const OPTIONS = [
@@ -85,6 +103,7 @@ const OPTIONS = [
   'maxSessions',
   'cpu',
   'statsInterval',
+  'pager',
   ...TRACE_OPTIONS,
 ];
 
@@ -94,6 +113,8 @@ export interface Start {
   image: string | PageSource | undefined;
   choose: ChooseImage | undefined;
   onFailure: OnFailure;
+  open: OpenMemory;
+  engine: (options: NativeServerOptions, notify: () => void) => ServerEngine;
   statsInterval?: number | undefined;
 }
 
@@ -116,7 +137,35 @@ export function readOptions(options: FirecrackerServerOptions): Start {
   if (cpu !== undefined) read.cpu = validateInteger('options.cpu', cpu, 0, Math.max(cpus().length, 1024) - 1);
   const choose = typeof memory === 'function' ? memory : undefined;
   const statsInterval = readStatsInterval(options.statsInterval);
-  return { native: read, image, choose, onFailure: defaults.onFailure, statsInterval };
+  const { onFailure } = defaults;
+  return { native: read, image, choose, onFailure, statsInterval, ...enginesOf(options) };
+}
+
+/** Who serves, and opens what is served. */
+function enginesOf({ pager, cpu, record, replay }: FirecrackerServerOptions): Pick<Start, 'open' | 'engine'> {
+  if (pager instanceof PagerClient) {
+    if (cpu !== undefined || record !== undefined || replay !== undefined) {
+      throw new UffdError(
+        'ERR_UFFD_UNSUPPORTED',
+        'a daemon is neither pinned to a `cpu` nor does it `record` or `replay`',
+      );
+    }
+    const { remote } = pager;
+    return {
+      open: async memory => {
+        const source = memory instanceof PageSource ? memory : fileSource(memory);
+        return { memory: '', source: await remote.open(source) };
+      },
+      engine: (options, notify) => new RemoteServer(remote, options, notify),
+    };
+  }
+  if (pager !== undefined && !(pager instanceof Pager)) {
+    throw wrongType('options.pager', 'a Pager or PagerClient', pager);
+  }
+  return {
+    open: openMemory,
+    engine: (options, notify) => native().startFirecrackerServer(options, notify),
+  };
 }
 
 function readListener({ socketPath, fd }: FirecrackerServerOptions): { socketPath: string } | { fd: number } {

@@ -1,6 +1,6 @@
 import { EventEmitter, once } from 'node:events';
 
-import type { NativeNotice, NativeServer, NativeSession } from '#native';
+import type { NativeNotice, NativeSession } from '#native';
 
 import { decide } from './deciding.js';
 import { tellRejected, tellStarted } from './diagnostics.js';
@@ -11,14 +11,14 @@ import { type FirecrackerServerOptions, readOptions, type Start } from './firecr
 import {
   type ChooseImage,
   type ImageDefaults,
-  openMemory,
+  type OpenMemory,
   type Served,
   readChoice,
   requestOf,
 } from './images.js';
 import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
-import { native } from './native.js';
 import type { OnFailure } from './policy.js';
+import type { ServerEngine } from './remote-server.js';
 import { type CloseOptions, type Peer, restOf, Session, type SessionHold } from './session.js';
 import { StatsReports } from './stats-reports.js';
 import type { SessionStats } from './stats.js';
@@ -84,7 +84,8 @@ interface Question {
  * the process or worker ends without closing it, its sessions meet their failure policy.
  */
 export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
-  readonly #native: NativeServer;
+  readonly #native: ServerEngine;
+  readonly #open: OpenMemory;
   readonly #choose: ChooseImage | undefined;
   readonly #defaults: Served<ImageDefaults>;
   /** Of sessions whose image has said it. */
@@ -107,7 +108,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
 
   /** @hidden */
   static async start(options: Start): Promise<FirecrackerServer> {
-    if (options.image !== undefined) Object.assign(options.native, await openMemory(options.image));
+    if (options.image !== undefined) Object.assign(options.native, await options.open(options.image));
     const { promise, ...settle } = withResolvers<void>();
     const server = new FirecrackerServer(options, settle);
     try {
@@ -120,11 +121,12 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   }
 
   private constructor(
-    { native: options, choose, onFailure, statsInterval }: Start,
+    { native: options, choose, onFailure, open, engine, statsInterval }: Start,
     start: { resolve: () => void; reject: (error: UffdError) => void },
   ) {
     super();
     this.#choose = choose;
+    this.#open = open;
     const image = {
       onFailure: options.onFailure,
       mode: options.mode,
@@ -138,7 +140,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     // Does nothing but hold the event loop open: native wake-ups do not.
     this.#keepAlive = setInterval(() => {}, LONGEST_TIMEOUT);
     try {
-      this.#native = native().startFirecrackerServer(options, () => this.#drain());
+      this.#native = engine(options, () => this.#drain());
     } catch (error) {
       clearInterval(this.#keepAlive);
       throw error;
@@ -339,7 +341,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     const { signal } = question.controller;
     try {
       const choice = await this.#choose?.(requestOf(asked, signal));
-      const { image, onFailure } = await readChoice(choice, this.#defaults);
+      const { image, onFailure } = await readChoice(choice, this.#defaults, this.#open);
       if (signal.aborted) return;
       this.#policies.set(asked.id, onFailure);
       this.#native.answer(asked.id, image);

@@ -60,6 +60,9 @@ export function readMemory(name: string, memory: unknown): string | PageSource {
   return validatePathOrUrl(name, memory);
 }
 
+/** @hidden How what is given as memory is opened where it is served. */
+export type OpenMemory = (memory: string | PageSource) => Promise<{ memory: string; source?: number }>;
+
 /** @hidden What the addon opens. A source is opened here, by its first user. */
 export async function openMemory(memory: string | PageSource): Promise<{ memory: string; source?: number }> {
   return memory instanceof PageSource ? { memory: '', source: await memory.handle() } : { memory };
@@ -95,11 +98,12 @@ export function readDefaults(
 export async function readChoice(
   choice: unknown,
   { image: defaults, onFailure }: Served<ImageDefaults>,
+  open: OpenMemory,
 ): Promise<Served<NativeImage>> {
   const name = 'the answer of options.memory';
   const isImage = choice instanceof URL || choice instanceof PageSource;
   if (typeof choice !== 'object' || choice === null || isImage) {
-    return { image: { ...defaults, ...(await openMemory(readMemory(name, choice))) }, onFailure };
+    return { image: { ...defaults, ...(await open(readMemory(name, choice))) }, onFailure };
   }
   validateOptions(name, choice, [
     'memory',
@@ -120,7 +124,7 @@ export async function readChoice(
   // Who says how it is brought, says all of that.
   if (own.mode === undefined && own.replay === undefined) settings.mode = defaults.mode;
   else if (own.replay === undefined) delete settings.replay;
-  const opened = await openMemory(withOverlays(readMemory(`${name}.memory`, memory), overlays));
+  const opened = await open(withOverlays(readMemory(`${name}.memory`, memory), overlays));
   return { image: { ...settings, ...opened }, onFailure: says ? read.onFailure : onFailure };
 }
 

@@ -135,20 +135,10 @@ export function readRestore(options: RestoreOptions): Restore {
   if (record !== undefined) given.record = record;
   if (replay !== undefined) given.replay = replay;
   if (estimateWaste !== undefined) given.estimateWaste = estimateWaste;
-  const {
-    native,
-    image,
-    choose,
-    onFailure: policy,
-  } = readOptions({ ...given, socketPath: 'checked before there is one' });
-  const start = (path: string): Start => ({
-    native: { ...native, socketPath: path },
-    image,
-    choose,
-    onFailure: policy,
-  });
+  const checked = readOptions({ ...given, socketPath: 'checked before there is one' });
+  const start = (path: string): Start => ({ ...checked, native: { ...checked.native, socketPath: path } });
   // What a function will say is not known yet.
-  const fills = typeof memory === 'function' || native.mode !== 'windows';
+  const fills = typeof memory === 'function' || checked.native.mode !== 'windows';
   return { ...read, fills, socketPath, start };
 }
 

@@ -102,8 +102,8 @@ export interface TakeDirtyOptions {
 
 const MOST_RANGES = 65_536;
 
-/** What a session belongs to, natively. */
-interface SessionOwner {
+/** What a session belongs to. @hidden */
+export interface SessionOwner {
   stats(session: number): NativeStats | null;
   forget(session: number): NativeStats | null;
   closeSession(session: number, rest: Rest): void;
@@ -113,6 +113,8 @@ interface SessionOwner {
   stopRecording(session: number): Promise<NativePopulated>;
   hold(session: number): Promise<NativePopulated>;
   resume(session: number, source?: number): Promise<NativePopulated>;
+  /** The number of a source where it is not this process that serves. */
+  open?(source: PageSource): Promise<number>;
   replayed(session: number): Promise<NativePopulated>;
   /** Absent where writes are never tracked. */
   takeDirty?(session: number, most: number): Promise<NativeDirty>;
@@ -132,7 +134,7 @@ export class Session extends EventEmitter<SessionEvents> {
   #refuseSource: ((source: PageSource) => void) | undefined;
   #requests = 0;
 
-  /** Unique in this process. */
+  /** Unique in its pager. */
   readonly id: number;
   /** The session of the process that this one was forked from (`event-fork`); `undefined` where it was not. */
   readonly parent: number | undefined;
@@ -305,7 +307,7 @@ export class Session extends EventEmitter<SessionEvents> {
       throw wrongType('options.source', 'a PageSource', source);
     }
     if (source) this.#refuseSource?.(source);
-    const handle = await source?.handle();
+    const handle = source && (await (this.#native.open?.(source) ?? source.handle()));
     const before = this.#held;
     // Before it goes on: it may be held again before this hears of it.
     this.#held = undefined;

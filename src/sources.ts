@@ -22,6 +22,17 @@ export interface OpenSource {
 }
 
 /**
+ * How another process can read the same bytes by itself: from files, from what it is sent. Absent where this one has to be
+ * asked. @hidden
+ */
+export type SourceDescription =
+  | { kind: 'file'; path: string; direct: boolean }
+  | { kind: 'zero'; size: number }
+  | { kind: 'memory'; bytes: Uint8Array }
+  | { kind: 'layered'; base: PageSource; diffs: readonly string[] }
+  | { kind: 'overlay'; base: PageSource; places: readonly (readonly [number, number])[]; bytes: Uint8Array };
+
+/**
  * Where the bytes of missing pages come from. One source can feed any number of sessions; it is opened by the first. Made by
  * {@link fileSource}, {@link bufferSource}, {@link zeroSource}, {@link layeredSource}, {@link overlaySource},
  * {@link callbackSource}, {@link workerSource}.
@@ -29,15 +40,19 @@ export interface OpenSource {
 export class PageSource {
   /** @hidden Whether this very thread has to run for bytes to come: then it must not wait for them. */
   readonly needsThisThread: boolean;
+  /** @hidden */
+  readonly description: SourceDescription | undefined;
+  readonly #ended = new Set<() => void>();
   readonly #open: () => Promise<OpenSource>;
   #opened: Promise<OpenSource> | undefined;
   #now: OpenSource | undefined;
   #closed = false;
 
   /** @hidden */
-  constructor(open: () => Promise<OpenSource>, needsThisThread: boolean) {
+  constructor(open: () => Promise<OpenSource>, needsThisThread: boolean, description?: SourceDescription) {
     this.#open = open;
     this.needsThisThread = needsThisThread;
+    this.description = description;
   }
 
   /** Whether {@link PageSource.close} was called. */
@@ -60,6 +75,11 @@ export class PageSource {
     return this.#now.handle;
   }
 
+  /** @hidden Has `act` called when it is closed. */
+  whenClosed(act: () => void): void {
+    this.#ended.add(act);
+  }
+
   /** @hidden What made it fail last. */
   failure(): unknown {
     return this.#now?.failure?.();
@@ -72,6 +92,7 @@ export class PageSource {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    for (const act of this.#ended) act();
     this.#end();
   }
 
@@ -115,13 +136,17 @@ export function fileSource(path: string | URL, options: FileSourceOptions = {}):
   const name = validatePathOrUrl('path', path);
   validateOptions('options', options, ['direct']);
   const direct = validateBoolean('options.direct', options.direct, false);
-  return new PageSource(async () => openedBy(native().openFileSource(name, direct)), false);
+  const description = { kind: 'file', path: name, direct } as const;
+  return new PageSource(async () => openedBy(native().openFileSource(name, direct)), false, description);
 }
 
 /** Bytes, copied here: whole pages that are missing come from them. */
 export function bufferSource(bytes: ArrayBufferView): PageSource {
   const copy = Uint8Array.from(validateView('bytes', bytes));
-  return new PageSource(async () => opened(native().bufferSource(copy)), false);
+  return new PageSource(async () => opened(native().bufferSource(copy)), false, {
+    kind: 'memory',
+    bytes: copy,
+  });
 }
 
 /**
@@ -131,7 +156,7 @@ export function bufferSource(bytes: ArrayBufferView): PageSource {
  */
 export function zeroSource(size: number): PageSource {
   validateInteger('size', size, 1, Number.MAX_SAFE_INTEGER);
-  return new PageSource(async () => opened(native().zeroSource(size)), false);
+  return new PageSource(async () => opened(native().zeroSource(size)), false, { kind: 'zero', size });
 }
 
 /**
@@ -146,7 +171,7 @@ export function layeredSource(base: PageSource, diffs: readonly (string | URL)[]
     const layered = await openedBy(native().openLayeredSource(await base.handle(), names));
     return { ...layered, failure: () => base.failure() };
   };
-  return new PageSource(open, base.needsThisThread);
+  return new PageSource(open, base.needsThisThread, { kind: 'layered', base, diffs: names });
 }
 
 /**
@@ -157,13 +182,13 @@ export function overlaySource(base: PageSource, overlays: readonly Overlay[]): P
   refuseOther('base', base);
   refuseNoArray('overlays', overlays);
   const read = overlays.map((overlay: Overlay, index) => readOverlay(`overlays[${index}]`, overlay));
-  const places = read.flatMap(({ offset, data }) => [offset, data.byteLength]);
+  const places = read.map(({ offset, data }) => [offset, data.byteLength] as const);
   const bytes = new Uint8Array(Buffer.concat(read.map(({ data }) => data)));
   const open = async (): Promise<OpenSource> => {
-    const laid = opened(native().overlaySource(await base.handle(), places, bytes));
+    const laid = opened(native().overlaySource(await base.handle(), places.flat(), bytes));
     return { ...laid, failure: () => base.failure() };
   };
-  return new PageSource(open, base.needsThisThread);
+  return new PageSource(open, base.needsThisThread, { kind: 'overlay', base, places, bytes });
 }
 
 /** @hidden A session's own bytes over a source, where it has any. */

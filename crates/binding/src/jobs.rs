@@ -38,6 +38,8 @@ pub(crate) static ACCESSES: Pool = Pool::new();
 pub(crate) static WAITS: Pool = Pool::new();
 /// For the opening of images. Apart from the accesses, because those may wait for a page of one of them.
 pub(crate) static OPENINGS: Pool = Pool::new();
+/// For reads of sources on behalf of a pager elsewhere. Apart from all others: those may wait for what that pager brings.
+pub(crate) static READS: Pool = Pool::new();
 
 /// What a job came to.
 #[napi(object, object_from_js = false)]

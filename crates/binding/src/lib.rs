@@ -9,6 +9,7 @@
 mod buffers;
 mod calls;
 mod creating;
+mod daemon;
 mod environment;
 mod exiting;
 mod failures;

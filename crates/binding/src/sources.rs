@@ -121,7 +121,7 @@ pub fn overlay_source(
     opened(env, source.map(|source| Arc::new(source) as Arc<dyn PageSource>))
 }
 
-fn copied(view: &View) -> Vec<u8> {
+pub(crate) fn copied(view: &View) -> Vec<u8> {
     let mut copy = vec![0_u8; view.len];
     // SAFETY: a view is valid for its length during the call; the copy is ours. Others may write the view meanwhile, which
     // mixes bytes and breaks nothing.

@@ -90,7 +90,7 @@ pub use source::{
     CacheOptions, CachedSource, FileOptions, FileSource, LayeredSource, MappingSource, MemorySource, Overlay,
     OverlaySource, PageSource, ReadNow, RetryOptions, RetrySource, ZeroSource,
 };
-pub use source::{CallbackOptions, CallbackSource, Fetch, Fetcher};
+pub use source::{CallbackOptions, CallbackSource, Fetch, Fetcher, read_source};
 pub use stats::{Stats, StatsSnapshot};
 pub use supervise::Peer;
 pub use touching::{Touched, touch};

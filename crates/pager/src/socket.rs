@@ -138,6 +138,17 @@ impl Listener {
         Ok(Self { socket, path, identity: None })
     }
 
+    /// The socket for another process to serve. Its path stays: who made it removes it.
+    ///
+    /// # Errors
+    ///
+    /// When no descriptor is free; the path is removed then.
+    pub fn into_fd(mut self) -> std::io::Result<OwnedFd> {
+        let socket = self.socket.try_clone()?;
+        self.identity = None;
+        Ok(socket)
+    }
+
     /// Where it listens; empty for an inherited socket without a path.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -4,7 +4,9 @@
 //! message leaks nothing. A stream has no messages: bytes come in any pieces, and descriptors come with the piece that
 //! carries the byte they were sent with.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -158,6 +160,22 @@ pub fn send_all(
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Bytes in a memfd of their own (`memfd_create(2)`, close-on-exec), for what is too long to be sent beside a descriptor.
+///
+/// # Errors
+///
+/// When no descriptor is free, or no memory.
+pub fn in_memfd(name: &CStr, bytes: &[u8]) -> io::Result<OwnedFd> {
+    // SAFETY: `name` ends with NUL. By number: the libc wrapper needs a newer libc than the package's floor.
+    let raw = unsafe { libc::syscall(libc::SYS_memfd_create, name.as_ptr(), libc::MFD_CLOEXEC) };
+    let raw = Errno::result(raw)?;
+    // SAFETY: the kernel has just put this descriptor (a small number) into our table.
+    let memfd = unsafe { OwnedFd::from_raw_fd(raw as i32) };
+    let mut file = File::from(memfd);
+    file.write_all(bytes)?;
+    Ok(file.into())
 }
 
 /// Who connected, as of that moment.

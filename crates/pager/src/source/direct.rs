@@ -42,6 +42,13 @@ impl Direct {
             }
             Err(error) => return Err(failed("open", errno_of(&error))),
         };
+        Self::of(file, path, buffered, size)
+    }
+
+    /// A file that was opened with `O_DIRECT`.
+    pub(super) fn of(file: File, path: &Path, buffered: &File, size: u64) -> Result<Self, PagerError> {
+        let failed = |syscall, errno| PagerError::Source { path: path.to_owned(), syscall, errno };
+        let refused = |reason| PagerError::NotAnImage { path: path.to_owned(), reason };
         let ours = buffered.metadata().map_err(|error| failed("fstat", errno_of(&error)))?;
         let again = file.metadata().map_err(|error| failed("fstat", errno_of(&error)))?;
         if (ours.dev(), ours.ino()) != (again.dev(), again.ino()) {

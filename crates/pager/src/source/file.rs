@@ -132,6 +132,25 @@ impl FileSource {
         Self::of_file(File::from(fd), name)
     }
 
+    /// [`FileSource::of_fd`], and the same file opened with `O_DIRECT`, where it is to be read past the page cache.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileSource::open_with`].
+    pub fn of_fds(fd: OwnedFd, direct: Option<OwnedFd>, name: &Path) -> Result<Self, PagerError> {
+        let mut source = Self::of_fd(fd, name)?;
+        if let Some(direct) = direct.filter(|_| !source.in_memory) {
+            source.direct = Some(Direct::of(File::from(direct), name, &source.file, source.size)?);
+        }
+        Ok(source)
+    }
+
+    /// What errors call it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn of_file(mut file: File, path: &Path) -> Result<Self, PagerError> {
         let failed = |syscall| {
             move |error: std::io::Error| PagerError::Source {

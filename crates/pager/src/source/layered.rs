@@ -43,18 +43,33 @@ impl LayeredSource {
     /// [`PagerError::Layer`] names the diff that has another size than the base, whose file system cannot tell holes, or
     /// with which there are too many stretches or diffs; otherwise as [`FileSource::open`].
     pub fn new(base: Arc<dyn PageSource>, diffs: &[PathBuf]) -> Result<Self, PagerError> {
+        let paths = diffs.iter().map(PathBuf::as_path);
+        Self::lay(base, diffs.len(), paths.map(|path| Ok((path.to_owned(), FileSource::open(path)?))))
+    }
+
+    /// Diffs that are open already.
+    ///
+    /// # Errors
+    ///
+    /// As [`LayeredSource::new`].
+    pub fn of_files(base: Arc<dyn PageSource>, diffs: Vec<FileSource>) -> Result<Self, PagerError> {
+        Self::lay(base, diffs.len(), diffs.into_iter().map(|diff| Ok((diff.path().to_owned(), diff))))
+    }
+
+    fn lay(
+        base: Arc<dyn PageSource>,
+        count: usize,
+        diffs: impl Iterator<Item = Result<(PathBuf, FileSource), PagerError>>,
+    ) -> Result<Self, PagerError> {
         let size = base.size();
         let mut opened = Vec::new();
         let mut found = Vec::new();
-        for (index, path) in diffs.iter().enumerate() {
+        for (index, diff) in diffs.enumerate() {
+            let (path, diff) = diff?;
             let refused = |reason| PagerError::Layer { index, path: path.clone(), reason };
             if index >= MOST_DIFFS {
-                return Err(refused(format!(
-                    "{} diffs are more than the {MOST_DIFFS} there may be",
-                    diffs.len()
-                )));
+                return Err(refused(format!("{count} diffs are more than the {MOST_DIFFS} there may be")));
             }
-            let diff = FileSource::open(path)?;
             if diff.size() != size {
                 let actual = diff.size();
                 return Err(refused(format!(

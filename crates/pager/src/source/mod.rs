@@ -25,6 +25,7 @@ pub use layered::LayeredSource;
 pub use memory::{MappingSource, MemorySource};
 pub use overlay::{Overlay, OverlaySource};
 pub use retry::{RetryOptions, RetrySource};
+pub use waiting::read as read_source;
 pub use zero::ZeroSource;
 
 use std::sync::Arc;

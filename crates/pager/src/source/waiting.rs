@@ -9,7 +9,11 @@ use crate::workers::{Completion, Deliver, Job};
 
 /// Fills `buffer` by [`PageSource::fetch`], waiting for the answer, or by [`PageSource::read`] where the source does not
 /// fetch. A fetch that nobody answers completes with an error when it is dropped, so this ends when it does.
-pub(crate) fn read(source: &Arc<dyn PageSource>, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
+///
+/// # Errors
+///
+/// Those of the source.
+pub fn read(source: &Arc<dyn PageSource>, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
     let (sender, answer) = channel();
     let deliver: Deliver = Arc::new(move |completion: Completion| {
         // Whoever waits for it is there until it comes.

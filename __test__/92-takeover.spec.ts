@@ -1,0 +1,257 @@
+/** The daemon dies, and another goes on: nobody who is served notices more than a pause. */
+
+import { createHash } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import test from 'ava';
+import { bufferSource, callbackSource, fileSource, MiB, PagerClient, type Session } from 'userfaultfd';
+
+import { handedOver } from './helpers/adopting.js';
+import { daemon, isAlive, openIn, remotely, until } from './helpers/daemon.js';
+import { canRun, image, IMAGE_SIZE, PAGE } from './helpers/serving.js';
+
+const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
+
+/** Kills the daemon, and waits until another one has been reached. */
+async function killed(client: PagerClient): Promise<void> {
+  const before = client.daemonPid;
+  process.kill(before, 'SIGKILL');
+  await until(() => client.daemonPid !== before, 'another daemon is there');
+}
+
+test('a daemon that is killed is replaced: its sessions, its socket and its clients go on', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const { connect, bytes, server } = await remotely(t, client);
+  const { peer, session } = await connect();
+  await peer.ask('touch', 'order=random', 'seed=1', 'limit=100');
+
+  await killed(client);
+
+  await peer.ask('discard', 0, 3 * PAGE);
+  bytes.fill(0, 0, 3 * PAGE);
+  t.is((await peer.ask('hash')).sha256, sha256(bytes));
+  t.deepEqual(server.sessions, [session]);
+  t.deepEqual(client.sessions, []);
+  const { peer: second, session: other } = await connect();
+  t.is((await second.ask('read', PAGE, 8)).hex.length, 16);
+  t.true(other.id > session.id, 'numbers are never used again');
+  await peer.exit();
+  t.is((await session.closed).reason, 'peer-exited');
+});
+
+test('a thread that waits while the daemon dies gets its page from the next', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const { bytes } = image(t, MiB);
+  let asked: (() => void) | undefined;
+  const wanted = new Promise<void>(resolve => {
+    asked = resolve;
+  });
+  let go: (() => void) | undefined;
+  const gate = new Promise<void>(resolve => {
+    go = resolve;
+  });
+  const source = callbackSource(
+    async (offset, length) => {
+      asked?.();
+      await gate;
+      return bytes.subarray(offset, offset + length);
+    },
+    { size: MiB },
+  );
+  const { uffd, regions, peer, pidfd } = await handedOver(t, `--region ${MiB}`);
+  await client.adopt(uffd, { source, regions, pidfd });
+  peer.send('read', 7 * PAGE, 16);
+  await wanted;
+
+  await killed(client);
+  go?.();
+
+  t.is((await peer.answer<'read'>()).hex, bytes.subarray(7 * PAGE, 7 * PAGE + 16).toString('hex'));
+  t.is((await peer.ask('hash')).sha256, sha256(bytes));
+});
+
+test('what was removed reads zero after the daemon was replaced, and what was written is kept', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const { connect, memory } = await remotely(t, client);
+  const { peer } = await connect();
+  await peer.ask('touch', 'order=random', 'seed=3', 'limit=400');
+  await peer.ask('discard-random', 'seed=3', 'count=20', 'pages=13');
+
+  await killed(client);
+
+  t.is((await peer.ask('zeros')).nonzero, 0);
+  await peer.ask('discard-random', 'seed=4', 'count=20', 'pages=13');
+  await killed(client);
+  t.is((await peer.ask('zeros')).nonzero, 0);
+  t.is((await peer.ask('compare', memory)).different, 0);
+});
+
+test('an upgrade is a take-over on purpose, and one that fails leaves the daemon as it was', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const { connect, bytes } = await remotely(t, client);
+  const { peer } = await connect();
+  const first = client.daemonPid;
+
+  await client.upgrade();
+  const second = client.daemonPid;
+  t.not(second, first);
+  await t.notThrowsAsync(async () => client.upgrade('/bin/false'));
+
+  t.not(client.daemonPid, second);
+  t.is((await peer.ask('hash')).sha256, sha256(bytes));
+});
+
+test('an end while nobody listened is told to who connects again', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const { connect } = await remotely(t, client);
+  const { peer, session } = await connect();
+  process.kill(client.holderPid ?? 0, 'SIGSTOP');
+  const before = client.daemonPid;
+  process.kill(before, 'SIGKILL');
+
+  peer.kill();
+  await peer.ended;
+  process.kill(client.holderPid ?? 0, 'SIGCONT');
+
+  t.is((await session.closed).reason, 'peer-exited');
+});
+
+test('the death of the holder is told, and everything goes on', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const { connect, bytes } = await remotely(t, client);
+  const { peer } = await connect();
+  const holder = client.holderPid ?? 0;
+  const pid = client.daemonPid;
+  t.teardown(() => isAlive(pid) && process.kill(pid, 'SIGKILL'));
+
+  process.kill(holder, 'SIGKILL');
+  await until(() => client.holderPid === undefined, 'its end is told');
+
+  t.is(client.daemonPid, pid);
+  t.is((await peer.ask('hash')).sha256, sha256(bytes));
+  const { peer: another } = await connect();
+  t.is((await another.ask('hash')).sha256, sha256(bytes));
+  await t.throwsAsync(async () => client.upgrade(), { code: 'ERR_UFFD_PAGER_LOST' });
+  await client.close();
+  await until(() => !isAlive(pid), 'the daemon has ended');
+});
+
+for (const [policy, ending] of [
+  ['poison', 'SIGBUS'],
+  ['kill', 'SIGKILL'],
+] as const) {
+  test(`without take-over, the death of the daemon is the policy's: ${policy}`, async t => {
+    if (!canRun(t)) return;
+    const client = await daemon(t, { takeover: false });
+    const { connect } = await remotely(t, client, { onFailure: policy });
+    const { peer, session } = await connect();
+    await peer.ask('read', 0, 8);
+
+    process.kill(client.daemonPid, 'SIGKILL');
+
+    const end = await session.closed;
+    t.is(end.reason, 'pager-lost');
+    t.regex(end.error?.message ?? '', /daemon .* died: signal 9/);
+    peer.send('touch', 'order=random', 'seed=1');
+    t.is((await peer.ended).signal, ending);
+    const { peer: next } = await connect();
+    t.is((await next.ask('read', PAGE, 8)).hex.length, 16, 'the next daemon serves who comes now');
+  });
+}
+
+test('nobody who is served waits longer than the daemon is away, at random moments under load', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const outages: number[] = [];
+  const longest: number[] = [];
+  const ROUNDS = 25;
+  for (let round = 0; round < ROUNDS; round += 1) {
+    const { connect, bytes, server } = await remotely(t, client, { window: 4096 });
+    const { peer, session } = await connect();
+    peer.send('touch', 'order=random', `seed=${round}`);
+    await until(() => session.stats().faults > 0, 'faults come');
+    await sleep(Math.random() * 20);
+    const started = performance.now();
+    await killed(client);
+    outages.push(performance.now() - started);
+    longest.push((await peer.answer<'touch'>()).max_ns / 1e6);
+    t.is((await peer.ask('hash')).sha256, sha256(bytes));
+    peer.kill();
+    await session.closed;
+    await server.close();
+  }
+  const worst = Math.max(...outages);
+  t.log(
+    `outage as a client sees it: median ${outages.toSorted((a, b) => a - b)[ROUNDS >> 1]?.toFixed(1)} ms, worst ${worst.toFixed(1)} ms; longest fault ${Math.max(...longest).toFixed(1)} ms`,
+  );
+  t.true(worst < 1000, `${worst} ms`);
+  t.true(Math.max(...longest) < worst + 100, `${Math.max(...longest)} ms`);
+});
+
+test('32 sessions, half of their processes killed, three restarts: the others are right, and nothing is left', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const { connect, bytes, server } = await remotely(t, client);
+  const all: Awaited<ReturnType<typeof connect>>[] = [];
+  for (let n = 0; n < 32; n += 1) all.push(await connect());
+  const halves: Session[] = [];
+  for (let round = 0; round < 3; round += 1) {
+    for (const { peer } of all) peer.send('touch', 'order=random', `seed=${round}`, 'limit=300');
+    await killed(client);
+    for (const { peer, session } of all.splice(0, round === 0 ? 16 : 0)) {
+      peer.kill();
+      halves.push(session);
+    }
+    for (const { peer } of all) await peer.answer();
+  }
+  for (const session of halves) t.is((await session.closed).reason, 'peer-exited');
+  for (const { peer } of all) t.is((await peer.ask('hash')).sha256, sha256(bytes));
+  for (const { peer, session } of all) {
+    peer.kill();
+    await session.closed;
+  }
+  await server.close();
+
+  const kept = (): string[] =>
+    openIn(client.holderPid ?? 0).filter(path => /\[userfaultfd\]|memfd/.test(path));
+  await until(() => kept().length === 0, 'the holder keeps nothing').catch(() =>
+    t.deepEqual(openIn(client.holderPid ?? 0), []),
+  );
+  t.deepEqual(
+    openIn(client.daemonPid).filter(path => /\[userfaultfd\]|memfd/.test(path)),
+    [],
+  );
+  t.is(bytes.length, IMAGE_SIZE);
+});
+
+test('bytes that were sent are there for the next daemon', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const { bytes } = image(t, MiB);
+  const { uffd, regions, peer, pidfd } = await handedOver(t, `--region ${MiB}`);
+  await client.adopt(uffd, { source: bufferSource(bytes), regions, pidfd });
+
+  await killed(client);
+
+  t.is((await peer.ask('hash')).sha256, sha256(bytes));
+});
+
+test('the client of a session may be gone when the daemon dies', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const second = await PagerClient.connect(client.socketPath);
+  const { path, bytes } = image(t, MiB);
+  const { uffd, regions, peer, pidfd } = await handedOver(t, `--region ${MiB}`);
+  await second.adopt(uffd, { source: fileSource(path), regions, pidfd });
+  second.disconnect();
+
+  await killed(client);
+
+  t.is((await peer.ask('hash')).sha256, sha256(bytes));
+});

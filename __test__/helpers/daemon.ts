@@ -1,0 +1,99 @@
+/** A daemon for one test; it and everything of it is gone when the test ends. */
+
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import type { ExecutionContext } from 'ava';
+import {
+  type FirecrackerServer,
+  type FirecrackerServerOptions,
+  PagerClient,
+  serveFirecracker,
+  type Session,
+  type SpawnOptions,
+} from 'userfaultfd';
+
+import { Peer, type Ready } from '../../examples/support/peer.js';
+import { folder, image, IMAGE_SIZE } from './serving.js';
+
+const PATIENCE = 10_000;
+
+/** Starts one. */
+export async function daemon(t: ExecutionContext, options: SpawnOptions = {}): Promise<PagerClient> {
+  const client = await PagerClient.spawn(options);
+  const { holderPid = 0 } = client;
+  t.teardown(async () => {
+    if (!client.closed) await client.close();
+    if (isAlive(holderPid)) process.kill(holderPid, 'SIGKILL');
+    await until(() => !isAlive(holderPid), 'the holder ends');
+  });
+  return client;
+}
+
+/** A server in a daemon, an image and peers. */
+export interface RemoteServing {
+  client: PagerClient;
+  server: FirecrackerServer;
+  memory: string;
+  bytes: Buffer;
+  socketPath: string;
+  /** Starts a peer and waits until it is served. */
+  connect: (...args: string[]) => Promise<{ peer: Peer; ready: Ready; session: Session }>;
+}
+
+/** Starts a server over an image of random bytes, in a daemon. */
+export async function remotely(
+  t: ExecutionContext,
+  client: PagerClient,
+  options: Partial<FirecrackerServerOptions> & { size?: number } = {},
+): Promise<RemoteServing> {
+  const { size = IMAGE_SIZE, ...rest } = options;
+  const { path: memory, bytes } = image(t, size);
+  const socketPath = `${folder(t)}/vm.sock`;
+  const server = await serveFirecracker({ pager: client, socketPath, memory, ...rest });
+  const connect = async (...args: string[]): Promise<{ peer: Peer; ready: Ready; session: Session }> => {
+    const peer = startPeer(t, ['--socket', socketPath, '--region', `${size}`, ...args]);
+    const ready = await peer.ready();
+    return { peer, ready, session: await server.accept({ timeout: PATIENCE }) };
+  };
+  return { client, server, memory, bytes, socketPath, connect };
+}
+
+/** A peer that is ended with the test. */
+export function startPeer(t: ExecutionContext, args: readonly string[]): Peer {
+  const peer = new Peer(args);
+  t.teardown(async () => {
+    peer.kill();
+    await peer.ended;
+  });
+  return peer;
+}
+
+/** Whether a process lives: neither gone nor a zombie. */
+export function isAlive(pid: number): boolean {
+  try {
+    return !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  } catch {
+    return false;
+  }
+}
+
+/** Waits until something is so that nothing tells of. */
+export async function until(holds: () => boolean, what: string): Promise<void> {
+  const deadline = performance.now() + PATIENCE;
+  while (!holds()) {
+    if (performance.now() > deadline) throw new Error(`in vain was waited until ${what}`);
+    await sleep(2);
+  }
+}
+
+/** What a process has open, by what it is. */
+export function openIn(pid: number): string[] {
+  return readdirSync(`/proc/${pid}/fd`).flatMap(fd => {
+    try {
+      return [readlinkSync(`/proc/${pid}/fd/${fd}`).replace(/:\[\d+\]$/, '')];
+    } catch {
+      return [];
+    }
+  });
+}

@@ -1,0 +1,136 @@
+//! Between the holder and the daemon: one JSON object a packet, with descriptors riding on it.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uffd::fd_passing::{self, FdPassingError, MOST_FDS};
+
+/// Bytes of a packet; what is longer rides in a memfd.
+const LONGEST: usize = 32 << 10;
+/// The other side does nothing but take packets: one that takes none for so long is stopped, or worse.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is said.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Message {
+    /// Something that is to outlive the daemon; the holder gives it to each new one.
+    Keep { key: String, value: Value },
+    /// It is not needed any more.
+    Forget { key: String },
+    /// A session is over: `value` takes its place under the key `end`. With `still_open`, its descriptors stay until its process
+    /// has ended.
+    Ended { key: String, end: String, value: Value, still_open: bool },
+    /// Start another executable in the daemon's place.
+    Upgrade { executable: String },
+    /// The value is in the last descriptor.
+    Spilled { key: String },
+    /// That was all: begin.
+    Go(Go),
+    /// The daemon answers clients.
+    Serving,
+    /// End in order.
+    Stop,
+    /// The daemon ends in order: nothing of it is to be restarted.
+    Stopping,
+}
+
+/// What the daemon needs to know.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Go {
+    /// How many daemons there were before, from 1 on.
+    pub(crate) epoch: u64,
+    pub(crate) takeover: bool,
+    pub(crate) holder: i32,
+    /// Users beside the daemon's own that may connect.
+    pub(crate) allow: Vec<u32>,
+}
+
+/// One end.
+#[derive(Debug)]
+pub(crate) struct Channel(OwnedFd);
+
+/// Why there is no message.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChannelError {
+    #[error("the other side is gone")]
+    Closed,
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<FdPassingError> for ChannelError {
+    fn from(error: FdPassingError) -> Self {
+        match error {
+            FdPassingError::Closed { .. } => Self::Closed,
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+impl Channel {
+    /// Both ends, close-on-exec.
+    pub(crate) fn pair() -> nix::Result<(Self, Self)> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        Ok((Self(one), Self(other)))
+    }
+
+    pub(crate) fn of(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    pub(crate) fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        let text = serde_json::to_vec(message).map_err(|error| ChannelError::Failed(error.to_string()))?;
+        if text.len() <= LONGEST {
+            return Ok(fd_passing::send_all(self.0.as_fd(), &text, fds, PATIENCE)?);
+        }
+        let Message::Keep { key, value } = message else {
+            return Err(ChannelError::Failed("a message is too long".to_owned()));
+        };
+        let failed = |error: std::io::Error| ChannelError::Failed(error.to_string());
+        let memfd = fd_passing::in_memfd(c"uffd-kept", value.to_string().as_bytes()).map_err(failed)?;
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().copied().chain([memfd.as_fd()]).collect();
+        self.send(&Message::Spilled { key: key.clone() }, &fds)
+    }
+
+    /// The next message; `None` when none has come yet.
+    pub(crate) fn receive(&self) -> Result<Option<(Message, Vec<OwnedFd>)>, ChannelError> {
+        let mut packet = vec![0; LONGEST];
+        let received = match fd_passing::recv(self.0.as_fd(), &mut packet, MOST_FDS) {
+            Ok(received) if received.len == 0 => return Err(ChannelError::Closed),
+            Ok(received) => received,
+            Err(FdPassingError::WouldBlock) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let text = packet.get(..received.len).unwrap_or_default();
+        let failed = |error: &dyn std::fmt::Display| ChannelError::Failed(error.to_string());
+        let mut fds = received.fds;
+        let message = match serde_json::from_slice(text).map_err(|error| failed(&error))? {
+            Message::Spilled { key } => {
+                let file = File::from(fds.pop().ok_or_else(|| failed(&"a value did not come"))?);
+                let len = file.metadata().map_err(|error| failed(&error))?.len();
+                let mut text = vec![0; len as usize];
+                file.read_exact_at(&mut text, 0).map_err(|error| failed(&error))?;
+                Message::Keep { key, value: serde_json::from_slice(&text).map_err(|error| failed(&error))? }
+            }
+            message => message,
+        };
+        Ok(Some((message, fds)))
+    }
+
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

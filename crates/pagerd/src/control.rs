@@ -1,0 +1,131 @@
+//! What the daemon was given by its holder: the control socket, who may use it, and the line to the holder itself.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{SockFlag, accept4};
+use nix::unistd::Uid;
+use uffd::fd_passing::{self, Credentials};
+
+use crate::channel::{Channel, Go, Message};
+use crate::keeping::Line;
+use crate::signals::Signals;
+
+/// The listening socket's key among what is kept.
+pub(crate) const LISTENER: &str = "listener";
+
+pub(crate) struct Control {
+    pub(crate) listener: OwnedFd,
+    pub(crate) epoch: u64,
+    pub(crate) takeover: bool,
+    pub(crate) line: Arc<Line>,
+    signals: Signals,
+    go: Go,
+    told_lost: bool,
+}
+
+/// What the holder says while the daemon runs.
+pub(crate) enum FromHolder {
+    Nothing,
+    Stop,
+    Lost,
+}
+
+/// Something that an earlier daemon had kept.
+pub(crate) struct Kept {
+    pub(crate) key: String,
+    pub(crate) value: serde_json::Value,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+impl Control {
+    /// Takes everything that the holder has, until it says to begin.
+    pub(crate) fn receive(channel: Channel, signals: Signals) -> Result<(Self, Vec<Kept>), String> {
+        let mut listener = None;
+        let mut kept = Vec::new();
+        let go = loop {
+            match channel.receive().map_err(|error| error.to_string())? {
+                None => wait_for(channel.as_fd()).map_err(|errno| errno.to_string())?,
+                Some((Message::Go(go), _)) => break go,
+                Some((Message::Keep { key, .. }, mut fds)) if key == LISTENER => listener = fds.pop(),
+                Some((Message::Keep { key, value }, fds)) => kept.push(Kept { key, value, fds }),
+                Some(_) => {}
+            }
+        };
+        let listener = listener.ok_or("the holder gave no listening socket")?;
+        let (epoch, takeover) = (go.epoch, go.takeover);
+        Ok((
+            Self {
+                listener,
+                epoch,
+                takeover,
+                line: Arc::new(Line::new(channel)),
+                signals,
+                go,
+                told_lost: false,
+            },
+            kept,
+        ))
+    }
+
+    pub(crate) fn holder(&self) -> Option<BorrowedFd<'_>> {
+        (!self.line.is_lost() || !self.told_lost).then(|| self.line.channel().as_fd())
+    }
+
+    /// Readable when a signal says to stop.
+    pub(crate) fn stop(&self) -> BorrowedFd<'_> {
+        self.signals.as_fd()
+    }
+
+    pub(crate) fn signalled(&self) -> bool {
+        self.signals.came()
+    }
+
+    /// The holder's process, while it lives.
+    pub(crate) fn holder_pid(&self) -> Option<i32> {
+        (!self.line.is_lost()).then_some(self.go.holder)
+    }
+
+    pub(crate) fn hear(&mut self) -> FromHolder {
+        match self.line.channel().receive() {
+            Ok(Some((Message::Stop, _))) => FromHolder::Stop,
+            Ok(_) => FromHolder::Nothing,
+            Err(_) => {
+                self.line.lose();
+                self.told_lost = true;
+                FromHolder::Lost
+            }
+        }
+    }
+
+    pub(crate) fn may_connect(&self, uid: u32) -> bool {
+        uid == Uid::effective().as_raw() || self.go.allow.contains(&uid)
+    }
+
+    /// The next client, nonblocking; `None` when nobody waits.
+    pub(crate) fn accept(&self) -> Option<(OwnedFd, Credentials)> {
+        loop {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let raw = match accept4(self.listener.as_raw_fd(), flags) {
+                Ok(raw) => raw,
+                Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
+                // EAGAIN; or no descriptor is free, and it waits.
+                Err(_) => return None,
+            };
+            // SAFETY: accept4 has just returned this descriptor; nobody else knows of it.
+            let socket = unsafe { OwnedFd::from_raw_fd(raw) };
+            if let Ok(credentials) = fd_passing::peer_credentials(socket.as_fd()) {
+                return Some((socket, credentials));
+            }
+        }
+    }
+}
+
+fn wait_for(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}

@@ -1,0 +1,357 @@
+//! The holder: keeps descriptors, and sees to it that there is a daemon. It touches no fault while the daemon lives, and
+//! does nothing that could fail for reasons of a client.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use pager::Listener;
+use serde_json::{Value, json};
+use uffd::liveness::PidFd;
+
+use crate::args::Options;
+use crate::channel::{Channel, ChannelError, Go, Message};
+use crate::control::{Kept, LISTENER};
+use crate::keeping::END;
+use crate::policy;
+use crate::signals::Signals;
+
+/// Starts within this time are counted.
+const STORM: Duration = Duration::from_secs(10);
+/// After so many within that time there is no other: what kills daemons would kill it, too.
+const MOST_STARTS: usize = 32;
+/// How long a daemon may take until it serves; one that hangs in what was kept is no better than one that dies of it.
+const STARTING: Duration = Duration::from_secs(10);
+/// Ends of sessions that are kept for clients that come back.
+const MOST_ENDS: usize = 256;
+
+/// How a daemon ended.
+enum Ended {
+    InOrder,
+    /// It was ended, so that another executable takes its place.
+    Upgrade,
+    Died(String),
+}
+
+/// The child, and the line to it.
+struct Running {
+    child: Child,
+    process: PidFd,
+    channel: Channel,
+    since: Instant,
+    /// It serves.
+    serving: bool,
+    /// It has said that it ends in order.
+    stopping: bool,
+    upgrading: bool,
+}
+
+struct Holder {
+    listener: Listener,
+    go: Go,
+    /// In the order in which they came: what lies over another came after it.
+    kept: Vec<Kept>,
+    /// Sessions that are over, and whose descriptors must stay until their process has ended.
+    lingering: Vec<Kept>,
+    /// In the place of this very executable.
+    executable: Option<String>,
+    starts: VecDeque<Instant>,
+    told_ready: bool,
+    /// It was told to end.
+    stopping: bool,
+}
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+///
+/// Why it cannot begin, or cannot go on.
+pub(crate) fn run(options: &Options) -> Result<(), String> {
+    let signals = Signals::take().map_err(|errno| errno.to_string())?;
+    // Before the first thread and the first client: descriptors are what this is made of.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    let mut holder = Holder {
+        listener: listener(options)?,
+        go: Go {
+            epoch: 0,
+            takeover: options.takeover,
+            holder: std::process::id() as i32,
+            allow: options.allow.clone(),
+        },
+        kept: Vec::new(),
+        lingering: Vec::new(),
+        executable: None,
+        starts: VecDeque::new(),
+        told_ready: false,
+        stopping: false,
+    };
+    loop {
+        let why = match holder.serve(&signals) {
+            Ok(Ended::InOrder) => return Ok(()),
+            Ok(Ended::Upgrade) => continue,
+            Ok(Ended::Died(why)) | Err(why) => why,
+        };
+        crate::log(format_args!("{why}"));
+        let gone = holder.stopping || !holder.may_start();
+        if gone || !holder.go.takeover {
+            let ends = policy::apply(&mut holder.kept, &mut holder.lingering, &why);
+            crate::log(format_args!("{ends} sessions were put through their failure policy"));
+        }
+        if holder.stopping {
+            return Err("the daemon died while it was to end in order".to_owned());
+        }
+        if gone {
+            return Err(format!("{MOST_STARTS} daemons have died within {} s", STORM.as_secs()));
+        }
+    }
+}
+
+fn ending(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+/// The socket that clients connect to.
+fn listener(options: &Options) -> Result<Listener, String> {
+    let words = |error: pager::PagerError| error.to_string();
+    if let Some(path) = &options.socket {
+        return Listener::bind(path, None).map_err(words);
+    }
+    let of_this = |name: &str, value: u32| {
+        std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok()).is_some_and(|found| found == value)
+    };
+    if !of_this("LISTEN_PID", std::process::id()) || of_this("LISTEN_FDS", 0) {
+        return Err("no socket: say --socket PATH, or start it by socket activation".to_owned());
+    }
+    const FIRST: i32 = 3;
+    // SAFETY: only borrowed for the call below, which refuses what is no listening socket.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(FIRST) };
+    Listener::check(borrowed).map_err(words)?;
+    // SAFETY: it is open, and by the protocol of socket activation it is this process's.
+    Listener::inherit(unsafe { OwnedFd::from_raw_fd(FIRST) }).map_err(words)
+}
+
+impl Holder {
+    /// The life of one daemon.
+    fn serve(&mut self, signals: &Signals) -> Result<Ended, String> {
+        let mut running = self.start()?;
+        let status = self.watch(&mut running, signals)?;
+        if running.stopping && status.success() {
+            return Ok(Ended::InOrder);
+        }
+        if running.upgrading {
+            return Ok(Ended::Upgrade);
+        }
+        if !running.serving && self.executable.take().is_some() {
+            return Ok(Ended::Died(
+                "the new executable did not come to serve: the old one does again".to_owned(),
+            ));
+        }
+        Ok(Ended::Died(format!("the daemon (process {}) died: {}", running.process.pid(), ending(status))))
+    }
+
+    /// Whether another daemon may be started.
+    fn may_start(&mut self) -> bool {
+        self.starts.retain(|start| start.elapsed() < STORM);
+        self.starts.len() < MOST_STARTS
+    }
+
+    /// Starts a daemon and gives it everything.
+    fn start(&mut self) -> Result<Running, String> {
+        self.starts.push_back(Instant::now());
+        self.go.epoch += 1;
+        let words = |error: &dyn std::fmt::Display| format!("the daemon cannot be started: {error}");
+        let (ours, theirs) = Channel::pair().map_err(|errno| words(&errno))?;
+        let theirs = theirs.into_fd();
+        // Only this one thread starts processes: no other child can inherit it.
+        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|errno| words(&errno))?;
+        let child = Command::new(self.executable.as_deref().unwrap_or("/proc/self/exe"))
+            .args(["--daemon", &theirs.as_raw_fd().to_string()])
+            .env_remove("LISTEN_PID")
+            .env_remove("LISTEN_FDS")
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|error| words(&error))?;
+        drop(theirs);
+        let process = PidFd::open(child.id() as i32).map_err(|error| words(&error))?;
+        let running = Running {
+            child,
+            process,
+            channel: ours,
+            since: Instant::now(),
+            serving: false,
+            stopping: false,
+            upgrading: false,
+        };
+        // One that dies of it is noticed by its end.
+        let _ = self.hand_over(&running.channel);
+        Ok(running)
+    }
+
+    fn hand_over(&self, channel: &Channel) -> Result<(), ChannelError> {
+        let listener = Message::Keep { key: LISTENER.to_owned(), value: Value::Null };
+        channel.send(&listener, &[self.listener.as_fd()])?;
+        for Kept { key, value, fds } in &self.kept {
+            let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+            channel.send(&Message::Keep { key: key.clone(), value: value.clone() }, &fds)?;
+        }
+        channel.send(&Message::Go(self.go.clone()), &[])
+    }
+
+    /// Keeps what the daemon gives, until it has ended.
+    fn watch(&mut self, running: &mut Running, signals: &Signals) -> Result<ExitStatus, String> {
+        let mut open = true;
+        loop {
+            let mut fds = vec![
+                PollFd::new(running.process.as_fd(), PollFlags::POLLIN),
+                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            ];
+            if open {
+                fds.push(PollFd::new(running.channel.as_fd(), PollFlags::POLLIN));
+            }
+            let lingering = fds.len();
+            fds.extend(self.lingering.iter().filter_map(process_of));
+            let timeout = if running.serving {
+                PollTimeout::NONE
+            } else {
+                let left = STARTING.saturating_sub(running.since.elapsed()).as_millis();
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            };
+            match poll(&mut fds, timeout) {
+                Ok(0) if !running.serving => running.process.send_signal(libc::SIGKILL).unwrap_or_default(),
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(format!("poll: {errno}")),
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+            if ready.iter().skip(lingering).any(|&ended| ended) {
+                self.lingering.retain(|kept| process_of(kept).is_none_or(|process| !has_ended(process)));
+            }
+            if ready.get(1) == Some(&true) && signals.came() {
+                self.stopping = true;
+                let _ = running.channel.send(&Message::Stop, &[]);
+            }
+            // What it said before its end counts.
+            if open && ready.get(2) == Some(&true) {
+                open = self.hear(running);
+            }
+            if ready.first() == Some(&true) {
+                while open && self.hear(running) {}
+                return running.child.wait().map_err(|error| format!("wait: {error}"));
+            }
+        }
+    }
+
+    /// Takes one message; `false` when there is none, or none can come any more.
+    fn hear(&mut self, running: &mut Running) -> bool {
+        let (message, fds) = match running.channel.receive() {
+            Ok(Some(came)) => came,
+            Ok(None) | Err(ChannelError::Closed) => return false,
+            Err(ChannelError::Failed(why)) => {
+                crate::log(format_args!("a message of the daemon was not understood: {why}"));
+                return true;
+            }
+        };
+        match message {
+            Message::Keep { key, value } => {
+                self.forget(&key);
+                self.kept.push(Kept { key, value, fds });
+            }
+            Message::Forget { key } => self.forget(&key),
+            Message::Ended { key, end, value, still_open } => self.ended(&key, end, value, still_open),
+            Message::Serving => {
+                running.serving = true;
+                self.ready(running);
+            }
+            Message::Upgrade { executable } => {
+                self.executable = Some(executable);
+                running.upgrading = true;
+                // The same path as any other death, on purpose: there is no second way that could be wrong.
+                let _ = running.process.send_signal(libc::SIGKILL);
+            }
+            Message::Stopping => running.stopping = true,
+            Message::Spilled { .. } | Message::Go(_) | Message::Stop => {}
+        }
+        true
+    }
+
+    fn forget(&mut self, key: &str) {
+        self.kept.retain(|kept| kept.key != key);
+    }
+
+    fn ended(&mut self, key: &str, end: String, value: Value, still_open: bool) {
+        if let Some(at) = self.kept.iter().position(|kept| kept.key == key) {
+            let kept = self.kept.remove(at);
+            if still_open {
+                self.lingering.push(kept);
+            }
+        }
+        remember_end(&mut self.kept, end, value);
+    }
+
+    /// Says once that clients can connect: to whoever started it, and to a service manager.
+    fn ready(&mut self, running: &Running) {
+        if std::mem::replace(&mut self.told_ready, true) {
+            return;
+        }
+        let line = json!({
+            "ready": true,
+            "socket": self.listener.path(),
+            "holder": std::process::id(),
+            "daemon": running.process.pid(),
+        });
+        let mut stdout = std::io::stdout();
+        let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+        notify(b"READY=1");
+    }
+}
+
+/// Keeps how a session ended, and not too many of those.
+pub(crate) fn remember_end(kept: &mut Vec<Kept>, key: String, value: Value) {
+    let is_end = |kept: &Kept| kept.key.starts_with(END);
+    if kept.iter().filter(|kept| is_end(kept)).count() >= MOST_ENDS
+        && let Some(oldest) = kept.iter().position(is_end)
+    {
+        kept.remove(oldest);
+    }
+    kept.push(Kept { key, value, fds: Vec::new() });
+}
+
+/// The pidfd of a kept session, to be waited for.
+fn process_of(kept: &Kept) -> Option<PollFd<'_>> {
+    let has = kept.value["process"] == Value::Bool(true);
+    kept.fds.get(2).filter(|_| has).map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN))
+}
+
+fn has_ended(process: PollFd<'_>) -> bool {
+    poll(&mut [process], PollTimeout::ZERO) == Ok(1)
+}
+
+/// `sd_notify(3)`.
+fn notify(state: &[u8]) {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let name = name.into_encoded_bytes();
+    let address = match name.split_first() {
+        Some((b'@', rest)) => SocketAddr::from_abstract_name(rest),
+        _ => SocketAddr::from_pathname(String::from_utf8_lossy(&name).as_ref()),
+    };
+    if let (Ok(address), Ok(socket)) = (address, UnixDatagram::unbound()) {
+        let _ = socket.send_to_addr(state, &address);
+    }
+}

@@ -1,0 +1,107 @@
+//! Going on where an earlier daemon was stopped: sources, servers and sessions, as the holder has kept them.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use pager::{PagerError, Successor};
+
+use crate::control::Kept;
+use crate::daemon::Daemon;
+use crate::keeping::{
+    self, END, FEED, Label, SERVER, SESSION, SOURCE, ServerValue, SessionValue, SourceValue,
+};
+use crate::outbox::Told;
+use crate::protocol::Listen;
+
+impl Daemon {
+    /// Takes everything over, in the order in which it came to be.
+    pub(crate) fn resume(&mut self, kept: Vec<Kept>) {
+        for Kept { key, value, .. } in kept.iter().filter(|kept| kept.key.starts_with(FEED)) {
+            let id = key.strip_prefix(FEED).and_then(|id| id.parse().ok());
+            if let (Some(id), Ok(source)) = (id, serde_json::from_value(value.clone())) {
+                self.feeds.insert(id, source);
+            }
+        }
+        for Kept { key, value, fds } in kept {
+            let taken = if key.starts_with(SOURCE) {
+                serde_json::from_value(value)
+                    .map_err(unreadable)
+                    .and_then(|value| self.resume_source(value, fds))
+            } else if key.starts_with(SERVER) {
+                serde_json::from_value(value)
+                    .map_err(unreadable)
+                    .and_then(|value| self.resume_server(value, fds))
+            } else if key.starts_with(SESSION) {
+                serde_json::from_value(value)
+                    .map_err(unreadable)
+                    .map(|value| self.resume_session(&value, &fds))
+            } else if key.starts_with(END) {
+                self.sessions.remember(value["id"].as_u64().unwrap_or_default(), value);
+                Ok(())
+            } else {
+                Ok(())
+            };
+            if let Err(error) = taken {
+                crate::log(format_args!("{key} could not be taken over: {error}"));
+            }
+        }
+    }
+
+    fn resume_source(&mut self, value: SourceValue, fds: Vec<OwnedFd>) -> Result<(), PagerError> {
+        let description = serde_json::from_value(value.description).map_err(unreadable)?;
+        // Its client may connect again, and be asked then.
+        self.await_client(&value.key.0);
+        self.sources.open(value.key, &description, fds, &self.outbox)
+    }
+
+    fn resume_server(&mut self, value: ServerValue, mut fds: Vec<OwnedFd>) -> Result<(), PagerError> {
+        let listen: Listen = serde_json::from_value(value.listen).map_err(unreadable)?;
+        let socket = fds.pop().ok_or_else(|| PagerError::Internal("its socket did not come".to_owned()))?;
+        self.start_server(value.server, value.owner, &listen, socket).map(drop)
+    }
+
+    fn resume_session(&mut self, value: &SessionValue, fds: &[OwnedFd]) {
+        let id = value.session.id;
+        let label = Label::of(&value.session.label);
+        let server = label.as_ref().and_then(|label| label.server);
+        self.sessions.begin(id, server);
+        if let Err(error) = self.try_resume(value, fds, label.as_ref()) {
+            self.give_up(value, fds, server, error);
+        }
+    }
+
+    fn try_resume(
+        &self,
+        value: &SessionValue,
+        fds: &[OwnedFd],
+        label: Option<&Label>,
+    ) -> Result<(), PagerError> {
+        let label = label
+            .ok_or_else(|| PagerError::NoImage("nothing says where its memory comes from".to_owned()))?;
+        let source = self.sources.get(self.feeds.get(&value.session.id).unwrap_or(&label.source))?;
+        let server = label.server.and_then(|server| self.servers.get(&server)).map(|server| server.internal);
+        let observer = Arc::new(Told { outbox: Arc::clone(&self.outbox), server: label.server });
+        let successor = Successor { source, observer, server };
+        self.pager.resume_session(&value.session, keeping::descriptors(value, fds)?, successor)
+    }
+
+    /// It cannot be served any more: its process is gone, or it meets its failure policy.
+    fn give_up(&mut self, value: &SessionValue, fds: &[OwnedFd], server: Option<u64>, why: PagerError) {
+        let id = value.session.id;
+        let observer = Arc::new(Told { outbox: Arc::clone(&self.outbox), server });
+        let failed = match why {
+            PagerError::PeerExited => Err(PagerError::PeerExited),
+            why => keeping::descriptors(value, fds)
+                .and_then(|descriptors| self.pager.fail_session(&value.session, descriptors, why, observer)),
+        };
+        let Err(error) = failed else { return };
+        let end = keeping::never_resumed(error);
+        self.control.line.ended(id, &end);
+        self.sessions.end(id);
+        self.sessions.remember(id, keeping::ended(id, &end));
+    }
+}
+
+fn unreadable(error: serde_json::Error) -> PagerError {
+    PagerError::Internal(format!("what was kept of it is not understood: {error}"))
+}

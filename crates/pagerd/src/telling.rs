@@ -1,0 +1,141 @@
+//! What the pager has to say, passed on to clients, and what only clients can answer.
+
+use std::time::{Duration, Instant};
+
+use pager::{Notice, PagerError};
+use serde_json::{Value, json};
+
+use crate::daemon::Daemon;
+use crate::keeping::{ended, server_key};
+use crate::outbox::SourceKey;
+use crate::wire;
+
+/// How long clients of an earlier daemon may take to connect again.
+const RETURNING: Duration = Duration::from_secs(10);
+
+/// What a source wants of its client.
+pub(crate) struct Ask {
+    pub(crate) source: SourceKey,
+    pub(crate) id: u64,
+    pub(crate) offset: u64,
+    pub(crate) len: usize,
+}
+
+impl Daemon {
+    pub(crate) fn ask(&mut self, client: u64, ask: &Ask) {
+        let Ask { source, id, offset, len } = ask;
+        let params = json!({ "source": source.1, "request": id, "offset": offset, "length": len });
+        self.tell(client, &json!({ "jsonrpc": "2.0", "method": "read", "params": params }));
+    }
+
+    pub(crate) fn nobody_answers(&self, ask: &Ask) {
+        let gone = "the program that answers for this source is not connected".to_owned();
+        self.sources.answer(&ask.source, ask.id, Err(gone));
+    }
+
+    /// A client of an earlier daemon: what only it can answer waits for it for a while.
+    pub(crate) fn await_client(&mut self, token: &str) {
+        self.awaited.insert(token.to_owned(), Instant::now() + RETURNING);
+    }
+
+    /// It is there: it is asked for what has waited for it.
+    pub(crate) fn has_returned(&mut self, client: u64, token: &str) {
+        self.awaited.remove(token);
+        let (its, others) =
+            std::mem::take(&mut self.asks).into_iter().partition(|ask: &Ask| ask.source.0 == token);
+        self.asks = others;
+        let its: Vec<Ask> = its;
+        for ask in its {
+            self.ask(client, &ask);
+        }
+    }
+
+    pub(crate) fn stop_awaiting(&mut self, now: Instant) {
+        let late: Vec<String> =
+            self.awaited.iter().filter(|(_, until)| now >= **until).map(|(token, _)| token.clone()).collect();
+        for token in late {
+            self.awaited.remove(&token);
+            self.sources.abandon(&token);
+            let asks = std::mem::take(&mut self.asks);
+            let (its, others): (Vec<Ask>, _) = asks.into_iter().partition(|ask| ask.source.0 == token);
+            self.asks = others;
+            its.iter().for_each(|ask| self.nobody_answers(ask));
+        }
+    }
+
+    pub(crate) fn notice(&mut self, server: Option<u64>, notice: Notice) {
+        let owner = server.and_then(|server| self.servers.get(&server)).map(|server| server.owner.clone());
+        let mut params = json!({ "at": wire::now(), "server": server });
+        match notice {
+            Notice::SessionStarted(info) => {
+                self.sessions.begin(info.id, server);
+                params["kind"] = "session".into();
+                params["session"] = wire::session(&info);
+                if let Some(alive) = self.sessions.alive.get_mut(&info.id) {
+                    alive.info = Some(info);
+                }
+            }
+            Notice::SessionEnded { id, end } => {
+                let alive = self.sessions.end(id);
+                params = ended(id, &end);
+                params["server"] = server.into();
+                if let Some(info) = alive.and_then(|alive| alive.info) {
+                    params["stats"] = wire::stats(&info);
+                }
+                self.sessions.remember(id, params.clone());
+            }
+            Notice::Held { id, peer, hold } => {
+                params["kind"] = "held".into();
+                params["id"] = id.into();
+                params["peer"] = wire::peer(peer);
+                params["asks"] = hold.asks.into();
+                if let Some(failure) = &hold.failure {
+                    params["reason"] = failure.reason.as_str().into();
+                    if let Some(error) = &failure.error {
+                        params["error"] = wire::error(error);
+                    }
+                }
+                if let Some(until) = hold.until {
+                    let left = until.saturating_duration_since(Instant::now());
+                    params["until"] = (wire::now() + left.as_secs_f64() * 1000.0).into();
+                }
+            }
+            Notice::Asking { id, peer, regions, page_size } => {
+                params["kind"] = "asking".into();
+                params["session"] = wire::asking(id, peer, &regions, page_size);
+                return self.ask_owner(owner.as_deref(), id, &params);
+            }
+            Notice::Rejected { asked, peer, error } => {
+                params["kind"] = "rejected".into();
+                params["error"] = wire::error(&error);
+                if let Some(asked) = asked {
+                    params["id"] = asked.into();
+                }
+                if let Some(peer) = peer {
+                    params["peer"] = wire::peer(peer);
+                }
+            }
+            Notice::ServerClosed => {
+                params["kind"] = "closed".into();
+                if let Some(server) = server {
+                    self.servers.remove(&server);
+                    self.control.line.forget(server_key(server));
+                }
+            }
+        }
+        self.tell_all(&json!({ "jsonrpc": "2.0", "method": "notice", "params": params }));
+    }
+
+    /// A process waits to be told its image, by whoever listens on its socket.
+    fn ask_owner(&mut self, owner: Option<&str>, id: u64, params: &Value) {
+        match owner.and_then(|owner| self.client_of(owner)) {
+            Some(client) => {
+                self.tell(client, &json!({ "jsonrpc": "2.0", "method": "notice", "params": params }));
+            }
+            None => {
+                let reason = "the program that says which image a process gets is not connected".to_owned();
+                self.pager.answer(id, Err(PagerError::NoImage(reason)));
+            }
+        }
+    }
+}

@@ -1,0 +1,380 @@
+import { closeSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import type {
+  NativeDirty,
+  NativeError,
+  NativeNotice,
+  NativePolicy,
+  NativePopulated,
+  NativePopulateOptions,
+  NativeSession,
+  NativeStats,
+} from '#native';
+
+import { Connection, lost, type Welcome } from './connection.js';
+import { UffdError } from './errors.js';
+import { withResolvers } from './limits.js';
+import type { PagingEngine } from './paging.js';
+import type { Rest } from './policy.js';
+import type { PageSource } from './sources.js';
+import { RemoteSources } from './remote-sources.js';
+
+/** Between attempts to reach a daemon again, in milliseconds. */
+const PAUSE = 20;
+
+/** Who gets what is told of one server, or of everything that belongs to none. @hidden */
+export interface Inbox {
+  notices: NativeNotice[];
+  notify: () => void;
+}
+
+/** What is known of a session of the daemon's. */
+interface Known {
+  inbox: Inbox;
+  stats?: NativeStats;
+}
+
+type Told = Record<string, unknown>;
+
+/**
+ * Sessions of a daemon, seen from here. Connects again when the connection breaks while a daemon accepts: what ended
+ * meanwhile is told then; what cannot be reached any more has lost its pager. @hidden
+ */
+export class RemoteEngine implements PagingEngine {
+  readonly sources: RemoteSources;
+  readonly #path: string;
+  readonly #token = Connection.token();
+  readonly #patience: number;
+  readonly #known = new Map<number, Known>();
+  readonly #servers = new Map<number, Inbox>();
+  readonly #own: Inbox = { notices: [], notify: () => {} };
+  #connection: Connection | undefined;
+  #reconnecting: Promise<void> | undefined;
+  #released = false;
+  #scheduled = false;
+  #upgraded: () => void = () => {};
+  welcome: Welcome | undefined;
+  /** The holder is gone: nothing replaces the daemon when it dies. */
+  onHolderLost: () => void = () => {};
+  /** No daemon could be reached again. */
+  onLost: () => void = () => {};
+
+  constructor(path: string, patience: number) {
+    this.#path = path;
+    this.#patience = patience;
+    this.sources = new RemoteSources(this);
+  }
+
+  /** Connects for the first time. */
+  async connect(): Promise<void> {
+    await this.#open();
+  }
+
+  /** Who hears of what belongs to no server of this client's. */
+  set notify(notify: () => void) {
+    this.#own.notify = notify;
+    this.#schedule();
+  }
+
+  /** Asks; a request that can be repeated is, on the next connection. */
+  async request(method: string, params: object, fds: readonly number[] = [], owned = true): Promise<Told> {
+    await this.#reconnecting;
+    if (this.#connection === undefined) {
+      if (owned) for (const fd of fds) closeSync(fd);
+      throw lost();
+    }
+    return this.#connection.request(method, params, fds, owned);
+  }
+
+  tell(method: string, params: object, fds: readonly number[] = []): void {
+    if (this.#connection) this.#connection.tell(method, params, fds);
+    else for (const fd of fds) closeSync(fd);
+  }
+
+  /** A request that means the same when it is made twice. */
+  async repeated(method: string, params: object): Promise<Told> {
+    while (true) {
+      try {
+        return await this.request(method, params);
+      } catch (error) {
+        const again = (error as UffdError).code === 'ERR_UFFD_PAGER_LOST' && !this.#released;
+        if (!again) throw error;
+        // Nothing to wait for: it could not be reached any more.
+        if (this.#reconnecting === undefined) throw error;
+      }
+    }
+  }
+
+  /** Hears of a server of this client's from now on. */
+  watchServer(id: number, notify: () => void): Inbox {
+    const inbox = { notices: [], notify };
+    this.#servers.set(id, inbox);
+    return inbox;
+  }
+
+  forgetServer(id: number): void {
+    this.#servers.delete(id);
+  }
+
+  takeNotices(): NativeNotice[] {
+    return this.#own.notices.splice(0);
+  }
+
+  stats(session: number): NativeStats | null {
+    return this.#known.get(session)?.stats ?? null;
+  }
+
+  forget(session: number): NativeStats | null {
+    const stats = this.stats(session);
+    this.#known.delete(session);
+    return stats;
+  }
+
+  closeSession(session: number, rest: Rest): void {
+    this.repeated('session.close', { session, rest }).catch(() => {});
+  }
+
+  async populate(session: number, options: NativePopulateOptions): Promise<NativePopulated> {
+    const { request, ranges, rate } = options;
+    const pairs = ranges?.flatMap((start, at) =>
+      at % 2 === 0 ? [[`0x${BigInt(start).toString(16)}`, ranges[at + 1]]] : [],
+    );
+    return answered(this.repeated('session.populate', { session, request, ranges: pairs, rate }));
+  }
+
+  cancelPopulate(session: number, request: number): void {
+    this.tell('session.cancelPopulate', { session, request });
+  }
+
+  async detach(session: number): Promise<NativePopulated> {
+    return answered(this.request('session.detach', { session }));
+  }
+
+  async takeDirty(session: number, most: number): Promise<NativeDirty> {
+    const { error, ...told } = await answered(this.request('session.takeDirty', { session, most }));
+    if (error) return { error, ranges: [], more: false };
+    const { ranges, more } = told as unknown as { ranges: Told[]; more: boolean };
+    return { ranges: ranges.map(range => withAddress(range) as unknown as NativeDirty['ranges'][0]), more };
+  }
+
+  async hold(session: number): Promise<NativePopulated> {
+    return answered(this.repeated('session.hold', { session }));
+  }
+
+  async resume(session: number, source?: number): Promise<NativePopulated> {
+    return answered(this.repeated('session.resume', { session, source }));
+  }
+
+  decide(session: number, policy: NativePolicy): void {
+    this.tell('session.decide', { session, policy });
+  }
+
+  async open(source: PageSource): Promise<number> {
+    return this.sources.open(source);
+  }
+
+  async stopRecording(): Promise<NativePopulated> {
+    return { error: NOT_RECORDED };
+  }
+
+  async replayed(): Promise<NativePopulated> {
+    return { error: NOT_RECORDED };
+  }
+
+  /** This program ends: what the daemon serves goes on. */
+  abandon(): void {}
+
+  /** Resolves when another daemon has been reached. */
+  async upgrade(executable: string): Promise<void> {
+    const before = this.welcome?.pid;
+    const { promise, resolve, reject } = withResolvers<void>();
+    this.#upgraded = resolve;
+    try {
+      await this.request('upgrade', { executable });
+      const late = setTimeout(() => reject(lost()), this.#patience);
+      await promise.finally(() => clearTimeout(late));
+    } finally {
+      this.#upgraded = () => {};
+    }
+    if (this.welcome?.pid === before) throw lost();
+  }
+
+  /** Ends the daemon: nothing is to be reached again. */
+  async shutDown(rest: Rest): Promise<void> {
+    await this.#reconnecting;
+    this.#released = true;
+    await this.#connection?.request('shutdown', { rest }).catch(() => {});
+  }
+
+  release(): void {
+    this.#released = true;
+    this.#connection?.close();
+    this.#connection = undefined;
+  }
+
+  /** @hidden What a connection tells. */
+  told(method: string, params: Told): void {
+    if (method === 'notice') this.#notice(params);
+    else if (method === 'stats') {
+      for (const { id, stats } of params['sessions'] as { id: number; stats: Told }[]) {
+        const known = this.#known.get(id);
+        if (known) known.stats = statsOf(stats);
+      }
+    } else if (method === 'read') {
+      void this.sources.read(params as unknown as Parameters<RemoteSources['read']>[0]);
+    } else if (method === 'holder') this.onHolderLost();
+  }
+
+  /** @hidden The connection has ended. */
+  lost(): void {
+    this.#connection = undefined;
+    if (this.#released || this.#reconnecting !== undefined) return;
+    this.#reconnecting = this.#reconnect().finally(() => {
+      this.#reconnecting = undefined;
+    });
+  }
+
+  async #open(): Promise<void> {
+    const hello = { client: this.#token, sessions: [...this.#known.keys()] };
+    let lostEarly = false;
+    const listening = {
+      told: (method: string, params: Told): void => this.told(method, params),
+      lost: (): void => {
+        if (this.#connection === undefined) lostEarly = true;
+        else this.lost();
+      },
+    };
+    const { connection, welcome } = await Connection.open(this.#path, hello, listening);
+    if (lostEarly) throw lost();
+    this.#connection = connection;
+    this.welcome = welcome;
+    this.#compare(welcome);
+  }
+
+  async #reconnect(): Promise<void> {
+    const until = performance.now() + this.#patience;
+    while (!this.#released) {
+      try {
+        await this.#open();
+        // Only now: what is repeated may need its source.
+        const reopened = this.sources.reopen();
+        this.#reconnecting = undefined;
+        await reopened;
+        this.#upgraded();
+        return;
+      } catch (error) {
+        const { code } = error as UffdError;
+        const hopeless = code === 'ERR_UFFD_UNSUPPORTED' || code === 'ERR_UFFD_PEER_NOT_ALLOWED';
+        if (hopeless || performance.now() > until) {
+          this.#giveUp(error as UffdError);
+          return;
+        }
+        await sleep(PAUSE, undefined, { ref: false });
+      }
+    }
+  }
+
+  /** What has begun and ended while nobody listened. */
+  #compare(welcome: Welcome): void {
+    const pending = new Set(welcome.pending ?? []);
+    const alive = new Map(welcome.sessions.map(told => [told['id'] as number, told]));
+    const ends = new Map(welcome.ends.map(told => [told['id'] as number, told]));
+    for (const id of this.#known.keys()) {
+      if (!alive.has(id) && !pending.has(id)) this.#notice(ends.get(id) ?? lostNotice(id, GONE));
+    }
+    for (const [id, { stats, server, ...session }] of alive) {
+      const known = this.#known.get(id);
+      if (known) known.stats = statsOf(stats as Told);
+      else this.#notice({ kind: 'session', at: Date.now(), server, session: { ...session, stats } });
+    }
+    const servers = new Set(welcome.servers.map(({ id }) => id));
+    for (const id of this.#servers.keys()) {
+      if (!servers.has(id)) this.#notice({ kind: 'closed', at: Date.now(), server: id });
+    }
+  }
+
+  #giveUp(error: UffdError): void {
+    const why = {
+      code: 'ERR_UFFD_PAGER_LOST',
+      message: `no daemon could be reached any more: ${error.message}`,
+    };
+    for (const id of this.#known.keys()) this.#notice(lostNotice(id, why));
+    for (const id of this.#servers.keys()) this.#notice({ kind: 'closed', at: Date.now(), server: id });
+    this.onLost();
+  }
+
+  #notice(told: Told): void {
+    const { server, stats, session, ...rest } = told;
+    const inbox = this.#servers.get(server as number) ?? this.#own;
+    const notice = rest as unknown as NativeNotice;
+    if (session !== undefined) {
+      const { stats: counted, ...plain } = session as Told;
+      notice.session = sessionOf(plain);
+      if (notice.kind === 'session') {
+        // Taken over by another daemon: for whoever has it here nothing has changed.
+        if (this.#known.has(notice.session.id)) return;
+        const known: Known = { inbox };
+        if (counted) known.stats = statsOf(counted as Told);
+        this.#known.set(notice.session.id, known);
+      }
+    }
+    const known = notice.kind === 'ended' ? this.#known.get(notice.id ?? -1) : undefined;
+    if (known && stats) known.stats = statsOf(stats as Told);
+    (known?.inbox ?? inbox).notices.push(notice);
+    this.#schedule();
+  }
+
+  /** After whoever waits for an answer that came before has had it. */
+  #schedule(): void {
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    setImmediate(() => {
+      this.#scheduled = false;
+      for (const inbox of [this.#own, ...this.#servers.values()]) {
+        if (inbox.notices.length > 0) inbox.notify();
+      }
+    });
+  }
+}
+
+const NOT_RECORDED: NativeError = {
+  code: 'ERR_UFFD_UNSUPPORTED',
+  message: 'sessions of a daemon are neither recorded nor replayed',
+};
+
+const GONE: NativeError = {
+  code: 'ERR_UFFD_PAGER_LOST',
+  message: 'the daemon that served it ended, and the one that is there now does not know it',
+};
+
+function lostNotice(id: number, error: NativeError): Told {
+  return { kind: 'ended', at: Date.now(), id, reason: 'pager-lost', error };
+}
+
+/** What a request comes to, as the addon says it. */
+async function answered(request: Promise<Told>): Promise<Told & { error?: NativeError }> {
+  try {
+    return await request;
+  } catch (thrown) {
+    if (!(thrown instanceof UffdError)) throw thrown;
+    const { code, message, errno, syscall } = thrown;
+    const error: NativeError = { code, message };
+    if (errno !== undefined) error.errno = errno;
+    if (syscall !== undefined) error.syscall = syscall;
+    return { error };
+  }
+}
+
+function withAddress(told: Told): Told & { address: bigint } {
+  return { ...told, address: BigInt(told['address'] as string) };
+}
+
+function sessionOf(told: Told): NativeSession {
+  const regions = (told['regions'] as Told[]).map(withAddress);
+  return { ...told, regions } as unknown as NativeSession;
+}
+
+function statsOf(told: Told): NativeStats {
+  return { ...told, latencies: Float64Array.from(told['latencies'] as number[]) } as unknown as NativeStats;
+}

@@ -1,0 +1,181 @@
+import { closeSync, lstatSync, unlinkSync } from 'node:fs';
+
+import type { NativeImage, NativeNotice, NativePolicy, NativeServerOptions, NativeStats } from '#native';
+
+import { fromNative, type UffdError } from './errors.js';
+import { native } from './native.js';
+import type { Rest } from './policy.js';
+import type { Inbox, RemoteEngine } from './remote-engine.js';
+import type { SessionOwner } from './session.js';
+import type { PageSource } from './sources.js';
+
+/** What a `FirecrackerServer` is driven by: the addon, or a connection to a daemon. @hidden */
+export interface ServerEngine extends SessionOwner {
+  decide(session: number, policy: NativePolicy): void;
+  takeNotices(): NativeNotice[];
+  answer(asked: number, image: NativeImage): void;
+  refuse(asked: number, reason: string): void;
+  close(rest: Rest): void;
+  drain(): void;
+  giveUp(): void;
+  abandon(): void;
+  release(): void;
+}
+
+/** A path that was bound here, and what lies there. */
+interface Bound {
+  path: string;
+  dev: number;
+  ino: number;
+}
+
+/** A server of Firecracker's handshakes in a daemon. The socket is made here, so that the daemon needs no path. @hidden */
+export class RemoteServer implements ServerEngine {
+  readonly #engine: RemoteEngine;
+  readonly #inbox: Inbox;
+  #bound: Bound | undefined;
+  #id = -1;
+
+  constructor(engine: RemoteEngine, options: NativeServerOptions, notify: () => void) {
+    this.#engine = engine;
+    // Until it has a number, what it tells is said by hand.
+    this.#inbox = { notices: [], notify };
+    void this.#start(options, notify);
+  }
+
+  async #start(options: NativeServerOptions, notify: () => void): Promise<void> {
+    let socket: number | undefined;
+    try {
+      socket = options.fd ?? this.#bind(options);
+      const { source, window, mode, collapse, peerUid, handshakeTimeout, maxSessions } = options;
+      const params = {
+        socket: 0,
+        source,
+        window,
+        mode,
+        collapse,
+        handshakeTimeout,
+        maxSessions,
+        peerUid: peerUid ?? process.geteuid?.(),
+        onFailure: options.onFailure,
+      };
+      const { server, socketPath } = await this.#engine.request('firecracker.serve', params, [socket], false);
+      // There is a server: from now on the socket is its own.
+      closeSync(socket);
+      this.#id = server as number;
+      const inbox = this.#engine.watchServer(this.#id, () => {
+        this.#inbox.notices.push(...inbox.notices.splice(0));
+        notify();
+      });
+      this.#push({
+        kind: 'listening',
+        at: Date.now(),
+        path: (socketPath as string) || (this.#bound?.path ?? ''),
+      });
+    } catch (thrown) {
+      if (socket !== undefined && options.fd === undefined) closeSync(socket);
+      this.#unlink();
+      const { code, message, errno, syscall } = thrown as UffdError;
+      const error = {
+        code,
+        message,
+        ...(errno === undefined ? {} : { errno }),
+        ...(syscall ? { syscall } : {}),
+      };
+      this.#push({ kind: 'failed', at: Date.now(), error });
+    }
+  }
+
+  #bind({ socketPath = '', peerUid }: NativeServerOptions): number {
+    const { error, fd } = native().bindListener(socketPath, peerUid);
+    if (error || fd === undefined) throw fromNative(error ?? NO_ANSWER);
+    const { dev, ino } = lstatSync(socketPath);
+    this.#bound = { path: socketPath, dev, ino };
+    return fd;
+  }
+
+  #push(notice: NativeNotice): void {
+    this.#inbox.notices.push(notice);
+    this.#inbox.notify();
+  }
+
+  /** Removes the socket, unless something else lies there by now. */
+  #unlink(): void {
+    const bound = this.#bound;
+    this.#bound = undefined;
+    if (!bound) return;
+    const there = lstatSync(bound.path, { throwIfNoEntry: false });
+    if (there?.dev === bound.dev && there.ino === bound.ino) unlinkSync(bound.path);
+  }
+
+  takeNotices(): NativeNotice[] {
+    return this.#inbox.notices.splice(0);
+  }
+
+  answer(session: number, { source, window, mode, collapse, onFailure }: NativeImage): void {
+    this.#engine.tell('firecracker.answer', { session, source, window, mode, collapse, onFailure });
+  }
+
+  refuse(session: number, error: string): void {
+    this.#engine.tell('firecracker.answer', { session, error });
+  }
+
+  close(rest: Rest): void {
+    this.#end('firecracker.close', rest);
+  }
+
+  drain(): void {
+    this.#end('firecracker.drain');
+  }
+
+  giveUp(): void {
+    this.#end('firecracker.giveUp');
+  }
+
+  #end(method: string, rest?: Rest): void {
+    this.#unlink();
+    this.#engine.repeated(method, { server: this.#id, rest }).catch(() => {
+      // It is closed already, or nobody is there who could.
+      this.#push({ kind: 'closed', at: Date.now() });
+    });
+  }
+
+  /** This program ends: the daemon goes on listening. */
+  abandon(): void {}
+
+  release(): void {
+    this.#unlink();
+    this.#engine.forgetServer(this.#id);
+  }
+
+  stats(session: number): NativeStats | null {
+    return this.#engine.stats(session);
+  }
+
+  forget(session: number): NativeStats | null {
+    return this.#engine.forget(session);
+  }
+
+  closeSession(session: number, rest: Rest): void {
+    this.#engine.closeSession(session, rest);
+  }
+
+  populate: SessionOwner['populate'] = async (session, options) => this.#engine.populate(session, options);
+
+  cancelPopulate(session: number, request: number): void {
+    this.#engine.cancelPopulate(session, request);
+  }
+
+  decide(session: number, policy: NativePolicy): void {
+    this.#engine.decide(session, policy);
+  }
+
+  hold: SessionOwner['hold'] = async session => this.#engine.hold(session);
+  resume: SessionOwner['resume'] = async (session, source) => this.#engine.resume(session, source);
+  open = async (source: PageSource): Promise<number> => this.#engine.open(source);
+  detach: SessionOwner['detach'] = async session => this.#engine.detach(session);
+  stopRecording: SessionOwner['stopRecording'] = async () => this.#engine.stopRecording();
+  replayed: SessionOwner['replayed'] = async () => this.#engine.replayed();
+}
+
+const NO_ANSWER = { code: 'ERR_UFFD_SYSTEM', message: 'the kernel gave no answer' };

@@ -1,0 +1,148 @@
+import { closeSync, constants, open } from 'node:fs';
+import { promisify } from 'node:util';
+
+import { fromNative, UffdError } from './errors.js';
+import { native } from './native.js';
+import type { PageSource, SourceDescription } from './sources.js';
+import { KiB, MiB } from './units.js';
+
+/** How a daemon is talked to. @hidden */
+export interface Line {
+  request(method: string, params: object, fds?: readonly number[]): Promise<Record<string, unknown>>;
+  tell(method: string, params: object, fds?: readonly number[]): void;
+}
+
+/** What a daemon asks of a source that only this process has. */
+interface Read {
+  source: number;
+  request: number;
+  offset: number;
+  length: number;
+}
+
+/** Asked for at once; the source here has a cache and pieces of its own. */
+const CHUNK = 256 * KiB;
+
+/**
+ * Sources as a daemon knows them: files are opened here and sent, bytes are sent, and what is JavaScript stays here and is
+ * asked. @hidden
+ */
+export class RemoteSources {
+  readonly #line: Line;
+  readonly #opened = new Map<PageSource, { id: number; ready: Promise<unknown> }>();
+  readonly #numbers = new Map<number, PageSource>();
+  #last = 0;
+
+  constructor(line: Line) {
+    this.#line = line;
+  }
+
+  /** The daemon's number of a source. */
+  async open(source: PageSource): Promise<number> {
+    if (source.closed) throw new UffdError('ERR_UFFD_USE_AFTER_CLOSE', 'the source is closed');
+    let opened = this.#opened.get(source);
+    if (opened === undefined) {
+      this.#last += 1;
+      opened = { id: this.#last, ready: this.#send(this.#last, source) };
+      this.#opened.set(source, opened);
+      this.#numbers.set(opened.id, source);
+      source.whenClosed(() => this.#close(source));
+    }
+    try {
+      await opened.ready;
+    } catch (error) {
+      // What failed can be tried again.
+      this.#opened.delete(source);
+      throw error;
+    }
+    return opened.id;
+  }
+
+  /** Another daemon, or the same after a while: it gets what it may have lost. */
+  async reopen(): Promise<void> {
+    for (const [source, opened] of this.#opened) {
+      opened.ready = this.#send(opened.id, source);
+      await opened.ready.catch(() => this.#opened.delete(source));
+    }
+  }
+
+  /** Brings bytes that the daemon has asked for. Never rejects. */
+  async read({ source: id, request, offset, length }: Read): Promise<void> {
+    const source = this.#numbers.get(id);
+    try {
+      if (source === undefined) throw new UffdError('ERR_UFFD_SOURCE', `source ${id} is not open`);
+      const { error, fds } = await native().readSource(await source.handle(), offset, length);
+      if (error) throw fromNative(error);
+      this.#line.tell('source.answer', { source: id, request }, fds ?? []);
+    } catch (error) {
+      this.#line.tell('source.answer', { source: id, request, error: (error as Error).message });
+    }
+  }
+
+  #close(source: PageSource): void {
+    const opened = this.#opened.get(source);
+    if (!opened) return;
+    this.#opened.delete(source);
+    this.#numbers.delete(opened.id);
+    this.#line.tell('source.close', { source: opened.id, ended: true });
+  }
+
+  async #send(id: number, source: PageSource): Promise<unknown> {
+    const fds: number[] = [];
+    let description: object;
+    try {
+      description = await this.#describe(source, source.description, fds);
+    } catch (error) {
+      for (const fd of fds) closeSync(fd);
+      throw error;
+    }
+    return this.#line.request('source.open', { source: id, description }, fds);
+  }
+
+  async #describe(source: PageSource, given: SourceDescription | undefined, fds: number[]): Promise<object> {
+    if (given === undefined) {
+      const size = native().sourceSize(await source.handle());
+      return { kind: 'callback', size, chunk: CHUNK, concurrency: 8, cacheBytes: 16 * MiB };
+    }
+    const { kind } = given;
+    if (kind === 'file') {
+      const fd = await openedAt(given.path, 0, fds);
+      const direct = given.direct ? { direct: await openedAt(given.path, constants.O_DIRECT, fds) } : {};
+      return { kind, path: given.path, fd, ...direct };
+    }
+    if (kind === 'memory') return { kind, fd: sent(given.bytes, fds) };
+    if (kind === 'layered') {
+      const base = await this.open(given.base);
+      const diffs = [];
+      for (const path of given.diffs) diffs.push({ path, fd: await openedAt(path, 0, fds) });
+      return { kind, base, diffs };
+    }
+    if (kind === 'overlay') {
+      return { kind, base: await this.open(given.base), places: given.places, fd: sent(given.bytes, fds) };
+    }
+    return given;
+  }
+}
+
+const openFile = promisify(open);
+
+/** Opens a file for the daemon; its position among the descriptors. */
+async function openedAt(path: string, flags: number, fds: number[]): Promise<number> {
+  try {
+    // O_NONBLOCK: opening a FIFO must not wait for a writer.
+    return fds.push(await openFile(path, constants.O_RDONLY | constants.O_NONBLOCK | flags)) - 1;
+  } catch (cause) {
+    const { errno, syscall, message } = cause as NodeJS.ErrnoException;
+    const details = { errno: Math.abs(errno ?? 0), syscall, cause };
+    throw new UffdError('ERR_UFFD_SOURCE', `the memory image cannot be read: ${message}`, details);
+  }
+}
+
+/** Puts bytes into a memfd for the daemon; its position among the descriptors. */
+function sent(bytes: Uint8Array, fds: number[]): number {
+  const { error, fd } = native().bytesInMemfd(bytes);
+  if (error || fd === undefined) throw fromNative(error ?? NO_ANSWER);
+  return fds.push(fd) - 1;
+}
+
+const NO_ANSWER = { code: 'ERR_UFFD_SYSTEM', message: 'the kernel gave no answer' };

@@ -248,6 +248,9 @@ impl Session {
         let read = record.reads();
         let ring = record.ring()?;
         self.states = record.states()?;
+        // What the map does not have is nobody's to bring: it says so itself, unless it is damaged in a way that cannot be seen.
+        let nowhere: Vec<Range<usize>> = self.map.nowhere().collect();
+        nowhere.into_iter().for_each(|pages| self.states.set_gone(pages));
         let times = record.count_take_over();
         let mut lost = 0;
         if let Some(info) = Arc::get_mut(&mut self.info) {

@@ -5,6 +5,14 @@ mod support;
 
 #[path = "keeping/basics.rs"]
 mod basics;
+#[path = "keeping/damaged.rs"]
+mod damaged;
+#[path = "keeping/kills.rs"]
+mod kills;
+#[path = "keeping/left.rs"]
+mod left;
+#[path = "keeping/memory.rs"]
+mod memory;
 
 /// Not a test: what a pager process runs (see `support/kept.rs`).
 #[test]

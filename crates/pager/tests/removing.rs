@@ -105,20 +105,7 @@ impl Held {
     /// Begins to discard a page, and waits until that waits for the pager.
     fn discarding(&self, page: usize, made: Made) -> std::sync::mpsc::Receiver<()> {
         let area = self.area.part(page, 1);
-        let (begun, thread) = std::sync::mpsc::channel();
-        let done = elsewhere(move || {
-            begun.send(nix::unistd::gettid()).unwrap();
-            area.discard_here(made);
-        });
-        let thread = finish(&thread);
-        let deadline = std::time::Instant::now() + support::DEADLINE;
-        // In state D it has queued its event; nothing else on its way there lasts.
-        let path = format!("/proc/self/task/{thread}/stat");
-        while !std::fs::read_to_string(&path).unwrap_or_default().contains(") D ") {
-            assert!(std::time::Instant::now() < deadline, "it does not wait");
-            std::thread::yield_now();
-        }
-        done
+        support::held_up(move || area.discard_here(made))
     }
 }
 

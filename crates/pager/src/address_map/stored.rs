@@ -1,5 +1,7 @@
 //! The map as a list of its pieces, to be put down and taken up again by another process.
 
+use std::ops::Range;
+
 use super::{AddressMap, HIGHEST_ADDRESS, Pages, Piece};
 
 /// A piece of the map.
@@ -75,6 +77,19 @@ impl AddressMap {
         Ok(map)
     }
 
+    /// Pages that are nowhere.
+    pub(crate) fn nowhere(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let mut reached = 0;
+        let mapped = self.by_page.iter().map(|(&first, address)| {
+            first..first + self.pieces.get(address).map_or(0, |piece| self.pages_in(piece.len))
+        });
+        mapped.chain(std::iter::once(self.pages..self.pages)).filter_map(move |own| {
+            let gap = reached..own.start;
+            reached = own.end;
+            (!gap.is_empty()).then_some(gap)
+        })
+    }
+
     /// No page is in two first places.
     fn check_disjoint(&self) -> Result<(), String> {
         let mut reached = 0;
@@ -118,6 +133,8 @@ mod tests {
         let mut again = restored(&map, map.stored_pieces()).unwrap();
 
         assert_eq!(format!("{again:?}"), format!("{map:?}"));
+        // They were moved over what was unmapped, and are there a second time.
+        assert_eq!(again.nowhere().collect::<Vec<_>>(), []);
         assert_eq!(again.unmap(HERE, HERE + 16 * PAGE).0, changed().unmap(HERE, HERE + 16 * PAGE).0);
     }
 

@@ -42,6 +42,8 @@ pub enum Source {
     Slow(usize),
     /// None that answers.
     Never(usize),
+    /// The same bytes as [`image`], made when they are wanted.
+    Made(usize),
 }
 
 /// What it tells.
@@ -172,8 +174,27 @@ impl PagerProcess {
         }
     }
 
+    /// Waits until none of its threads runs.
+    pub fn until_stopped(&self) {
+        let stopped = |thread: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default();
+            stat.contains(") T ")
+        };
+        let deadline = std::time::Instant::now() + DEADLINE;
+        while !std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().all(stopped) {
+            assert!(std::time::Instant::now() < deadline, "it does not stop");
+            std::thread::yield_now();
+        }
+    }
+
     pub fn signal(&self, signal: i32) {
         self.process.send_signal(signal).unwrap();
+    }
+
+    /// Kills it; another stands in, which serves nothing.
+    pub fn replaced(self) -> Self {
+        self.kill();
+        Self::start("pager_process")
     }
 
     /// Kills it, at once, and waits until nothing of it is left.
@@ -266,8 +287,36 @@ impl Source {
         match self {
             Self::AtHand(pages) => Arc::new(Bytes(image(pages))),
             Self::Slow(pages) => Arc::new(Waited(image(pages), Duration::from_millis(1))),
+            Self::Made(pages) => Arc::new(Words(pages)),
             Self::Never(pages) => Arc::new(Waited(image(pages), Duration::from_secs(3600))),
         }
+    }
+}
+
+/// The word of [`image`] at an index.
+pub fn word(index: usize) -> u64 {
+    (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// An image of so many pages that takes no memory.
+#[derive(Debug)]
+struct Words(usize);
+
+impl PageSource for Words {
+    fn size(&self) -> u64 {
+        (self.0 * super::PAGE) as u64
+    }
+
+    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<ReadNow, PagerError> {
+        self.read(offset, buffer).map(|()| ReadNow::Done)
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
+        let first = offset as usize / 8;
+        for (index, bytes) in buffer.chunks_exact_mut(8).enumerate() {
+            bytes.copy_from_slice(&word(first + index).to_ne_bytes());
+        }
+        Ok(())
     }
 }
 

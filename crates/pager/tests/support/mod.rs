@@ -10,7 +10,7 @@ pub mod kept;
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pager::{
     EndReason, Notice, Observer, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region, SessionEnd,
@@ -141,6 +141,24 @@ pub fn elsewhere<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) ->
     let (done, answer) = channel();
     std::thread::spawn(move || done.send(act()));
     answer
+}
+
+/// Does something on a thread that waits until its event is read. It does when this returns.
+pub fn held_up<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+    let (begun, thread) = channel();
+    let done = elsewhere(move || {
+        begun.send(nix::unistd::gettid()).unwrap();
+        act()
+    });
+    let thread = finish(&thread);
+    let deadline = Instant::now() + DEADLINE;
+    // In state D it has queued its event; nothing else on its way there lasts.
+    let path = format!("/proc/self/task/{thread}/stat");
+    while !std::fs::read_to_string(&path).unwrap_or_default().contains(") D ") {
+        assert!(Instant::now() < deadline, "it does not wait");
+        std::thread::yield_now();
+    }
+    done
 }
 
 pub fn finish<T>(answer: &Receiver<T>) -> T {

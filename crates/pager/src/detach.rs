@@ -19,6 +19,7 @@ impl Session {
         }
         // With nothing missing nobody gets zeros by it.
         self.phase = Phase::sweep(Rest::Zero, SessionEnd { reason: EndReason::Detached, error: None });
+        self.keep_ending();
         answer.give(Ok(()));
     }
 }

@@ -122,6 +122,7 @@ impl Session {
 
     fn begin_hold(&mut self, hold: Hold) {
         self.phase = Phase::Held(hold);
+        self.keep_ending();
         self.holding.news = true;
         self.give_up_reads();
         // Those that were put off are kept like all others.
@@ -196,6 +197,7 @@ impl Session {
             self.give_up_reads();
         }
         self.phase = Phase::Serving;
+        self.keep_ending();
         self.holding.suspect = None;
         self.holding.news = false;
         self.elsewhere.forget();

@@ -33,7 +33,7 @@ use crate::page_state::{PageBits, PageStates};
 use crate::stats::{COUNTERS, Stats};
 use layout::{Layout, at};
 
-pub(crate) use ending::Ending;
+pub(crate) use ending::{Course, Ending};
 pub(crate) use map_slots::Applied;
 
 /// A session's record, mapped.

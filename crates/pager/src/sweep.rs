@@ -144,6 +144,7 @@ impl Session {
     /// Starts to close on purpose.
     pub(crate) fn close(&mut self, rest: Rest) {
         self.phase.close(rest);
+        self.keep_ending();
     }
 
     /// How it ended, and whether its uffd has to stay open.

@@ -9,7 +9,7 @@ use uffd::{Event, EventBuffer, Features, Left, UffdError, Userfaultfd, left_in};
 use crate::error::PagerError;
 use crate::keep::{Keeper, KeptDescriptors, KeptSession};
 use crate::policy::{EndReason, Rest, SessionEnd};
-use crate::record::{Applied, Ending, Record, damaged};
+use crate::record::{Applied, Course, Ending, Record, damaged};
 use crate::session::Session;
 use crate::sweep::Phase;
 
@@ -23,8 +23,8 @@ pub(crate) struct Keeping {
     ring: Option<EventBuffer>,
     /// Of the read under way: the message that is being dealt with, counted from 1.
     message: u64,
-    /// The end that was put down.
-    ending: Option<(Rest, EndReason, bool)>,
+    /// What was put down last.
+    ending: Option<Ending>,
     keeper: Option<Arc<dyn Keeper>>,
     server: Option<u64>,
 }
@@ -205,22 +205,17 @@ impl Session {
         kept.record.publish_map(&self.map, kept.applied())
     }
 
-    /// Puts down that the session is ending, if it is.
+    /// Puts down that the session is ending or held, or is not any more.
     pub(crate) fn keep_ending(&mut self) {
         let Some(kept) = self.kept.as_deref_mut() else { return };
-        let (rest, end, stays_open) = match &self.phase {
-            Phase::Serving | Phase::Held(_) => return,
-            Phase::Sweeping { rest, end, .. } => (*rest, end, false),
-            Phase::Dying { end, .. } => (Rest::Poison, end, false),
-            Phase::Over { end, leave_open } => (Rest::Poison, end, *leave_open),
-        };
-        let now = Some((rest, end.reason, stays_open));
-        if kept.ending == now {
+        if kept.ending.is_none() && self.phase.serves() {
             return;
         }
-        kept.ending = now;
-        let error = end.error.as_ref().map(ToString::to_string);
-        kept.record.put_ending(&Ending { rest, reason: end.reason, error, stays_open });
+        let ending = Ending::of(&self.phase, self.holding.lost_track);
+        if kept.ending != ending {
+            kept.record.put_ending(ending.as_ref());
+            kept.ending = ending;
+        }
     }
 
     /// Goes on where another process was killed: what it had read is applied, then whoever waits faults again.
@@ -280,7 +275,14 @@ impl Session {
             info.lost_children = lost;
         }
         if let Some(ending) = ending {
-            self.phase = phase_of(ending);
+            if let Course::Held { lost_track, .. } = ending.course {
+                self.holding.lost_track = lost_track;
+                self.holding.news = true;
+            }
+            if let Some(kept) = self.kept.as_deref_mut() {
+                kept.ending = Some(ending.clone());
+            }
+            self.phase = ending.into_phase();
         }
         outcome
     }
@@ -302,11 +304,4 @@ impl Session {
             }
         }
     }
-}
-
-fn phase_of(ending: Ending) -> Phase {
-    let Ending { rest, reason, error, stays_open } = ending;
-    let error = error.map(|message| PagerError::Inherited { message, code: reason.code() });
-    let end = SessionEnd { reason, error };
-    if stays_open { Phase::Over { end, leave_open: true } } else { Phase::sweep(rest, end) }
 }

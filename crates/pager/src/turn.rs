@@ -70,6 +70,8 @@ impl Session {
         }
         if let Some((reason, error)) = failure {
             self.fail(reason, error);
+            // The message that led to it is finished with.
+            self.keep_ending();
         }
     }
 

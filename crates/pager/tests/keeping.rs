@@ -7,8 +7,14 @@ mod support;
 mod basics;
 #[path = "keeping/damaged.rs"]
 mod damaged;
+#[path = "keeping/ending.rs"]
+mod ending;
+#[path = "support/handshakes.rs"]
+mod handshakes;
 #[path = "keeping/kills.rs"]
 mod kills;
+#[path = "keeping/kinds.rs"]
+mod kinds;
 #[path = "keeping/left.rs"]
 mod left;
 #[path = "keeping/memory.rs"]

@@ -27,6 +27,8 @@ pub(super) mod at {
     pub(in super::super) const ENDING: usize = 13;
     /// How often it was taken over.
     pub(in super::super) const TAKEN_OVER: usize = 14;
+    /// When a hold ends, in nanoseconds of CLOCK_MONOTONIC, which all processes have in common; 0: never.
+    pub(in super::super) const HELD_UNTIL: usize = 15;
     /// What went wrong: bytes, and the text.
     pub(in super::super) const TEXT: usize = 16;
     pub(in super::super) const TEXT_WORDS: usize = 64;

@@ -6,6 +6,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use pager::{EndReason, KeptDescriptors, Notice, Pager, PagerError, PagerOptions, Rest};
 use uffd::{Mapping, MemfdOptions, Modes};
 
+use crate::handshakes::Random;
 use crate::memory::{Served, at, get, page, put, resume, served, try_resume};
 use crate::support::area::{Area, Made, all_events, ended, register};
 use crate::support::kept::Kept;
@@ -138,11 +139,8 @@ fn checksum(words: &[u64]) -> u64 {
 
 /// Changes some words, at places and to values that mean something and to others; and where wanted, makes the checksums right.
 fn damage(words: &mut [u64], seed: u64) {
-    let mut state = seed;
-    let mut random = |below: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 20) % below
-    };
+    let mut source = Random::new(seed);
+    let mut random = |below: u64| source.next() % below;
     let slot = |words: &[u64]| {
         let bitmap = PAGES.div_ceil(64).next_multiple_of(8);
         at::BITMAPS

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use uffd::{Left, Modes, left_in};
 
+use crate::handshakes::Random;
 use crate::memory::at;
 use crate::support::area::{Area, Made, all_events, new_uffd, register};
 use crate::support::kept::{Kept, PagerProcess, Source, to_serve, word};
@@ -33,16 +34,6 @@ struct World {
     longest_ns: AtomicU64,
     /// Odd while the process is being stopped, again and again.
     frozen: AtomicU64,
-}
-
-/// A small generator, so that a run can be repeated as far as the machine allows.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, below: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % below
-    }
 }
 
 impl World {
@@ -124,7 +115,7 @@ fn killed_a_hundred_times_under_load_no_word_is_wrong_and_nobody_waits_for_ever(
     let work = |seed: u64, act: fn(&World, &mut Random)| {
         let world = Arc::clone(&world);
         elsewhere(move || {
-            let mut random = Random(seed);
+            let mut random = Random::new(seed);
             while !world.over.load(Ordering::Relaxed) {
                 act(&world, &mut random);
             }
@@ -138,7 +129,7 @@ fn killed_a_hundred_times_under_load_no_word_is_wrong_and_nobody_waits_for_ever(
         world.discard(random.below(PAGES - pages), pages);
     }));
 
-    let mut random = Random(4711);
+    let mut random = Random::new(4711);
     let (mut between, mut removals, mut outage) = (0, 0, Duration::ZERO);
     for kill in 1..=KILLS {
         let next = start();

@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
 use pager::{Notice, Pager, PagerError, PagerOptions, SessionInfo, Successor};
+use uffd::liveness::PidFd;
 use uffd::{EventBuffer, Features, FileAccess, FileOptions, Mapping, Modes, Userfaultfd, Words};
 
-use crate::support::area::{Area, Made, new_uffd, register, started};
+use crate::support::area::{Area, Made, all_events, new_uffd, register, started};
 use crate::support::kept::{Kept, PagerProcess, Source, to_serve};
 use crate::support::{PAGE, image, told};
 
@@ -44,16 +45,36 @@ pub fn served(
     modes: Modes,
     adjust: impl FnOnce(&mut pager::KeptSession),
 ) -> Option<Served> {
+    begin(pages, (features, modes), (Source::AtHand(pages), None), adjust)
+}
+
+/// The same from any source, and of any process.
+pub fn served_by(
+    pages: usize,
+    source: Source,
+    of: Option<&PidFd>,
+    adjust: impl FnOnce(&mut pager::KeptSession),
+) -> Option<Served> {
+    begin(pages, (all_events(), Modes::MISSING), (source, of), adjust)
+}
+
+fn begin(
+    pages: usize,
+    (features, modes): (Features, Modes),
+    (source, of): (Source, Option<&PidFd>),
+    adjust: impl FnOnce(&mut pager::KeptSession),
+) -> Option<Served> {
     let uffd: Userfaultfd = new_uffd(features)?;
     let area = Area::new(Made::Private, pages);
     register(&uffd, area, modes);
     let process = PagerProcess::start("pager_process");
     let mut session = to_serve(area);
     adjust(&mut session);
-    process.serve(session, Source::AtHand(pages), &uffd, None);
+    process.serve(session, source, &uffd, of);
     let kept = process.kept();
     assert_eq!(process.started(), (kept.session.id, 0));
-    Some(Served { area, bytes: image(pages), uffd, process, kept })
+    let bytes = if source == Source::AtHand(pages) { image(pages) } else { Vec::new() };
+    Some(Served { area, bytes, uffd, process, kept })
 }
 
 pub fn page(bytes: &[u8], page: usize) -> &[u8] {

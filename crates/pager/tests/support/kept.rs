@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,11 +27,35 @@ const LONGEST: usize = 1 << 16;
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
     /// Serve this, whose userfaultfd comes along (and its pidfd).
-    Serve { session: KeptSession, source: Source },
+    Serve {
+        session: KeptSession,
+        source: Source,
+    },
     /// Go on with this.
-    Resume { session: KeptSession, source: Source },
+    Resume {
+        session: KeptSession,
+        source: Source,
+    },
+    /// Take Firecracker's handshakes at this path.
+    Listen {
+        path: PathBuf,
+        source: Source,
+    },
+    Close {
+        id: u64,
+        populate: bool,
+    },
+    Hold {
+        id: u64,
+    },
+    TakeDirty {
+        id: u64,
+    },
     /// Put it through its policy.
-    Fail { session: KeptSession, why: String },
+    Fail {
+        session: KeptSession,
+        why: String,
+    },
 }
 
 /// Where a pager process has the bytes from.
@@ -74,6 +99,10 @@ pub enum Told {
     Refused {
         code: String,
         error: String,
+    },
+    /// What was asked for is so; addresses that were written to.
+    Done {
+        dirty: Vec<u64>,
     },
 }
 
@@ -147,6 +176,35 @@ impl PagerProcess {
 
     pub fn fail(&self, kept: &Kept, why: &str) {
         self.order(&Order::Fail { session: kept.session.clone(), why: why.to_owned() }, &kept.fds());
+    }
+
+    pub fn listen(&self, path: PathBuf, source: Source) {
+        self.order(&Order::Listen { path, source }, &[]);
+        self.done();
+    }
+
+    /// Begins to close a session.
+    pub fn close(&self, id: u64, populate: bool) {
+        self.order(&Order::Close { id, populate }, &[]);
+        self.done();
+    }
+
+    pub fn hold(&self, id: u64) {
+        self.order(&Order::Hold { id }, &[]);
+        self.done();
+    }
+
+    /// The addresses of what was written to.
+    pub fn take_dirty(&self, id: u64) -> Vec<u64> {
+        self.order(&Order::TakeDirty { id }, &[]);
+        self.done()
+    }
+
+    fn done(&self) -> Vec<u64> {
+        match self.told().0 {
+            Told::Done { dirty } => dirty,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn order(&self, order: &Order, fds: &[BorrowedFd<'_>]) {
@@ -270,6 +328,39 @@ fn carry_out(pager: &Pager, order: Order, fds: Vec<OwnedFd>, holder: &Arc<Holder
             let kept = kept_of(session, fds);
             pager.resume_session(&kept.session, kept.descriptors(), successor)
         }
+        Order::Listen { path, source } => {
+            let options = pager::ServerOptions {
+                images: pager::Images::One(source.open()),
+                policy: pager::FailurePolicy::Poison,
+                window: Some(super::PAGE as u64),
+                fill: pager::FillOptions::default(),
+                peer_uid: None,
+                handshake_timeout: DEADLINE,
+                max_sessions: 10,
+                working_set: pager::WorkingSet::default(),
+                label: "of the server".to_owned(),
+            };
+            pager.serve_firecracker(pager::Listener::bind(&path, None)?, options, observer);
+            holder.tell(&Told::Done { dirty: Vec::new() }, &[]);
+            Ok(())
+        }
+        Order::Close { id, populate } => {
+            pager.close_session(id, if populate { pager::Rest::Populate } else { pager::Rest::Poison });
+            // Answered behind it: then it has begun.
+            pager.detach(id, holder.when_done());
+            Ok(())
+        }
+        Order::Hold { id } => {
+            pager.hold(id, holder.when_done());
+            Ok(())
+        }
+        Order::TakeDirty { id } => {
+            let dirty = pager.take_dirty(id, usize::MAX).wait(DEADLINE)?;
+            let pages =
+                |range: &pager::DirtyRange| (range.address..range.address + range.len).step_by(super::PAGE);
+            holder.tell(&Told::Done { dirty: dirty.ranges.iter().flat_map(pages).collect() }, &[]);
+            Ok(())
+        }
         Order::Fail { session, why } => {
             let kept = kept_of(session, fds);
             pager.fail_session(&kept.session, kept.descriptors(), PagerError::Internal(why), observer)
@@ -347,6 +438,12 @@ impl PageSource for Waited {
 struct Holder(OwnedFd);
 
 impl Holder {
+    /// Tells when something is so, whatever came of it.
+    fn when_done(self: &Arc<Self>) -> Box<dyn FnOnce(Result<(), PagerError>) + Send> {
+        let holder = Arc::clone(self);
+        Box::new(move |_| holder.tell(&Told::Done { dirty: Vec::new() }, &[]))
+    }
+
     fn tell(&self, told: &Told, fds: &[BorrowedFd<'_>]) {
         // The test may have ended.
         let _ = fd_passing::send(self.0.as_fd(), &serde_json::to_vec(told).unwrap(), fds);

@@ -109,7 +109,7 @@ fn poisoned_within(pages: usize, waiting: Duration, all: Duration) {
         let Some((waited, took)) = time_to_poison(pages) else { return };
         attempts.push((waited, took));
         if waited < waiting && took < all {
-            println!("{} MiB: {attempts:?}", pages * PAGE >> 20);
+            println!("{} MiB: {attempts:?}", (pages * PAGE) >> 20);
             return;
         }
     }

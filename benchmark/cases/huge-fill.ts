@@ -8,6 +8,7 @@ import type { Run } from '../harness/run.js';
 const scanned = (run: Run): Work => ({
   image: run.image((run.quick ? 64 : 256) * MiB),
   touch: 'order=sequential',
+  huge: true,
 });
 
 /** Small pages or huge ones. */

@@ -44,6 +44,8 @@ export interface Work {
   hash?: boolean;
   /** What it touches first, without being measured. */
   before?: string;
+  /** Huge pages are filled: memory is warmed in those, too. */
+  huge?: boolean;
   /** A thread of the handler that is held meanwhile, by its name. */
   hold?: string;
 }
@@ -72,7 +74,7 @@ export async function measure(run: Run, handler: Handler, work: Work): Promise<M
     const ends: (() => Promise<unknown>)[] = [async () => child.end()];
     try {
       await child.says();
-      await run.warm(image.size);
+      await run.warm(image.size, work.huge);
       const cpu = run.cpus.faulter === undefined ? [] : ['--cpu', `${run.cpus.faulter}`];
       const peer = new Peer(['--socket', socket, '--region', `${image.size}`, ...cpu, ...(work.peer ?? [])]);
       ends.unshift(async () => {

@@ -22,10 +22,12 @@ export class Run {
 
   /**
    * Touches and frees memory on the CPU that will copy. What the host of a virtual machine has taken away costs ten times as
-   * much at its first touch, and what another CPU has freed lies with that one.
+   * much at its first touch, and what another CPU has freed lies with that one. With `huge`, in transparent huge pages as well.
    */
-  async warm(bytes: number): Promise<void> {
-    await output(this.cpus.handler, [floor('warm'), `${bytes}`]);
+  async warm(bytes: number, huge = false): Promise<void> {
+    const warm = [floor('warm'), `${bytes}`];
+    await output(this.cpus.handler, warm);
+    if (huge) await output(this.cpus.handler, [...warm, 'huge']);
   }
 
   /** An image of real bytes. */

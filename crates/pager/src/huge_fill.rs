@@ -26,8 +26,9 @@ use crate::stopping::Stopped;
 
 /// Bytes of a block: those of a huge page.
 pub(crate) const BLOCK: usize = 2 << 20;
-/// Blocks done in one go where nobody else has to wait for that: the kernel empties a queue of every CPU for each call that joins.
-const TOGETHER: usize = 16;
+/// Blocks done in one go where nobody else has to wait for that: the kernel empties a queue of every CPU for each call that joins. With more,
+/// what was read has left the caches by the time it is written, and so has what the kernel has cleared.
+const TOGETHER: usize = 4;
 /// Between looks at threads that have not stopped yet.
 const STOPPING: Duration = Duration::from_micros(200);
 

@@ -116,6 +116,8 @@ impl EventLoop {
         }
         let completed = mailbox.clone();
         let deliver = Arc::new(move |completion| completed.send(Message::Completed(completion)));
+        let mut lent = Lent::new(workers, deliver);
+        lent.keep_spare(epoll.0.as_fd());
         Ok(Self {
             epoll,
             timer,
@@ -128,7 +130,7 @@ impl EventLoop {
             turns: Vec::new(),
             unwatched: HashSet::new(),
             probe,
-            lent: Lent::new(workers, deliver),
+            lent,
             base_page_size: uffd::page_size() as u64,
             keeper,
             unreadable: HashMap::new(),

@@ -8,10 +8,12 @@ import { ours, serving, type Work } from '../harness/handlers.js';
 import type { Run } from '../harness/run.js';
 import { rival } from '../harness/tools.js';
 
+const pagesOf = (size: number): number => Math.floor(size / (4 * KiB) / 10);
+
 /** A tenth of the pages, at random. */
 function tenth(run: Run): Work {
   const image = run.image((run.quick ? 64 : 128) * MiB);
-  return { image, touch: `order=random seed=7 limit=${image.size / (4 * KiB) / 10}`, hash: false };
+  return { image, touch: `order=random seed=7 limit=${pagesOf(image.size)}`, hash: false };
 }
 
 /** With nothing of the image in the page cache. */
@@ -28,8 +30,13 @@ const cold =
 /** As many pages of the file itself, mapped privately: what Firecracker's `File` backend does. */
 const mapped: Contender = async run => {
   const { path, size } = tenth(run).image;
-  const pages = `${Math.floor(size / (4 * KiB) / 10)}`;
-  const child = new Child(run.cpus.faulter, [rival('local-file'), path, 'mmap', 'random', pages]);
+  const child = new Child(run.cpus.faulter, [
+    rival('local-file'),
+    path,
+    'mmap',
+    'random',
+    `${pagesOf(size)}`,
+  ]);
   try {
     const { total_ns: ns } = await child.says<{ total_ns: number }>();
     return { figures: { total: ns / 1e6 } };

@@ -1,5 +1,6 @@
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
 
 import { MiB } from 'userfaultfd';
 
@@ -9,7 +10,7 @@ import { Child } from '../harness/child.js';
 import { ours } from '../harness/handlers.js';
 import type { Run } from '../harness/run.js';
 import type { ServingOptions } from '../harness/serving.js';
-import { rival } from '../harness/tools.js';
+import { CACHE, rival } from '../harness/tools.js';
 
 const CLONES = 20;
 const SIZE = 64 * MiB;
@@ -28,31 +29,55 @@ function memoryOf(pids: readonly number[]): Measured['figures'] {
   return { pss: mean('Pss'), rss: mean('Rss') };
 }
 
-/** Clones that are served by one pager. */
+/** So many clones that are served by one pager: what `use` makes of them, once each has touched its pages; and what is waited for when they have ended. */
+async function touched<T>(
+  run: Run,
+  options: ServingOptions,
+  clones: number,
+  use: (pids: readonly number[]) => T,
+  ended?: () => Promise<void>,
+): Promise<T> {
+  return run.inFolder(async folder => {
+    const socket = join(folder, 's');
+    const image = run.image(SIZE);
+    const child = new Child(run.cpus.handler, ours({ ...options, peers: clones })(socket, image.path));
+    const peers: Peer[] = [];
+    try {
+      await child.says();
+      for (let clone = 0; clone < clones; clone += 1) {
+        const peer = new Peer(['--socket', socket, '--region', `${SIZE}`]);
+        peers.push(peer);
+        await peer.ready();
+        await child.says();
+        await peer.ask('touch', 'order=random', 'seed=11', `limit=${TOUCHED}`);
+      }
+      return use(peers.map(({ pid }) => pid));
+    } finally {
+      for (const peer of peers) peer.kill();
+      await Promise.all(peers.map(async peer => peer.ended));
+      await ended?.();
+      await child.end();
+    }
+  });
+}
+
 const served =
   (options: ServingOptions): Contender =>
-  async run =>
-    run.inFolder(async folder => {
-      const socket = join(folder, 's');
-      const image = run.image(SIZE);
-      const child = new Child(run.cpus.handler, ours({ ...options, peers: CLONES })(socket, image.path));
-      const peers: Peer[] = [];
-      try {
-        await child.says();
-        for (let clone = 0; clone < CLONES; clone += 1) {
-          const peer = new Peer(['--socket', socket, '--region', `${SIZE}`]);
-          peers.push(peer);
-          await peer.ready();
-          await child.says();
-          await peer.ask('touch', 'order=random', 'seed=11', `limit=${TOUCHED}`);
-        }
-        return { figures: memoryOf(peers.map(({ pid }) => pid)) };
-      } finally {
-        for (const peer of peers) peer.kill();
-        await Promise.all(peers.map(async peer => peer.ended));
-        await child.end();
-      }
-    });
+  async run => ({ figures: await touched(run, options, CLONES, memoryOf) });
+
+/** What another clone has touched is replayed to each: first, or while it touches that. */
+const replaying =
+  (options: ServingOptions): Contender =>
+  async run => {
+    const record = join(CACHE, `clone-${SIZE / MiB}MiB.trace`);
+    const written = async (): Promise<void> => {
+      for (let tries = 0; !existsSync(record) && tries < 5000; tries += 1) await setTimeout(1);
+    };
+    if (!existsSync(record)) {
+      await touched(run, { window: 4096, server: { record } }, 1, () => {}, written);
+    }
+    return served({ ...options, server: { replay: record } })(run);
+  };
 
 /** Processes that map the file privately. */
 async function mapped(run: Run): Promise<Measured> {
@@ -74,7 +99,7 @@ const row = (figure: 'pss' | 'rss'): Row => ({
   unit: 'MiB a clone',
   ours: 'on demand, windows',
   floor: 'private mapping of the file',
-  rivals: ['on demand, page by page', 'populated'],
+  rivals: ['on demand, page by page', 'replayed, then touched', 'replayed meanwhile', 'populated'],
   ratio: 'share',
 });
 
@@ -86,6 +111,8 @@ export const sharing: Case = {
   contenders: {
     'on demand, windows': served({}),
     'on demand, page by page': served({ window: 4096 }),
+    'replayed, then touched': replaying({ replayed: true }),
+    'replayed meanwhile': replaying({}),
     populated: served({ populate: 'before' }),
     'private mapping of the file': mapped,
   },

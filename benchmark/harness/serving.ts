@@ -28,6 +28,8 @@ export interface ServingOptions {
   buffered?: boolean;
   /** Populates before it says `session`. */
   populate?: 'before';
+  /** Says `session` when what is replayed has come. */
+  replayed?: boolean;
   /** Populates so many bytes from the beginning, from when it says `session` on; then it says `populated`. */
   populateFirst?: number;
   /** Processes to serve, each of which gets a `session` of its own. Default: 1. */
@@ -79,6 +81,7 @@ for (let left = options.peers ?? 1; left > 0; left -= 1) {
   const start = process.hrtime.bigint();
   const since = (): number => Number(process.hrtime.bigint() - start);
   if (options.populate === 'before') await session.populate();
+  if (options.replayed === true) await session.replayed();
   if (options.populateFirst !== undefined) {
     const [region] = session.regions;
     if (region === undefined) throw new Error('a session without memory');

@@ -21,6 +21,7 @@ export { FaultBatch } from './src/fault-batch.js';
 export { FaultHandler } from './src/fault-handler.js';
 export type {
   FaultCallbacks,
+  DecideFault,
   FaultHandlerOptions,
   HandlerCloseOptions,
   HandlerEnd,

@@ -4,6 +4,7 @@ import { emitting } from './emitting.js';
 import { fromNative, UffdError } from './errors.js';
 import { Fault, type FaultOwner } from './fault.js';
 import { type FaultArea, FaultAreas } from './fault-areas.js';
+import { FailingFaults } from './fault-failing.js';
 import { FaultBatch } from './fault-batch.js';
 import {
   BATCH,
@@ -71,6 +72,7 @@ export class FaultHandler {
   readonly #end = withResolvers<HandlerEnd>();
   readonly #signal: AbortSignal | undefined;
   readonly #areas = new FaultAreas();
+  readonly #failing: FailingFaults;
   #batch: FaultBatch;
   #dispatching = false;
   #putOff = false;
@@ -90,6 +92,8 @@ export class FaultHandler {
     const settings = readHandlerOptions(options, handled.own);
     settings.signal?.throwIfAborted();
     this.#handled = handled;
+    const report = (error: UffdError, fault: Fault): void => this.#report(error, fault);
+    this.#failing = new FailingFaults(settings.onFailure, report, () => this.#afterwards());
     const notify = (): void => this.#pump();
     const made = native().createHandler(handled.uffd.handle(), settings.native, notify);
     if (made.error) throw fromNative(made.error);
@@ -223,14 +227,14 @@ export class FaultHandler {
     try {
       result = callback(fault);
     } catch (error) {
-      this.#failed(fault, error);
+      this.#failing.add(fault, error);
       return;
     }
     if (isThenable(result)) {
       this.#pending.set(id, fault);
       void this.#wait(result, [fault], [id]);
     } else if (!fault.settled) {
-      this.#failed(fault, undefined);
+      this.#failing.add(fault, undefined);
     }
   }
 
@@ -240,7 +244,7 @@ export class FaultHandler {
     try {
       result = this.#callbacks.faults?.(batch);
     } catch (error) {
-      for (const fault of batch.open()) this.#failed(fault, error);
+      for (const fault of batch.open()) this.#failing.add(fault, error);
       batch.clear();
       return;
     }
@@ -252,7 +256,7 @@ export class FaultHandler {
       void this.#wait(result, open, ids);
     } else {
       if (!batch.isDone()) {
-        for (const fault of batch.open()) this.#failed(fault, batch.errorOf(fault));
+        for (const fault of batch.open()) this.#failing.add(fault, batch.errorOf(fault));
       }
       batch.clear();
     }
@@ -268,24 +272,9 @@ export class FaultHandler {
     ids.forEach(id => this.#pending.delete(id));
     for (const fault of faults) {
       // One that is stale by now may well have failed because of that.
-      if (!fault.settled) this.#failed(fault, thrown?.error);
+      if (!fault.settled) this.#failing.add(fault, thrown?.error);
     }
     this.#afterwards();
-  }
-
-  /** Nobody has answered it: the policy does. */
-  #failed(fault: Fault, cause: unknown): void {
-    const address = `0x${fault.address.toString(16)}`;
-    const error =
-      cause === undefined
-        ? new UffdError('ERR_UFFD_UNANSWERED', `the handler has not answered the fault at ${address}`, {
-            hint: 'Call one of copy, zero, continue, poison, unprotect, wake or defer.',
-          })
-        : new UffdError('ERR_UFFD_UNANSWERED', `the handler of the fault at ${address} has failed`, {
-            cause,
-          });
-    const because = cause instanceof Error ? `: ${cause.message}` : '';
-    if (fault.fail(`${error.message}${because}`)) this.#report(error, fault);
   }
 
   #report(error: UffdError, fault: Fault): void {
@@ -336,7 +325,7 @@ export class FaultHandler {
   }
 
   #expire(id: number, error: UffdError): Fault | undefined {
-    const fault = this.#pending.get(id);
+    const fault = this.#failing.expire(id) ?? this.#pending.get(id);
     this.#pending.delete(id);
     fault?.expire(error);
     return fault;
@@ -355,6 +344,7 @@ export class FaultHandler {
   /** What may have become due by what was just done. */
   #afterwards(): void {
     if (this.#isOver || this.#dispatching) return;
+    this.#failing.sweep();
     if (this.#closing) this.#finishIfIdle();
     if (this.#putOff && !this.#isOver) this.#schedule();
   }
@@ -418,6 +408,7 @@ export class FaultHandler {
     const stale = errorOf('fault', errno.ESTALE, 0);
     for (const fault of this.#pending.values()) fault.expire(stale);
     this.#pending.clear();
+    this.#failing.end(stale);
     this.#handled.ended();
     const end: HandlerEnd = Object.freeze({
       reason,

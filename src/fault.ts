@@ -229,10 +229,10 @@ export class Fault {
   }
 
   /** @hidden Applies the failure policy; whether it was to be answered. */
-  fail(why: string): boolean {
+  fail(why: string, kill: boolean): boolean {
     if (this.#state !== OPEN) return false;
     this.#state = OVER;
-    return native().failFault(this.#owner.handle, this.#id, why);
+    return native().failFault(this.#owner.handle, this.#id, why, kill);
   }
 
   /** @hidden What an operation on its whole batch came to. */

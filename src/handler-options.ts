@@ -5,7 +5,7 @@ import type { Fault } from './fault.js';
 import type { FaultBatch } from './fault-batch.js';
 import type { UffdError } from './errors.js';
 import { LONGEST_TIMEOUT } from './limits.js';
-import type { FailurePolicy } from './policy.js';
+import { FAILURE_POLICIES, type FailurePolicy } from './policy.js';
 import type { MemoryRange } from './range.js';
 import type { Userfaultfd } from './userfaultfd.js';
 import {
@@ -69,12 +69,22 @@ export interface FaultCallbacks {
   closed?: (end: HandlerEnd) => void;
 }
 
+/**
+ * Says what becomes of a fault that a callback has not answered; it can still be answered meanwhile, until its deadline. One that
+ * throws, or gives something else, is told by a warning, and the page is poisoned.
+ */
+export type DecideFault = (error: UffdError, fault: Fault) => FailurePolicy | Promise<FailurePolicy>;
+
 /** How faults are handled. */
 export interface FaultHandlerOptions {
   /** Milliseconds for a fault, from the moment when it is read, however often it is put off. Default: 30,000. */
   faultDeadline?: number;
-  /** What becomes of a fault that is not answered. `'kill'`, and writes to protected pages, end this process, if it is its. */
-  onFailure?: Exclude<FailurePolicy, 'hold'>;
+  /**
+   * What becomes of a fault that is not answered. `'kill'`, and writes to protected pages, end this process, if it is its. `'hold'`
+   * keeps it until its deadline: `failed` is told, and whoever has it can still answer it. Or a function that says which of
+   * these. By its deadline a fault is poisoned, unless it is `'kill'`. Default: `'poison'`.
+   */
+  onFailure?: FailurePolicy | DecideFault;
   /**
    * What becomes of a fault of this very thread, which it could never answer: `'abort'` ends the program with an explanation,
    * `'zero'` fills the page with zeros and tells `failed`. Default: `'abort'`.
@@ -133,11 +143,19 @@ export function readCallbacks(callbacks: FaultCallbacks, needsForked: boolean): 
 export function readHandlerOptions(
   options: FaultHandlerOptions,
   own: boolean,
-): { native: NativeHandlerOptions; signal: AbortSignal | undefined } {
+): {
+  native: NativeHandlerOptions;
+  signal: AbortSignal | undefined;
+  onFailure: FailurePolicy | DecideFault;
+} {
   validateOptions('options', options, OPTIONS);
   const { faultDeadline = 30_000, onFailure = 'poison', onSelfFault = 'abort', pidfd } = options;
   const deadline = validateInteger('options.faultDeadline', faultDeadline, 1, LONGEST_TIMEOUT);
-  const kill = validateOneOf('options.onFailure', onFailure, ['poison', 'kill'] as const) === 'kill';
+  const policy =
+    typeof onFailure === 'function'
+      ? onFailure
+      : validateOneOf('options.onFailure', onFailure, FAILURE_POLICIES);
+  const kill = policy === 'kill';
   const zeroSelfFaults =
     validateOneOf('options.onSelfFault', onSelfFault, ['abort', 'zero'] as const) === 'zero';
   const byThread =
@@ -149,6 +167,7 @@ export function readHandlerOptions(
   return {
     native: { deadline, kill, zeroSelfFaults, byThread, ...(pidfd === undefined ? {} : { pidfd }) },
     signal: validateSignal(options.signal),
+    onFailure: policy,
   };
 }
 

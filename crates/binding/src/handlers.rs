@@ -107,6 +107,9 @@ pub fn create_handler(
         pidfd,
         stack: stack::asker(),
     };
+    if let Err(error) = settings.check(&guarded) {
+        return failed((&error).into());
+    }
     let handler = match Handler::attach(guarded, settings) {
         Ok(handler) => handler,
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return failed(failures::handled()),
@@ -179,10 +182,11 @@ pub fn end_handler(handle: f64, poison: bool) -> Option<NativeError> {
     None
 }
 
-/// Applies the failure policy; whether the fault was still open.
+/// Poisons a fault's page, or kills; whether the fault was still open.
 #[napi(catch_unwind)]
-pub fn fail_fault(handle: f64, id: f64, why: String) -> bool {
-    HANDLERS.get(handle).is_some_and(|handling| handling.handler.fail(id as u64, &why))
+pub fn fail_fault(handle: f64, id: f64, why: String, kill: bool) -> bool {
+    let policy = if kill { FailurePolicy::Kill } else { FailurePolicy::Poison };
+    HANDLERS.get(handle).is_some_and(|handling| handling.handler.fail(id as u64, &why, policy))
 }
 
 /// Words of a delivery: what it is, then up to three of its own.

@@ -19,12 +19,13 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use uffd::liveness::PidFd;
 use uffd::{Event, EventBuffer, UffdError, Userfaultfd, page_size};
 
+use crate::error::PagerError;
 use crate::guarded::{Guarded, Watcher};
 use crate::handler_queue::{Area, Delivery, HandlerQueue, OpenFault};
 use crate::policy::FailurePolicy;
 use crate::self_fault::{self, SelfFault, Suspect};
 use crate::spin::{Look, Spin, let_others_run};
-use crate::supervise::Supervised;
+use crate::supervise::{Supervised, check_policy};
 
 pub use batch::{Joining, Run};
 
@@ -50,6 +51,20 @@ pub struct HandlerOptions {
     pub pidfd: Option<PidFd>,
     /// Has the answering thread write its stack and end the program as soon as it runs again; whether it could be asked.
     pub stack: Option<Box<dyn Fn() -> bool + Send + Sync>>,
+}
+
+impl HandlerOptions {
+    /// Makes sure that the policy can be kept, while there is time to do something about it.
+    ///
+    /// # Errors
+    ///
+    /// [`PagerError::NoRight`] names the right.
+    pub fn check(&self, uffd: &Userfaultfd) -> Result<(), PagerError> {
+        match &self.pidfd {
+            Some(process) => check_policy(self.policy, Some(process), uffd),
+            None => Ok(()),
+        }
+    }
 }
 
 impl fmt::Debug for HandlerOptions {
@@ -315,12 +330,12 @@ impl Handler {
         self.lock().queue.park(id, Instant::now())
     }
 
-    /// Applies the failure policy to a fault that was delivered; whether it was still open.
-    pub fn fail(&self, id: u64, why: &str) -> bool {
+    /// Applies a failure policy to a fault that was delivered; whether it was still open.
+    pub fn fail(&self, id: u64, why: &str, policy: FailurePolicy) -> bool {
         let _gate = self.guarded.gate();
         let Some(fault) = self.known(id) else { return false };
         self.lock().queue.close(id);
-        self.apply_policy(&fault, why);
+        self.apply(policy, &fault, why);
         true
     }
 

@@ -51,7 +51,12 @@ impl Handler {
 
     /// What becomes of a fault that nobody answers. Its waiters never get zeros.
     pub(super) fn apply_policy(&self, fault: &OpenFault, why: &str) {
-        if self.options.policy == FailurePolicy::Kill {
+        self.apply(self.options.policy, fault, why);
+    }
+
+    /// As [`Handler::apply_policy`]. Another process that is not known cannot be killed.
+    pub(super) fn apply(&self, policy: FailurePolicy, fault: &OpenFault, why: &str) {
+        if policy == FailurePolicy::Kill && (self.is_own() || self.process.is_some()) {
             return self.kill(fault, why);
         }
         if self.is_own() {

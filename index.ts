@@ -48,7 +48,7 @@ export {
   type ServeOptions,
   type SessionMode,
 } from './src/pager.js';
-export { type ConnectOptions, PagerClient, type SpawnOptions } from './src/pager-client.js';
+export { type Confinement, type ConnectOptions, PagerClient, type SpawnOptions } from './src/pager-client.js';
 export { type PagerEvents, Paging } from './src/paging.js';
 export { type LatencyBucket, LatencyHistogram, type SessionLatencies } from './src/latency.js';
 export type { AcceptOptions } from './src/limits.js';

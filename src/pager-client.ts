@@ -27,6 +27,7 @@ import {
   validateBoolean,
   validateFd,
   validateInteger,
+  validateOneOf,
   validateOptions,
   validatePath,
   validatePowerOfTwo,
@@ -44,6 +45,9 @@ export interface ConnectOptions {
   statsInterval?: number;
 }
 
+/** What a daemon gives up. */
+export type Confinement = 'all' | 'calls' | 'off';
+
 /** Options of {@link PagerClient.spawn}. */
 export interface SpawnOptions extends ConnectOptions {
   /** Where it listens. At most 107 bytes. Default: in a new private directory. */
@@ -53,6 +57,11 @@ export interface SpawnOptions extends ConnectOptions {
    * Default: `true`.
    */
   takeover?: boolean;
+  /**
+   * What the daemon gives up before it talks to anybody: `'all'`, the file system (Landlock) and the system calls that serving
+   * does not take (seccomp); `'calls'`, the latter alone; `'off'`. What the kernel does not have is left out. Default: `'all'`.
+   */
+  confine?: Confinement;
   /** Another executable. Default: the one of this package. */
   executable?: string;
   /** Milliseconds until it can be connected to. Default: 5000. */
@@ -60,7 +69,7 @@ export interface SpawnOptions extends ConnectOptions {
 }
 
 const CONNECT = ['reconnectTimeout', 'statsInterval'];
-const SPAWN = [...CONNECT, 'socketPath', 'takeover', 'executable', 'startTimeout'];
+const SPAWN = [...CONNECT, 'socketPath', 'takeover', 'confine', 'executable', 'startTimeout'];
 
 /**
  * A pager in a process of its own (`userfaultfd-pagerd`), which needs no Node: whatever becomes of this process, sessions whose
@@ -76,6 +85,7 @@ export class PagerClient extends Paging {
   /** Of mappings of this process: sessions that end with it. */
   readonly #started = new Set<Session>();
   #holderIsLost = false;
+  #endsAll = false;
   /** Where the daemon listens. */
   readonly socketPath: string;
 
@@ -112,6 +122,7 @@ export class PagerClient extends Paging {
     const { socketPath, executable, startTimeout = 5000 } = options;
     const settings = {
       socketPath: socketPath === undefined ? undefined : validatePath('options.socketPath', socketPath),
+      confine: validateOneOf('options.confine', options.confine ?? 'all', ['all', 'calls', 'off'] as const),
       takeover: validateBoolean('options.takeover', options.takeover, true),
       executable:
         executable === undefined ? executablePath() : validatePath('options.executable', executable),
@@ -296,9 +307,17 @@ export class PagerClient extends Paging {
     return super.close(options);
   }
 
+  /**
+   * Closes everything that the daemon serves, whoever began it, and ends the daemon and this client.
+   */
+  async shutdown(options: CloseOptions = {}): Promise<void> {
+    this.#endsAll = true;
+    return this.close(options);
+  }
+
   /** @hidden */
   protected override async closeSessions(rest: Rest): Promise<void> {
-    if (this.#ended === undefined) {
+    if (this.#ended === undefined && !this.#endsAll) {
       await Promise.all([...this.#started].map(async session => session.close({ rest })));
       return;
     }

@@ -22,6 +22,7 @@ export interface Ready {
 export interface SpawnSettings {
   socketPath: string | undefined;
   takeover: boolean;
+  confine: string;
   executable: string | undefined;
   timeout: number;
 }
@@ -74,7 +75,14 @@ export async function startDaemon(settings: SpawnSettings): Promise<Ready & { en
   const cleanUp = (): void => {
     if (own !== undefined) rmSync(own, { recursive: true, force: true });
   };
-  const args = ['--socket', socket, '--takeover', settings.takeover ? 'on' : 'off'];
+  const args = [
+    '--socket',
+    socket,
+    '--takeover',
+    settings.takeover ? 'on' : 'off',
+    '--confine',
+    settings.confine,
+  ];
   // A group and session of its own: an interrupt at this terminal is not meant for what it serves. What it has to say later
   // goes where this program's own words go, also when this program is gone.
   const child = spawn(executable, args, { detached: true, stdio: ['ignore', 'pipe', 'inherit'] });

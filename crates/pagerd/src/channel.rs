@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use crate::args::Confinement;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -49,6 +50,7 @@ pub(crate) struct Go {
     pub(crate) holder: i32,
     /// Users beside the daemon's own that may connect.
     pub(crate) allow: Vec<u32>,
+    pub(crate) confine: Confinement,
 }
 
 /// One end.

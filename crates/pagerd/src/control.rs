@@ -9,7 +9,10 @@ use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Uid;
 use uffd::fd_passing::{self, Credentials};
 
+use serde_json::Value;
+
 use crate::channel::{Channel, Go, Message};
+use crate::confine::confine;
 use crate::keeping::Line;
 use crate::signals::Signals;
 
@@ -24,6 +27,8 @@ pub(crate) struct Control {
     signals: Signals,
     go: Go,
     told_lost: bool,
+    /// What was given up.
+    pub(crate) confined: Value,
 }
 
 /// What the holder says while the daemon runs.
@@ -36,7 +41,7 @@ pub(crate) enum FromHolder {
 /// Something that an earlier daemon had kept.
 pub(crate) struct Kept {
     pub(crate) key: String,
-    pub(crate) value: serde_json::Value,
+    pub(crate) value: Value,
     pub(crate) fds: Vec<OwnedFd>,
 }
 
@@ -65,6 +70,7 @@ impl Control {
                 signals,
                 go,
                 told_lost: false,
+                confined: Value::Null,
             },
             kept,
         ))
@@ -98,6 +104,11 @@ impl Control {
                 FromHolder::Lost
             }
         }
+    }
+
+    /// Gives up what the holder has said, before there is another thread.
+    pub(crate) fn confine(&mut self) {
+        self.confined = confine(self.go.confine);
     }
 
     pub(crate) fn may_connect(&self, uid: u32) -> bool {

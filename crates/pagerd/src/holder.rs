@@ -86,6 +86,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
             takeover: options.takeover,
             holder: std::process::id() as i32,
             allow: options.allow.clone(),
+            confine: options.confine,
         },
         kept: Vec::new(),
         lingering: Vec::new(),

@@ -6,6 +6,7 @@
 mod args;
 mod channel;
 mod client;
+mod confine;
 mod control;
 mod daemon;
 mod holder;
@@ -29,6 +30,7 @@ use std::process::ExitCode;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_name;
 
 use crate::args::Role;
 use crate::channel::{Channel, Message};
@@ -55,6 +57,10 @@ fn main() -> ExitCode {
             let _ = writeln!(std::io::stdout(), "{}", serde_json::json!({ "error": error }));
         }),
         Ok(Role::Daemon(fd)) => serve(fd),
+        Ok(Role::TryConfinement(level)) => {
+            let _ = writeln!(std::io::stdout(), "{}", confine::try_out(level));
+            return ExitCode::SUCCESS;
+        }
         Ok(Role::Version) => {
             let _ = writeln!(std::io::stdout(), "userfaultfd-pagerd {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
@@ -80,13 +86,16 @@ fn main() -> ExitCode {
 /// The daemon's life.
 fn serve(fd: i32) -> Result<(), String> {
     let words = |errno: nix::Error| errno.to_string();
+    // What it was started as says nothing.
+    let _ = set_name(c"uffd-daemon");
     let signals = Signals::take().map_err(words)?;
     // SAFETY: only borrowed for the call below, which fails for what is no open descriptor.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(words)?;
     // SAFETY: it is open, and nobody else in this new process knows of it: the holder passed it for this.
     let channel = Channel::of(unsafe { OwnedFd::from_raw_fd(fd) });
-    let (control, kept) = Control::receive(channel, signals)?;
+    let (mut control, kept) = Control::receive(channel, signals)?;
+    control.confine();
     let mut daemon = Daemon::new(control).map_err(|error| error.to_string())?;
     daemon.resume(kept);
     daemon.control.line.say(&Message::Serving, &[]).map_err(|error| error.to_string())?;

@@ -168,6 +168,7 @@ impl Daemon {
             "pid": std::process::id(),
             "holder": self.control.holder_pid(),
             "takeover": self.control.takeover,
+            "confined": self.control.confined,
             "sessions": sessions,
             "pending": pending,
             "servers": servers,

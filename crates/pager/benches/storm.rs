@@ -2,10 +2,12 @@
 //! the other, each fault gets its page and nothing else, all from one file. Prints nanoseconds per fault, the median of some
 //! rounds.
 //!
-//! `storm THREADS ROUNDS [SESSIONS [IMAGE]]`; without a file, from memory. Which CPUs it may use is the caller's business
-//! (taskset(1)).
+//! `storm THREADS ROUNDS [SESSIONS [IMAGE [HOW]]]`; without a file, or with `-`, from memory. HOW is `own`, `adopted` (the
+//! userfaultfd came from elsewhere), or `kept` (that, and a successor could take over). Which CPUs it may use is the caller's
+//! business (taskset(1)).
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a program for measuring")]
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
@@ -13,9 +15,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pager::{
-    FileSource, MemorySource, Notice, Observer, PageSource, Pager, PagerOptions, Region, Rest, SessionOptions,
+    FileSource, Keeper, KeptDescriptors, KeptSession, MemorySource, Notice, Observer, PageSource, Pager,
+    PagerError, PagerOptions, Region, Rest, SessionEnd, SessionOptions,
 };
-use uffd::{CreateOptions, Factory, Mapping, MappingKind, Modes};
+use uffd::{CreateOptions, Factory, Mapping, MappingKind, Modes, Userfaultfd};
 
 const PAGE: usize = 4096;
 const PAGES: usize = 16_384;
@@ -28,6 +31,18 @@ impl Observer for Told {
     }
 }
 
+/// Keeps nothing: what it costs to be kept is what is measured.
+#[derive(Debug)]
+struct Holder;
+
+impl Keeper for Holder {
+    fn keep(&self, _: &KeptSession, _: KeptDescriptors<'_>) -> Result<(), PagerError> {
+        Ok(())
+    }
+
+    fn forget(&self, _: u64, _: &SessionEnd, _: bool) {}
+}
+
 /// What all sessions are filled from, and the first byte of each of its pages.
 struct Image {
     source: Arc<dyn PageSource>,
@@ -36,7 +51,7 @@ struct Image {
 
 impl Image {
     fn new(path: Option<&str>) -> Self {
-        let Some(path) = path else {
+        let Some(path) = path.filter(|&path| path != "-") else {
             let source = Arc::new(MemorySource::new(vec![1; PAGES * PAGE]));
             return Self { source, first_bytes: Arc::new(vec![1; PAGES]) };
         };
@@ -56,9 +71,12 @@ struct Served {
     notices: Receiver<Notice>,
 }
 
-fn serve(pager: &Pager, pages: usize, source: &Arc<dyn PageSource>) -> Served {
+fn serve(pager: &Pager, pages: usize, source: &Arc<dyn PageSource>, how: &str) -> Served {
     let mapping = Arc::new(Mapping::new(pages * PAGE, MappingKind::Private).unwrap());
-    let uffd = Factory::open().create(&CreateOptions::default()).unwrap();
+    let mut uffd = Factory::open().create(&CreateOptions::default()).unwrap();
+    if how != "own" {
+        uffd = Userfaultfd::adopt(uffd.as_fd().try_clone_to_owned().unwrap()).unwrap();
+    }
     let (address, len) = (mapping.address(), mapping.len() as u64);
     // SAFETY: no reference to the mapping exists; it is read by copying.
     unsafe { uffd.register(address, len, Modes::MISSING) }.unwrap();
@@ -78,8 +96,9 @@ fn serve(pager: &Pager, pages: usize, source: &Arc<dyn PageSource>) -> Served {
 }
 
 /// Nanoseconds per fault of one storm.
-fn storm(pager: &Pager, threads: usize, sessions: usize, image: &Image) -> u128 {
-    let served: Vec<Served> = (0..sessions).map(|_| serve(pager, PAGES / sessions, &image.source)).collect();
+fn storm(pager: &Pager, threads: usize, sessions: usize, image: &Image, how: &str) -> u128 {
+    let served: Vec<Served> =
+        (0..sessions).map(|_| serve(pager, PAGES / sessions, &image.source, how)).collect();
     let start = Arc::new(Barrier::new(threads + 1));
     let touchers: Vec<_> = (0..threads)
         .map(|first| {
@@ -116,10 +135,13 @@ fn main() {
     let number = |at: usize, default| words.get(at).map_or(default, |word| word.parse::<usize>().unwrap());
     let (threads, rounds, sessions) = (number(0, 4), number(1, 5), number(2, 1));
     let image = Image::new(words.get(3).map(String::as_str));
-    let pager = Pager::start(&PagerOptions::default()).unwrap();
+    let how = words.get(4).map_or("own", String::as_str);
+    let keeper: Arc<dyn Keeper> = Arc::new(Holder);
+    let keeper = (how == "kept").then_some(keeper);
+    let pager = Pager::start(&PagerOptions { keeper, ..PagerOptions::default() }).unwrap();
     // The first warms the memory up.
-    storm(&pager, threads, sessions, &image);
-    let mut times: Vec<u128> = (0..rounds).map(|_| storm(&pager, threads, sessions, &image)).collect();
+    storm(&pager, threads, sessions, &image, how);
+    let mut times: Vec<u128> = (0..rounds).map(|_| storm(&pager, threads, sessions, &image, how)).collect();
     times.sort_unstable();
     println!("{}", times.get(times.len() / 2).copied().unwrap_or_default());
 }

@@ -8,7 +8,8 @@
 //! end that had begun. What is not: recordings and replays (they end; what was not replayed comes by its faults), requests to populate and
 //! answers about writes that were under way (what they would have told is told again), the sizes of windows. A child that is forked is a
 //! session of its own, and kept before its parent goes on; if the pager is killed in that very moment, its memory is the kernel's, which gives it
-//! zeros: [`SessionInfo::lost_children`] counts that. Not kept at all: memory of the pager's own process, which ends with it; and sessions
+//! zeros: [`SessionInfo::lost_children`] counts that. A handshake that has arrived is kept from the moment in which it becomes a session: one
+//! whose image is still asked for is not. Not kept at all: memory of the pager's own process, which ends with it; and sessions
 //! of minor faults, which are refused where there is a keeper.
 //!
 //! [`SessionInfo::lost_children`]: crate::SessionInfo::lost_children

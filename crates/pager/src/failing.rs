@@ -52,6 +52,8 @@ impl Session {
             }
         }
         self.phase.fail(end, policy, self.process.as_ref());
+        // Before anything is answered by it: a successor is not to serve what was failed.
+        self.keep_ending();
     }
 
     /// What a failure comes to now.

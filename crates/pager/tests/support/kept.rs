@@ -189,6 +189,11 @@ impl PagerProcess {
         self.done();
     }
 
+    /// The same; that it has begun is still to be told.
+    pub fn begin_to_close(&self, id: u64) {
+        self.order(&Order::Close { id, populate: false }, &[]);
+    }
+
     pub fn hold(&self, id: u64) {
         self.order(&Order::Hold { id }, &[]);
         self.done();

@@ -10,7 +10,7 @@ import { parseArgs } from 'node:util';
 import { faults, inspect, load, problemsOf } from './build-all/gate.mjs';
 import { muslNode } from './build-all/musl-node.mjs';
 import { call, linkerVariable, loaderFor, nodeArm64, prefix, prepare } from './build-all/prefix.mjs';
-import { TARGETS } from './build-all/targets.mjs';
+import { binariesOf, DAEMON, TARGETS } from './build-all/targets.mjs';
 import { bin, root } from './paths.mjs';
 import { seconds } from './run.mjs';
 
@@ -23,32 +23,28 @@ const wanted = Object.keys(TARGETS).filter(
 if (wanted.length === 0) throw new Error(`no such target: ${values.target}`);
 const { env, linkers } = prepare();
 
-/** Where a platform package has its binary. */
-const packaged = platform => join(root, 'npm', platform, `userfaultfd.${platform}.node`);
+/** Where a platform package has a binary. */
+const packaged = (platform, name) => join(root, 'npm', platform, name);
 
+/** Builds both binaries of a target; where they are. */
 function build(target) {
-  const { platform } = TARGETS[target];
+  const { platform, libc } = TARGETS[target];
   const output = join(prefix, 'out', platform);
   mkdirSync(output, { recursive: true });
+  const folder = join(prefix, 'target');
+  const linker = { [linkerVariable(target)]: linkers[target] };
+  const common = ['build', '--release', '--target', target, '--target-dir', folder, '--manifest-path'];
   call(
     bin('napi'),
-    [
-      'build',
-      '--platform',
-      '--release',
-      '--target',
-      target,
-      '--target-dir',
-      join(prefix, 'target'),
-      '--manifest-path',
-      'crates/binding/Cargo.toml',
-      '--output-dir',
-      output,
-      '--no-js',
-    ],
-    { env: { [linkerVariable(target)]: linkers[target], ...env } },
+    [...common, 'crates/binding/Cargo.toml', '--platform', '--output-dir', output, '--no-js'],
+    { env: { ...linker, ...env } },
   );
-  return join(output, `userfaultfd.${platform}.node`);
+  // As napi has it for the addon: the libc of the machine, not one linked in.
+  const dynamic = libc === 'musl' ? '-C target-feature=-crt-static' : '';
+  const RUSTFLAGS = `${env.RUSTFLAGS ?? ''} ${dynamic}`.trim();
+  call('cargo', [...common, 'crates/pagerd/Cargo.toml'], { env: { ...linker, ...env, RUSTFLAGS } });
+  copyFileSync(join(folder, target, 'release', DAEMON), join(output, DAEMON));
+  return name => join(output, name);
 }
 
 /** A Node on which this machine's kernel serves faults: that for another CPU is emulated, and has no userfaultfd. */
@@ -57,11 +53,9 @@ function nodeFor(platform) {
   return platform === 'linux-x64-musl' ? muslNode() : undefined;
 }
 
-/** Builds one and looks at it; `false` where it is not fit to be published. */
-function make(target) {
+/** What is wrong with a binary, after saying what it is. */
+function look(target, name, file, built) {
   const { platform } = TARGETS[target];
-  const started = performance.now();
-  const file = values.check ? packaged(platform) : build(target);
   if (!existsSync(file)) throw new Error(`${file} is missing`);
   const found = inspect(file);
   const problems = problemsOf(target, found);
@@ -71,27 +65,41 @@ function make(target) {
   } catch (error) {
     problems.push(`does not load: ${error.message}`);
   }
-  try {
-    const node = nodeFor(platform);
-    loaded += node === undefined ? ', no faults' : `, ${faults(file, node)} faults served`;
-  } catch (error) {
-    problems.push(`does not serve: ${error.message}`);
+  if (name !== DAEMON) {
+    try {
+      const node = nodeFor(platform);
+      loaded += node === undefined ? ', no faults' : `, ${faults(file, node)} faults served`;
+    } catch (error) {
+      problems.push(`does not serve: ${error.message}`);
+    }
   }
   const facts = [
-    platform.padEnd(17),
+    (name === DAEMON ? DAEMON : platform).padEnd(18),
     `${(found.bytes / 1000).toFixed(0)} kB`.padStart(8),
     found.glibc === '0' ? 'no glibc    ' : `glibc ${found.glibc}`.padEnd(12),
     loaded.padEnd(42),
-    seconds(performance.now() - started),
+    built,
   ];
-  process.stdout.write(`${facts.join('  ')}\n`);
-  process.stdout.write(`${' '.repeat(19)}needs ${found.needed.join(', ') || 'nothing'}\n`);
-  for (const problem of problems) process.stdout.write(`${' '.repeat(19)}FAILED: ${problem}\n`);
-  if (problems.length > 0) return false;
-  if (!values.check) copyFileSync(file, packaged(platform));
+  process.stdout.write(`${facts.join('  ').trimEnd()}\n`);
+  process.stdout.write(`${' '.repeat(20)}needs ${found.needed.join(', ') || 'nothing'}\n`);
+  for (const problem of problems) process.stdout.write(`${' '.repeat(20)}FAILED: ${problem}\n`);
+  return problems.length;
+}
+
+/** Builds a target's binaries and looks at them; `false` where one is not fit to be published. */
+function make(target) {
+  const { platform } = TARGETS[target];
+  const started = performance.now();
+  const place = values.check ? name => packaged(platform, name) : build(target);
+  const names = binariesOf(platform);
+  const problems = names.map(name =>
+    look(target, name, place(name), name === DAEMON ? '' : seconds(performance.now() - started)),
+  );
+  if (problems.some(count => count > 0)) return false;
+  if (!values.check) for (const name of names) copyFileSync(place(name), packaged(platform, name));
   return true;
 }
 
 const passed = wanted.filter(target => make(target)).length;
-process.stdout.write(`\n${passed} of ${wanted.length} binaries are fit to be published\n`);
+process.stdout.write(`\nthe binaries of ${passed} of ${wanted.length} packages are fit to be published\n`);
 process.exitCode = passed === wanted.length ? 0 : 1;

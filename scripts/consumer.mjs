@@ -135,6 +135,7 @@ for (const path of paths) {
       CommonJS: 'fault.cjs',
       TypeScript: 'compiled/fault.js',
       worker: 'worker.mjs',
+      daemon: 'daemon.mjs',
     })) {
       faults(path, `Node ${version}, uid ${who}, ${kind}`, program, user);
     }

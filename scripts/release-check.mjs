@@ -60,11 +60,15 @@ function binaries() {
     for (const name of binariesOf(platform)) {
       const file = join(root, 'npm', platform, name);
       if (!existsSync(file)) {
-        check(name, 'missing: npm run build:all');
+        check(`${platform}: ${name}`, 'missing: npm run build:all');
         continue;
       }
       const found = inspect(file);
-      check(name, problemsOf(target, found).join('\n'), `${(found.bytes / 1000).toFixed(0)} kB`);
+      check(
+        `${platform}: ${name}`,
+        problemsOf(target, found).join('\n'),
+        `${(found.bytes / 1000).toFixed(0)} kB`,
+      );
     }
   }
 }

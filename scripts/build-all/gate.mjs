@@ -80,7 +80,7 @@ export function faults(file, node) {
 }
 
 /**
- * Loads the binary of `target` in the nearest thing to its home that this machine can run, and gives what that was.
+ * Loads an addon, or starts the executable, of `target` in the nearest thing to its home that this machine can run, and gives what that was.
  * Fails where it does not load.
  *
  * @param {object} tools
@@ -90,20 +90,30 @@ export function faults(file, node) {
  */
 export function load(target, file, { prefix, nodeArm64, loader }) {
   const { platform } = TARGETS[target];
+  const isAddon = file.endsWith('.node');
   const qemu = join(prefix, 'usr/bin/qemu-aarch64-static');
   const musl = machine =>
     join(prefix, `musl-${machine === 'x86_64' ? 'x64' : 'arm64'}`, `lib/ld-musl-${machine}.so.1`);
   const script = `process.stdout.write(String(require(${JSON.stringify(file)}).pageSize()))`;
-  const ways = {
-    'linux-x64-gnu': ['Node', [process.execPath, '-e', script], /^4096$/],
-    'linux-arm64-gnu': [
-      'Node, emulated',
-      [qemu, '-L', join(prefix, 'arm64'), nodeArm64, '-e', script],
-      /^4096$/,
-    ],
-    'linux-x64-musl': ['musl', [musl('x86_64'), loader, file], /^loaded$/],
-    'linux-arm64-musl': ['musl, emulated', [qemu, musl('aarch64'), loader, file], /^loaded$/],
-  };
+  // The executable is started, and says its version.
+  const started = /^userfaultfd-pagerd \d/;
+  const ways = isAddon
+    ? {
+        'linux-x64-gnu': ['Node', [process.execPath, '-e', script], /^4096$/],
+        'linux-arm64-gnu': [
+          'Node, emulated',
+          [qemu, '-L', join(prefix, 'arm64'), nodeArm64, '-e', script],
+          /^4096$/,
+        ],
+        'linux-x64-musl': ['musl', [musl('x86_64'), loader, file], /^loaded$/],
+        'linux-arm64-musl': ['musl, emulated', [qemu, musl('aarch64'), loader, file], /^loaded$/],
+      }
+    : {
+        'linux-x64-gnu': ['this machine', [file, '--version'], started],
+        'linux-arm64-gnu': ['emulation', [qemu, '-L', join(prefix, 'arm64'), file, '--version'], started],
+        'linux-x64-musl': ['musl', [musl('x86_64'), file, '--version'], started],
+        'linux-arm64-musl': ['musl, emulated', [qemu, musl('aarch64'), file, '--version'], started],
+      };
   const [name, [program, ...args], expected] = ways[platform];
   const output = execFileSync(program, args, { encoding: 'utf8', timeout: 120_000 }).trim();
   if (!expected.test(output)) throw new Error(`loading it in ${name} gave ${JSON.stringify(output)}`);

@@ -3,8 +3,11 @@
 /** The oldest glibc that the gnu binaries load on. */
 export const GLIBC_FLOOR = '2.17';
 
-/** What a platform package has of its own. The addon is the first; whatever else was compiled for it follows. */
-export const binariesOf = platform => [`userfaultfd.${platform}.node`];
+/** The pager in a process of its own, by the same name in every platform package. */
+export const DAEMON = 'userfaultfd-pagerd';
+
+/** What a platform package has of its own: the addon, then the executable. */
+export const binariesOf = platform => [`userfaultfd.${platform}.node`, DAEMON];
 
 /** By Rust's name. `zig`: the same in zig's words. `machine`: as readelf has it. `needed`: the libraries it may ask for. */
 export const TARGETS = {

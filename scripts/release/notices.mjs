@@ -5,7 +5,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { root } from '../paths.mjs';
 
-/** The packages of the registry that are linked into the addon, for any of the targets. */
+/** The packages of the registry that are linked into the addon or the daemon, for any of the targets. */
 export function linkedCrates() {
   const output = execFileSync('cargo', ['metadata', '--format-version', '1', '--locked'], {
     cwd: root,
@@ -26,7 +26,11 @@ export function linkedCrates() {
         visit(pkg);
     }
   };
-  visit(packages.find(({ name, source }) => name === 'binding' && source === null).id);
+  for (const { id } of packages.filter(
+    ({ name, source }) => ['binding', 'pagerd'].includes(name) && source === null,
+  )) {
+    visit(id);
+  }
   return [...seen]
     .map(id => byId.get(id))
     .filter(

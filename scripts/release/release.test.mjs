@@ -25,6 +25,7 @@ const PLATFORM_FILES = [
   'README.md',
   'THIRD-PARTY-LICENSES',
   'package.json',
+  'userfaultfd-pagerd',
   'userfaultfd.linux-x64-musl.node',
 ];
 

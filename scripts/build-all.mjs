@@ -39,7 +39,7 @@ function build(target) {
     [...common, 'crates/binding/Cargo.toml', '--platform', '--output-dir', output, '--no-js'],
     { env: { ...linker, ...env } },
   );
-  // As napi has it for the addon: the libc of the machine, not one linked in.
+  // As napi has it for the addon, and as the standard library here was compiled. zig links musl into an executable all the same.
   const dynamic = libc === 'musl' ? '-C target-feature=-crt-static' : '';
   const RUSTFLAGS = `${env.RUSTFLAGS ?? ''} ${dynamic}`.trim();
   call('cargo', [...common, 'crates/pagerd/Cargo.toml'], { env: { ...linker, ...env, RUSTFLAGS } });

@@ -95,7 +95,7 @@ export function load(target, file, { prefix, nodeArm64, loader }) {
   const musl = machine =>
     join(prefix, `musl-${machine === 'x86_64' ? 'x64' : 'arm64'}`, `lib/ld-musl-${machine}.so.1`);
   const script = `process.stdout.write(String(require(${JSON.stringify(file)}).pageSize()))`;
-  // The executable is started, and says its version.
+  // The executable is started, and says its version; for musl it has its libc in it.
   const started = /^userfaultfd-pagerd \d/;
   const ways = isAddon
     ? {
@@ -111,8 +111,8 @@ export function load(target, file, { prefix, nodeArm64, loader }) {
     : {
         'linux-x64-gnu': ['this machine', [file, '--version'], started],
         'linux-arm64-gnu': ['emulation', [qemu, '-L', join(prefix, 'arm64'), file, '--version'], started],
-        'linux-x64-musl': ['musl', [musl('x86_64'), file, '--version'], started],
-        'linux-arm64-musl': ['musl, emulated', [qemu, musl('aarch64'), file, '--version'], started],
+        'linux-x64-musl': ['this machine', [file, '--version'], started],
+        'linux-arm64-musl': ['emulation', [qemu, file, '--version'], started],
       };
   const [name, [program, ...args], expected] = ways[platform];
   const output = execFileSync(program, args, { encoding: 'utf8', timeout: 120_000 }).trim();

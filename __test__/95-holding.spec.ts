@@ -59,8 +59,15 @@ async function served(t: ExecutionContext, options: Partial<ServeOptions>): Prom
 
 async function held(session: Session): Promise<SessionHold> {
   if (session.held) return session.held;
-  const [hold] = (await once(session, 'held', { signal: AbortSignal.timeout(10_000) })) as [SessionHold];
-  return hold;
+  // A timer that holds the event loop open: a signal of its own would not, and the event may come after `hold()` has resolved.
+  const deadline = new AbortController();
+  const timer = setTimeout(() => deadline.abort(), 10_000);
+  try {
+    const [hold] = (await once(session, 'held', { signal: deadline.signal })) as [SessionHold];
+    return hold;
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 test("'hold': faults of a source that fails wait, and are answered when it is resumed", async t => {

@@ -153,3 +153,14 @@ export function messageOf(cause: unknown): string {
 export function fromNative(error: NativeError, cause?: unknown): UffdError {
   return new UffdError(error.code as UffdErrorCode, error.message, { ...error, cause });
 }
+
+/** The same, the other way: as the native side would tell it. */
+export function toNative({ code, message, errno, syscall, hint }: UffdError): NativeError {
+  return {
+    code,
+    message,
+    ...(errno === undefined ? {} : { errno }),
+    ...(syscall === undefined ? {} : { syscall }),
+    ...(hint === undefined ? {} : { hint }),
+  };
+}

@@ -1,36 +1,31 @@
 import { closeSync } from 'node:fs';
 
-import { readRegions, refuseMemfd } from './adopting.js';
 import { UffdError } from './errors.js';
 import { LONGEST_TIMEOUT } from './limits.js';
 import { MemoryMapping } from './mapping.js';
 import { holdOpen } from './hold-open.js';
 import {
-  ADOPT,
+  type Adopting,
   type AdoptOptions,
-  readServeOptions,
-  SERVE,
+  readAdopting,
+  readServing,
   type ServeOptions,
-  signalOf,
+  type Serving,
 } from './serve-options.js';
 import { executablePath, startDaemon } from './pagerd.js';
 import { Paging } from './paging.js';
 import type { OnFailure, Rest } from './policy.js';
 import { RemoteEngine } from './remote-engine.js';
 import { type CloseOptions, type Session } from './session.js';
-import { overlaid, type PageSource } from './sources.js';
+import type { PageSource } from './sources.js';
 import { readStatsInterval } from './stats-reports.js';
-import { readTraceOptions } from './trace-options.js';
-import { KiB, MiB } from './units.js';
 import { Userfaultfd } from './userfaultfd.js';
 import {
   validateBoolean,
-  validateFd,
   validateInteger,
   validateOneOf,
   validateOptions,
   validatePath,
-  validatePowerOfTwo,
   wrongType,
 } from './validate.js';
 
@@ -181,10 +176,8 @@ export class PagerClient extends Paging {
   /** As {@link Pager.serve}. The memory is this process's and ends with it; the session is the daemon's. */
   async serve(mapping: MemoryMapping, options: ServeOptions): Promise<Session> {
     if (!(mapping instanceof MemoryMapping)) throw wrongType('mapping', 'a MemoryMapping', mapping);
-    const { settings, onFailure } = readServeOptions(options, SERVE);
-    const signal = signalOf(options);
-    refuseTraces(options);
-    const source = overlaid(options.source, options.overlays);
+    const { settings, onFailure, signal, traces, source } = readServing(options);
+    refuseTraces(traces);
     mapping.refuseDeadlock(source.needsThisThread);
     this.refuseClosed();
     if (settings.minor && mapping.fd === undefined) {
@@ -219,18 +212,11 @@ export class PagerClient extends Paging {
   /** As {@link Pager.adopt}. */
   async adopt(uffd: Userfaultfd, options: AdoptOptions): Promise<Session> {
     if (!(uffd instanceof Userfaultfd)) throw wrongType('uffd', 'a Userfaultfd', uffd);
-    const { settings, onFailure } = readServeOptions(options, ADOPT);
-    const signal = signalOf(options);
-    refuseTraces(options);
-    const source = overlaid(options.source, options.overlays);
-    const { regions, memfd, pageSize = 4 * KiB, pidfd } = options;
-    const checked = readRegions(regions);
-    validatePowerOfTwo('options.pageSize', pageSize, 4 * KiB, 1024 * MiB);
-    if (pidfd !== undefined) validateFd('options.pidfd', pidfd);
-    refuseMemfd(settings.minor, memfd, checked);
+    const { settings, onFailure, signal, traces, source, ...memory } = readAdopting(options);
+    refuseTraces(traces);
     this.refuseClosed();
     const opened = await this.#remote.sources.open(source);
-    const id = await this.#adopt(uffd, opened, settings, { regions: checked, pageSize, memfd, pidfd });
+    const id = await this.#adopt(uffd, opened, settings, memory);
     letGo(uffd);
     this.isForeign(id);
     return this.#begun(id, { source, mapping: undefined, onFailure }, signal);
@@ -239,13 +225,8 @@ export class PagerClient extends Paging {
   async #adopt(
     uffd: Userfaultfd,
     source: number,
-    settings: ReturnType<typeof readServeOptions>['settings'],
-    given: {
-      regions: ReturnType<typeof readRegions>;
-      pageSize: number;
-      memfd: number | undefined;
-      pidfd: number | undefined;
-    },
+    settings: Adopting['settings'],
+    given: Pick<Adopting, 'regions' | 'pageSize' | 'memfd' | 'pidfd'>,
   ): Promise<number> {
     const { regions, pageSize, memfd, pidfd } = given;
     const fds = [uffd.fd];
@@ -337,8 +318,7 @@ function letGo(uffd: Userfaultfd): void {
 }
 
 /** Recordings are files of this process, and replays are its objects. */
-function refuseTraces(options: ServeOptions): void {
-  const { record, replay } = readTraceOptions('options', options);
+function refuseTraces({ record, replay }: Serving['traces']): void {
   if (record === undefined && replay === undefined) return;
   throw new UffdError('ERR_UFFD_UNSUPPORTED', 'sessions of a daemon are neither recorded nor replayed');
 }

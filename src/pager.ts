@@ -2,26 +2,16 @@ import { cpus } from 'node:os';
 
 import type { NativePager } from '#native';
 
-import { readRegions, refuseMemfd } from './adopting.js';
 import { fromNative } from './errors.js';
 import { MemoryMapping } from './mapping.js';
 import { native } from './native.js';
 import { Paging } from './paging.js';
-import {
-  ADOPT,
-  type AdoptOptions,
-  readServeOptions,
-  SERVE,
-  type ServeOptions,
-  signalOf,
-} from './serve-options.js';
+import { type AdoptOptions, readAdopting, readServing, type ServeOptions } from './serve-options.js';
 import type { Session } from './session.js';
-import { overlaid } from './sources.js';
 import { readStatsInterval } from './stats-reports.js';
-import { readTraceOptions, withTraces } from './trace-options.js';
-import { KiB, MiB } from './units.js';
+import { withTraces } from './trace-options.js';
 import { Userfaultfd } from './userfaultfd.js';
-import { validateFd, validateInteger, validateOptions, validatePowerOfTwo, wrongType } from './validate.js';
+import { validateInteger, validateOptions, wrongType } from './validate.js';
 
 export type { AdoptOptions, ServeOptions, SessionMode } from './serve-options.js';
 
@@ -87,10 +77,7 @@ export class Pager extends Paging {
    */
   async serve(mapping: MemoryMapping, options: ServeOptions): Promise<Session> {
     if (!(mapping instanceof MemoryMapping)) throw wrongType('mapping', 'a MemoryMapping', mapping);
-    const { settings, onFailure } = readServeOptions(options, SERVE);
-    const signal = signalOf(options);
-    const traces = readTraceOptions('options', options);
-    const source = overlaid(options.source, options.overlays);
+    const { settings, onFailure, signal, traces, source } = readServing(options);
     const handle = mapping.nativeHandle();
     mapping.refuseDeadlock(source.needsThisThread);
     this.refuseClosed();
@@ -116,21 +103,14 @@ export class Pager extends Paging {
    */
   async adopt(uffd: Userfaultfd, options: AdoptOptions): Promise<Session> {
     if (!(uffd instanceof Userfaultfd)) throw wrongType('uffd', 'a Userfaultfd', uffd);
-    const { settings, onFailure } = readServeOptions(options, ADOPT);
-    const signal = signalOf(options);
-    const traces = readTraceOptions('options', options);
-    const source = overlaid(options.source, options.overlays);
-    const { regions, memfd, pageSize = 4 * KiB, pidfd } = options;
-    const checked = readRegions(regions);
-    validatePowerOfTwo('options.pageSize', pageSize, 4 * KiB, 1024 * MiB);
-    if (pidfd !== undefined) validateFd('options.pidfd', pidfd);
-    refuseMemfd(settings.minor, memfd, checked);
+    const { settings, onFailure, signal, traces, source, ...memory } = readAdopting(options);
+    const { regions, pageSize, pidfd, memfd } = memory;
     this.refuseClosed();
     const opened = await source.handle();
     const served = await withTraces(traces, opened, given => {
       this.refuseClosed();
       const all = { ...settings, ...given, source: opened };
-      const adopted = this.#native.adopt(uffd.handle(), checked, pageSize, pidfd, memfd, all);
+      const adopted = this.#native.adopt(uffd.handle(), regions, pageSize, pidfd, memfd, all);
       if (!adopted.error) {
         uffd.taken();
         this.isForeign(adopted.id);

@@ -13,7 +13,7 @@ import type {
 } from '#native';
 
 import { Connection, lost, type Welcome } from './connection.js';
-import { UffdError } from './errors.js';
+import { toNative, UffdError } from './errors.js';
 import { withResolvers } from './limits.js';
 import type { PagingEngine } from './paging.js';
 import type { Rest } from './policy.js';
@@ -358,11 +358,7 @@ async function answered(request: Promise<Told>): Promise<Told & { error?: Native
     return await request;
   } catch (thrown) {
     if (!(thrown instanceof UffdError)) throw thrown;
-    const { code, message, errno, syscall } = thrown;
-    const error: NativeError = { code, message };
-    if (errno !== undefined) error.errno = errno;
-    if (syscall !== undefined) error.syscall = syscall;
-    return { error };
+    return { error: toNative(thrown) };
   }
 }
 

@@ -2,7 +2,7 @@ import { closeSync, lstatSync, unlinkSync } from 'node:fs';
 
 import type { NativeImage, NativeNotice, NativePolicy, NativeServerOptions, NativeStats } from '#native';
 
-import { fromNative, type UffdError } from './errors.js';
+import { fromNative, toNative, type UffdError } from './errors.js';
 import { native } from './native.js';
 import type { Rest } from './policy.js';
 import type { Inbox, RemoteEngine } from './remote-engine.js';
@@ -75,14 +75,7 @@ export class RemoteServer implements ServerEngine {
     } catch (thrown) {
       if (socket !== undefined && options.fd === undefined) closeSync(socket);
       this.#unlink();
-      const { code, message, errno, syscall } = thrown as UffdError;
-      const error = {
-        code,
-        message,
-        ...(errno === undefined ? {} : { errno }),
-        ...(syscall ? { syscall } : {}),
-      };
-      this.#push({ kind: 'failed', at: Date.now(), error });
+      this.#push({ kind: 'failed', at: Date.now(), error: toNative(thrown as UffdError) });
     }
   }
 

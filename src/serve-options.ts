@@ -1,6 +1,6 @@
 import type { NativeServeOptions } from '#native';
 
-import type { AdoptRegion } from './adopting.js';
+import { type AdoptRegion, readRegions, refuseMemfd } from './adopting.js';
 import { validateSignal } from './exited.js';
 import { readMode, type RestoreMode } from './fill-options.js';
 import { LONGEST_TIMEOUT } from './limits.js';
@@ -13,12 +13,13 @@ import {
   type OnFailure,
   readFailureOptions,
 } from './policy.js';
-import { type Overlay, PageSource } from './sources.js';
-import { TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
+import { overlaid, type Overlay, PageSource } from './sources.js';
+import { readTraceOptions, TRACE_OPTIONS, type TraceOptions, type TraceSettings } from './trace-options.js';
 import { KiB, MiB } from './units.js';
 import {
   argumentError,
   validateBoolean,
+  validateFd,
   validateInteger,
   validateNames,
   validateOptions,
@@ -89,8 +90,7 @@ export interface AdoptOptions extends ServeOptions {
   pidfd?: number;
 }
 
-/** @hidden */
-export const SERVE: readonly string[] = [
+const SERVE: readonly string[] = [
   'source',
   ...FAILURE_OPTIONS,
   'window',
@@ -102,18 +102,52 @@ export const SERVE: readonly string[] = [
   'overlays',
   ...TRACE_OPTIONS,
 ];
-/** @hidden */
-export const ADOPT: readonly string[] = [...SERVE, 'regions', 'memfd', 'pageSize', 'pidfd'];
+const ADOPT: readonly string[] = [...SERVE, 'regions', 'memfd', 'pageSize', 'pidfd'];
+
+/** Options of a session, checked. @hidden */
+export interface Serving {
+  settings: Omit<NativeServeOptions, 'source'>;
+  onFailure: OnFailure;
+  signal: AbortSignal | undefined;
+  traces: TraceSettings;
+  /** With the overlays over it. */
+  source: PageSource;
+}
+
+/** The same of memory that is adopted. @hidden */
+export interface Adopting extends Serving {
+  regions: AdoptRegion[];
+  pageSize: number;
+  memfd: number | undefined;
+  pidfd: number | undefined;
+}
 
 /** @hidden */
-export function signalOf({ signal }: ServeOptions): AbortSignal | undefined {
+export function readServing(options: ServeOptions, known: readonly string[] = SERVE): Serving {
+  const { settings, onFailure } = readServeOptions(options, known);
+  const signal = signalOf(options);
+  const traces = readTraceOptions('options', options);
+  return { settings, onFailure, signal, traces, source: overlaid(options.source, options.overlays) };
+}
+
+/** @hidden */
+export function readAdopting(options: AdoptOptions): Adopting {
+  const serving = readServing(options, ADOPT);
+  const { memfd, pageSize = 4 * KiB, pidfd } = options;
+  const regions = readRegions(options.regions);
+  validatePowerOfTwo('options.pageSize', pageSize, 4 * KiB, 1024 * MiB);
+  if (pidfd !== undefined) validateFd('options.pidfd', pidfd);
+  refuseMemfd(serving.settings.minor, memfd, regions);
+  return { ...serving, regions, pageSize, memfd, pidfd };
+}
+
+function signalOf({ signal }: ServeOptions): AbortSignal | undefined {
   const checked = validateSignal(signal);
   checked?.throwIfAborted();
   return checked;
 }
 
-/** @hidden */
-export function readServeOptions(
+function readServeOptions(
   options: ServeOptions,
   known: readonly string[],
 ): { settings: Omit<NativeServeOptions, 'source'>; onFailure: OnFailure } {

@@ -7,6 +7,7 @@ mod alone;
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -80,9 +81,10 @@ impl Drop for Group {
     }
 }
 
-/// For a second process: joins its group, hands its memory over, and touches all of it.
+/// For a second process: joins its group, waits until it may begin, hands its memory over, and touches all of it.
 fn be_a_peer(path: &Path) {
     let Some(uffd) = support::uffd() else { return };
+    let _ = std::io::stdin().read(&mut [0]).unwrap();
     if let Some(group) = std::env::var_os(PEER_GROUP) {
         let procs = Path::new(&group).join("cgroup.procs");
         fs::write(procs, std::process::id().to_string()).unwrap();
@@ -99,13 +101,20 @@ fn be_a_peer(path: &Path) {
     }
 }
 
+/// It connects when something is written to it.
 fn start_peer(test: &str, path: &Path, group: Option<&Group>) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture"]).env(PEER, path).stdout(Stdio::null());
+    command.args(["--exact", test, "--nocapture"]).env(PEER, path);
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
     if let Some(group) = group {
         command.env(PEER_GROUP, &group.0);
     }
     command.spawn().unwrap()
+}
+
+/// Lets it connect. Its pipe stays open, so that this frees no descriptor.
+fn begin(peer: &mut Child) {
+    peer.stdin.as_mut().unwrap().write_all(&[1]).unwrap();
 }
 
 fn server(pager: &Pager, path: &Path) -> Receiver<Notice> {
@@ -139,6 +148,7 @@ fn with_a_full_group(test: &str, kills: bool, look: impl FnOnce(SessionEnd)) {
     let pager = Pager::start(&PagerOptions::default()).unwrap();
     let notices = server(&pager, &path);
     let mut peer = start_peer(test, &path, Some(&group));
+    begin(&mut peer);
     let info = started(&notices);
 
     let end = ended(&notices, info.id);
@@ -146,6 +156,7 @@ fn with_a_full_group(test: &str, kills: bool, look: impl FnOnce(SessionEnd)) {
     look(end);
     assert_eq!(peer.wait().unwrap().signal(), Some(libc::SIGKILL));
     let mut other = start_peer(test, &path, None);
+    begin(&mut other);
     let info = started(&notices);
     assert_eq!(ended(&notices, info.id).reason, EndReason::PeerExited);
     assert!(other.wait().unwrap().success());
@@ -310,6 +321,7 @@ fn out_of_descriptors_a_handshake_waits_and_none_of_its_own_is_lost() {
         let mut taken = take_all_descriptors();
         // Enough for its connection, and not for what comes with it.
         taken.truncate(taken.len() - 2);
+        begin(&mut peer);
         let before = busy();
 
         let notice = notices.recv_timeout(DEADLINE).unwrap();

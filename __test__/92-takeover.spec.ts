@@ -4,11 +4,19 @@ import { createHash } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import test from 'ava';
-import { bufferSource, callbackSource, fileSource, MiB, PagerClient, type Session } from 'userfaultfd';
+import {
+  bufferSource,
+  callbackSource,
+  fileSource,
+  MiB,
+  PagerClient,
+  serveFirecracker,
+  type Session,
+} from 'userfaultfd';
 
 import { handedOver } from './helpers/adopting.js';
-import { daemon, isAlive, openIn, remotely, until } from './helpers/daemon.js';
-import { canRun, image, IMAGE_SIZE, PAGE } from './helpers/serving.js';
+import { daemon, isAlive, openIn, promised, remotely, startPeer, until } from './helpers/daemon.js';
+import { canRun, folder, image, IMAGE_SIZE, PAGE } from './helpers/serving.js';
 
 const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
@@ -269,6 +277,93 @@ test('32 sessions, half of their processes killed, three restarts: the others ar
     [],
   );
   t.is(bytes.length, IMAGE_SIZE);
+});
+
+for (const answered of ['before', 'after'] as const) {
+  test(`a process whose image is being chosen when the daemon dies is asked for again, and served: answered ${answered} it has`, async t => {
+    if (!canRun(t)) return;
+    const client = await daemon(t);
+    const { path, bytes } = image(t, IMAGE_SIZE);
+    const gate = promised<void>();
+    const asked = promised<number>();
+    let times = 0;
+    const memory = async ({ peer }: { peer: { pid: number } }): Promise<string> => {
+      times += 1;
+      asked.resolve(peer.pid);
+      await gate.promise;
+      return path;
+    };
+    const socketPath = `${folder(t)}/vm.sock`;
+    const server = await serveFirecracker({ pager: client, socketPath, memory });
+    const peer = startPeer(t, ['--socket', socketPath, '--region', `${IMAGE_SIZE}`]);
+    await peer.ready();
+    t.is(await asked.promise, peer.pid);
+    peer.send('hash');
+
+    if (answered === 'after') {
+      await killed(client);
+      gate.resolve();
+    } else {
+      // The answer reaches a daemon that does nothing any more.
+      const before = client.daemonPid;
+      process.kill(before, 'SIGSTOP');
+      gate.resolve();
+      await sleep(0);
+      process.kill(before, 'SIGKILL');
+    }
+
+    const session = await server.accept({ timeout: 10_000 });
+    t.is((await peer.answer<'hash'>()).sha256, sha256(bytes));
+    t.is(session.peer.pid, peer.pid);
+    t.is(times, 1, 'the function is asked once');
+  });
+}
+
+test('a process whose image only a program could say that is gone, too, meets its policy', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const second = await PagerClient.connect(client.socketPath);
+  const asked = promised<void>();
+  const socketPath = `${folder(t)}/vm.sock`;
+  const server = await serveFirecracker({
+    pager: second,
+    socketPath,
+    handshakeTimeout: 300,
+    memory: async () => {
+      asked.resolve();
+      return new Promise<never>(() => {});
+    },
+  });
+  const peer = startPeer(t, ['--socket', socketPath, '--region', `${IMAGE_SIZE}`]);
+  await peer.ready();
+  peer.send('read', 0, 8);
+  await asked.promise;
+  // It is the daemon's from now on, and nothing that this process has to live for.
+  server.unref();
+  second.disconnect();
+
+  await killed(client);
+
+  t.is((await peer.ended).signal, 'SIGBUS');
+});
+
+test("without take-over, a process whose image is being chosen is the policy's at once", async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t, { takeover: false });
+  const asked = promised<void>();
+  const socketPath = `${folder(t)}/vm.sock`;
+  const memory = async (): Promise<never> => {
+    asked.resolve();
+    return new Promise<never>(() => {});
+  };
+  await serveFirecracker({ pager: client, socketPath, memory, onFailure: 'kill' });
+  const peer = startPeer(t, ['--socket', socketPath, '--region', `${IMAGE_SIZE}`]);
+  await peer.ready();
+  await asked.promise;
+
+  process.kill(client.daemonPid, 'SIGKILL');
+
+  t.is((await peer.ended).signal, 'SIGKILL');
 });
 
 test('bytes that were sent are there for the next daemon', async t => {

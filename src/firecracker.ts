@@ -75,6 +75,8 @@ interface Question {
   readonly controller: AbortController;
   /** What the function has thrown. */
   cause?: unknown;
+  /** Says (again) what it has come to. */
+  answer?: () => void;
 }
 
 /**
@@ -336,6 +338,12 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
 
   /** Never rejects: what goes wrong is told by the process being turned away. */
   async #ask(asked: NativeSession): Promise<void> {
+    const known = this.#questions.get(asked.id);
+    if (known) {
+      // By the next daemon: the last may have died before it heard.
+      known.answer?.();
+      return;
+    }
     const question: Question = { controller: new AbortController() };
     this.#questions.set(asked.id, question);
     const { signal } = question.controller;
@@ -344,12 +352,14 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       const { image, onFailure } = await readChoice(choice, this.#defaults, this.#open);
       if (signal.aborted) return;
       this.#policies.set(asked.id, onFailure);
-      this.#native.answer(asked.id, image);
+      question.answer = () => this.#native.answer(asked.id, image);
     } catch (cause) {
       if (signal.aborted) return;
       question.cause = cause;
-      this.#native.refuse(asked.id, `no memory image for process ${asked.peer.pid}: ${messageOf(cause)}`);
+      const reason = `no memory image for process ${asked.peer.pid}: ${messageOf(cause)}`;
+      question.answer = () => this.#native.refuse(asked.id, reason);
     }
+    question.answer();
   }
 
   #held(notice: NativeNotice): void {

@@ -77,6 +77,10 @@ export class RemoteEngine implements PagingEngine {
     this.#schedule();
   }
 
+  get reconnecting(): boolean {
+    return this.#reconnecting !== undefined;
+  }
+
   /** Asks; a request that can be repeated is, on the next connection. */
   async request(method: string, params: object, fds: readonly number[] = [], owned = true): Promise<Told> {
     await this.#reconnecting;

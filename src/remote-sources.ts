@@ -8,6 +8,8 @@ import { KiB, MiB } from './units.js';
 
 /** How a daemon is talked to. @hidden */
 export interface Line {
+  /** The connection was lost, and another is being made. */
+  readonly reconnecting: boolean;
   request(method: string, params: object, fds?: readonly number[]): Promise<Record<string, unknown>>;
   tell(method: string, params: object, fds?: readonly number[]): void;
 }
@@ -20,6 +22,12 @@ interface Read {
   length: number;
 }
 
+/** A source as a daemon knows it, once that has answered. */
+interface Opened {
+  readonly id: number;
+  ready: Promise<unknown>;
+}
+
 /** Asked for at once; the source here has a cache and pieces of its own. */
 const CHUNK = 256 * KiB;
 
@@ -29,7 +37,7 @@ const CHUNK = 256 * KiB;
  */
 export class RemoteSources {
   readonly #line: Line;
-  readonly #opened = new Map<PageSource, { id: number; ready: Promise<unknown> }>();
+  readonly #opened = new Map<PageSource, Opened>();
   readonly #numbers = new Map<number, PageSource>();
   #last = 0;
 
@@ -49,13 +57,27 @@ export class RemoteSources {
       source.whenClosed(() => this.#close(source));
     }
     try {
-      await opened.ready;
+      await this.#ready(source, opened);
     } catch (error) {
       // What failed can be tried again.
       this.#opened.delete(source);
       throw error;
     }
     return opened.id;
+  }
+
+  /** Opening changes nothing where it was done: who was not answered asks the next daemon. */
+  async #ready(source: PageSource, opened: Opened): Promise<void> {
+    while (true) {
+      const { ready } = opened;
+      try {
+        await ready;
+        return;
+      } catch (error) {
+        if ((error as UffdError).code !== 'ERR_UFFD_PAGER_LOST' || !this.#line.reconnecting) throw error;
+        if (opened.ready === ready) opened.ready = this.#send(opened.id, source);
+      }
+    }
   }
 
   /** Another daemon, or the same after a while: it gets what it may have lost. */

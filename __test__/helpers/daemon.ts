@@ -78,6 +78,15 @@ export function isAlive(pid: number): boolean {
   }
 }
 
+/** A promise, and who keeps it. */
+export function promised<T>(): { promise: Promise<T>; resolve: (value: T) => void } {
+  let resolve: (value: T) => void = () => {};
+  const promise = new Promise<T>(keep => {
+    resolve = keep;
+  });
+  return { promise, resolve };
+}
+
 /** Waits until something is so that nothing tells of. */
 export async function until(holds: () => boolean, what: string): Promise<void> {
   const deadline = performance.now() + PATIENCE;

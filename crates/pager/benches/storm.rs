@@ -7,7 +7,7 @@
 //! business (taskset(1)).
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a program for measuring")]
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
@@ -15,8 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pager::{
-    FileSource, Keeper, KeptDescriptors, KeptSession, MemorySource, Notice, Observer, PageSource, Pager,
-    PagerError, PagerOptions, Region, Rest, SessionEnd, SessionOptions,
+    FileSource, Keeper, KeptConnection, KeptDescriptors, KeptSession, MemorySource, Notice, Observer,
+    PageSource, Pager, PagerError, PagerOptions, Region, Rest, SessionEnd, SessionOptions,
 };
 use uffd::{CreateOptions, Factory, Mapping, MappingKind, Modes, Userfaultfd};
 
@@ -41,6 +41,12 @@ impl Keeper for Holder {
     }
 
     fn forget(&self, _: u64, _: &SessionEnd, _: bool) {}
+
+    fn keep_connection(&self, _: &KeptConnection, _: BorrowedFd<'_>) -> Result<(), PagerError> {
+        Ok(())
+    }
+
+    fn forget_connection(&self, _: u64) {}
 }
 
 /// What all sessions are filled from, and the first byte of each of its pages.

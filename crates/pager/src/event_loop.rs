@@ -66,6 +66,8 @@ pub(crate) struct EventLoop {
     handshakes: HashMap<u64, Pending>,
     /// Whose image somebody was asked for.
     asking: HashMap<u64, Offer>,
+    /// Connections that the keeper has, and no session of them.
+    kept_connections: HashSet<u64>,
     sessions: HashMap<u64, Entry>,
     /// Sessions to look at before sleeping: something happened to them, or they wait for a moment to come.
     /// Idle ones cost nothing, however many there are.
@@ -125,6 +127,7 @@ impl EventLoop {
             servers: HashMap::new(),
             handshakes: HashMap::new(),
             asking: HashMap::new(),
+            kept_connections: HashSet::new(),
             sessions: HashMap::new(),
             restless: HashSet::new(),
             turns: Vec::new(),
@@ -217,6 +220,7 @@ impl EventLoop {
                 Message::Serve(server) => self.add_server(*server),
                 Message::Adopt(adopted) => self.adopt(adopted.0, &adopted.1),
                 Message::TakeOver(taken) => self.take_over(taken.0, taken.1, taken.2),
+                Message::Connection { id, socket, to } => self.take_connection(id, socket, to),
                 Message::Answer { id, image } => self.answer(id, image),
                 Message::CloseServer { id, rest } => self.close_server(id, rest),
                 Message::CloseSession { id, rest } => self.with_session(id, |session, _| session.close(rest)),
@@ -380,6 +384,7 @@ impl EventLoop {
         if let Some(keeper) = kept.as_ref().and_then(|kept| kept.keeper()) {
             keeper.forget(id, &end, leave_open);
         }
+        self.forget_connection(id);
         let refused = standing.is_refused();
         let notice = standing.ended(id, server, info.peer, end);
         self.announce_when_recorded(id, Burial { server, observer, notice, refused }, recorder, &info);

@@ -8,14 +8,16 @@
 //! end that had begun. What is not: recordings and replays (they end; what was not replayed comes by its faults), requests to populate and
 //! answers about writes that were under way (what they would have told is told again), the sizes of windows. A child that is forked is a
 //! session of its own, and kept before its parent goes on; if the pager is killed in that very moment, its memory is the kernel's, which gives it
-//! zeros: [`SessionInfo::lost_children`] counts that. A handshake that has arrived is kept from the moment in which it becomes a session: one
-//! whose image is still asked for is not. Not kept at all: memory of the pager's own process, which ends with it; and sessions
+//! zeros: [`SessionInfo::lost_children`] counts that. Not kept at all: memory of the pager's own process, which ends with it; and sessions
 //! of minor faults, which are refused where there is a keeper.
+//!
+//! A connection is kept before anything is read from it, and what it says is only peeked at: bytes and descriptors stay in its queue until its
+//! session is kept. So whoever has the connection has all of a handshake ([`Pager::resume_connection`]), wherever its pager was killed.
 //!
 //! [`SessionInfo::lost_children`]: crate::SessionInfo::lost_children
 
 use std::fmt::Debug;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,9 +30,10 @@ use crate::error::PagerError;
 use crate::fill::FillOptions;
 use crate::notice::Observer;
 use crate::offer::Refused;
-use crate::pager::{Message, Pager, skip_ids};
+use crate::pager::{Message, Pager, next_id, skip_ids};
 use crate::policy::{FailurePolicy, SessionEnd};
 use crate::record::Record;
+use crate::server::Server;
 use crate::session::Parts;
 use crate::source::PageSource;
 use crate::supervise::{Peer, Supervised};
@@ -67,6 +70,15 @@ pub struct KeptSession {
     pub write_protect: bool,
 }
 
+/// A connection whose process is not served yet, as plain data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptConnection {
+    /// Its session will have the same, and whoever was asked for its image knows it by that.
+    pub id: u64,
+    /// What its server calls its sessions ([`ServerOptions::label`](crate::ServerOptions::label)).
+    pub label: String,
+}
+
 /// The descriptors of a session, borrowed.
 #[derive(Debug, Clone, Copy)]
 pub struct KeptDescriptors<'a> {
@@ -78,6 +90,16 @@ pub struct KeptDescriptors<'a> {
     pub process: Option<BorrowedFd<'a>>,
     /// The connection on which it was handed over, where there was one.
     pub connection: Option<BorrowedFd<'a>>,
+}
+
+/// What becomes of a connection that is taken over.
+pub(crate) enum To {
+    Server(u64),
+    /// It is turned away.
+    Nobody {
+        server: Box<Server>,
+        why: PagerError,
+    },
 }
 
 /// Holds what a successor needs. Called on the event loop's thread: it sends the descriptors away, or duplicates them, and returns.
@@ -92,6 +114,16 @@ pub trait Keeper: Debug + Send + Sync {
     /// A session is over, and its userfaultfd closed here. `still_open`: it must not be closed anywhere before its process has ended,
     /// because pages of it are missing that can neither be brought nor poisoned.
     fn forget(&self, id: u64, end: &SessionEnd, still_open: bool);
+
+    /// A connection has come, of which nothing was read.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be kept. Its process is turned away then, for this reason.
+    fn keep_connection(&self, connection: &KeptConnection, socket: BorrowedFd<'_>) -> Result<(), PagerError>;
+
+    /// It is a session that is kept as such, or closed here.
+    fn forget_connection(&self, id: u64);
 }
 
 /// Who takes a session over.
@@ -158,6 +190,29 @@ impl Pager {
         taking_over.failing = Some(why);
         self.take_over(parts, taking_over, Successor { source, observer, server: None });
         Ok(())
+    }
+
+    /// Goes on with a connection whose process was not served yet, as one of `server`: what it has said is read from the beginning, and time
+    /// counts anew. Whoever was asked for its image is asked again, with the same id. Where that server is gone, as
+    /// [`Pager::fail_connection`] without anybody who hears of it.
+    pub fn resume_connection(&self, id: u64, socket: OwnedFd, server: u64) {
+        skip_ids(id);
+        self.send(Message::Connection { id, socket, to: To::Server(server) });
+    }
+
+    /// Turns a connection away whose process nobody can serve any more, by this policy. The observer hears of a rejection, last of all
+    /// that its server is closed.
+    pub fn fail_connection(
+        &self,
+        id: u64,
+        socket: OwnedFd,
+        policy: FailurePolicy,
+        why: PagerError,
+        observer: Arc<dyn Observer>,
+    ) {
+        skip_ids(id);
+        let server = Box::new(Server::standing_in(next_id(), policy, observer));
+        self.send(Message::Connection { id, socket, to: To::Nobody { server, why } });
     }
 
     /// Sessions get ids above this one from now on. Whoever takes over from another pager calls it with the highest id that one has given,
@@ -252,7 +307,7 @@ fn adopt(descriptors: KeptDescriptors<'_>) -> Result<Userfaultfd, PagerError> {
     })
 }
 
-fn duplicate(fd: BorrowedFd<'_>) -> Result<std::os::fd::OwnedFd, PagerError> {
+fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, PagerError> {
     fd.as_fd().try_clone_to_owned().map_err(|error| PagerError::System {
         syscall: "fcntl",
         errno: nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EMFILE)),

@@ -73,7 +73,7 @@ pub use guarded::Guarded;
 pub use handler::{Answered, Handler, HandlerOptions, Joining, Run, WakeUp};
 pub use handler_queue::{Area, Delivery, HandlerQueue, OpenFault};
 pub use holding::Backing;
-pub use keep::{Keeper, KeptDescriptors, KeptSession, Successor};
+pub use keep::{Keeper, KeptConnection, KeptDescriptors, KeptSession, Successor};
 pub use latency::{Histogram, LATENCY_BUCKETS, Latencies};
 pub use modes::{MinorMemory, SessionModes};
 pub use notice::{Notice, Observer};

@@ -41,6 +41,8 @@ pub(crate) struct Offer {
     pub(crate) refusal: Option<PagerError>,
     pub(crate) uffd: Userfaultfd,
     pub(crate) connection: OwnedFd,
+    /// Bytes of its handshake that are in the connection's queue still, and with them its descriptors.
+    pub(crate) unread: usize,
 }
 
 impl Offer {

@@ -1,5 +1,6 @@
 //! The pager as its owner sees it: a thread to which one sends requests.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
@@ -16,7 +17,7 @@ use crate::error::PagerError;
 use crate::event_loop::EventLoop;
 use crate::fill::FillOptions;
 use crate::holding::Backing;
-use crate::keep::{Keeper, Successor};
+use crate::keep::{Keeper, Successor, To};
 use crate::mailbox::Mailbox;
 use crate::modes::{Minor, SessionModes, protect};
 use crate::notice::Observer;
@@ -153,6 +154,11 @@ pub(crate) enum Message {
     Serve(Box<Server>),
     Adopt(Box<(Parts, Arc<dyn Observer>)>),
     TakeOver(Box<(Parts, TakingOver, Successor)>),
+    Connection {
+        id: u64,
+        socket: OwnedFd,
+        to: To,
+    },
     Answer {
         id: u64,
         image: Result<Image, PagerError>,

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::unistd::Uid;
 use uffd::Userfaultfd;
 use uffd::fd_passing::{self, Credentials, FdPassingError};
@@ -133,7 +134,25 @@ impl Server {
             uffd: None,
             deadline: now + self.options.handshake_timeout,
             refusal,
+            peeks: false,
+            asked: false,
         })
+    }
+
+    /// One that only turns away what has come to another, for which it stands in.
+    pub(crate) fn standing_in(id: u64, policy: FailurePolicy, observer: Arc<dyn Observer>) -> Self {
+        let options = ServerOptions {
+            images: Images::Asked,
+            policy,
+            window: None,
+            fill: FillOptions::default(),
+            peer_uid: None,
+            handshake_timeout: Duration::ZERO,
+            max_sessions: usize::MAX,
+            working_set: WorkingSet::default(),
+            label: String::new(),
+        };
+        Self { id, listener: None, options, observer, alive: 0, refused: 0, paused_until: None }
     }
 }
 
@@ -144,12 +163,30 @@ pub(crate) struct Pending {
     pub(crate) deadline: Instant,
     /// Why it will be turned away whatever it says: it is heard only for its memory's sake.
     pub(crate) refusal: Option<PagerError>,
+    /// An observer may have been asked about it, by an earlier process.
+    pub(crate) asked: bool,
+    /// What comes stays in the connection's queue, for a successor.
+    pub(crate) peeks: bool,
     socket: OwnedFd,
     message: Vec<u8>,
     uffd: Option<OwnedFd>,
 }
 
 impl Pending {
+    /// Leaves in the connection's queue what comes from now on, and begins with all that is there.
+    ///
+    /// # Errors
+    ///
+    /// [`PagerError::System`] where the kernel, or a filter of system calls, does not have that.
+    pub(crate) fn peek(&mut self) -> Result<(), PagerError> {
+        fd_passing::peek_from_start(self.socket.as_fd()).map_err(|error| PagerError::System {
+            syscall: "setsockopt",
+            errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::ENOPROTOOPT)),
+        })?;
+        self.peeks = true;
+        Ok(())
+    }
+
     /// Takes what has arrived; `Some` when that completes the handshake.
     ///
     /// # Errors
@@ -158,7 +195,8 @@ impl Pending {
     pub(crate) fn receive(&mut self, base_page_size: u64) -> Result<Option<Handshake>, PagerError> {
         let mut piece = [0; 4096];
         while self.message.len() < LONGEST_MESSAGE {
-            match fd_passing::recv(self.socket.as_fd(), &mut piece, MOST_FDS) {
+            let take = if self.peeks { fd_passing::peek } else { fd_passing::recv };
+            match take(self.socket.as_fd(), &mut piece, MOST_FDS) {
                 Ok(received) => {
                     // The first descriptor is the uffd. Any other is closed right here.
                     for fd in received.fds {
@@ -225,9 +263,10 @@ impl Pending {
             process,
             handshake,
             deadline: self.deadline,
-            asked: false,
+            asked: self.asked,
             refusal,
             uffd,
+            unread: if self.peeks { self.message.len() } else { 0 },
             connection: self.socket,
         })
     }

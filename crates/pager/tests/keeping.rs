@@ -5,6 +5,8 @@ mod support;
 
 #[path = "keeping/basics.rs"]
 mod basics;
+#[path = "keeping/connections.rs"]
+mod connections;
 #[path = "keeping/damaged.rs"]
 mod damaged;
 #[path = "keeping/ending.rs"]

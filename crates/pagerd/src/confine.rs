@@ -184,9 +184,17 @@ fn filter() -> Result<BpfProgram, String> {
     let types = IOCTL_TYPES.iter().map(|kind| request(SeccompCmpOp::MaskedEq(0xff00), kind << 8));
     let single = IOCTLS.iter().map(|&number| request(SeccompCmpOp::Eq, number));
     rules.insert(libc::SYS_ioctl, types.chain(single).collect::<Result<_, _>>().map_err(words)?);
+    rules.insert(libc::SYS_setsockopt, vec![peeking().map_err(words)?]);
     let arch = std::env::consts::ARCH.try_into().map_err(words)?;
     let refused = SeccompAction::Errno(libc::EPERM as u32);
     SeccompFilter::new(rules, refused, SeccompAction::Allow, arch).and_then(TryInto::try_into).map_err(words)
+}
+
+/// What is said on a connection stays in its queue until somebody else has it: `SO_PEEK_OFF`.
+fn peeking() -> Result<SeccompRule, seccompiler::BackendError> {
+    let is =
+        |at, value: i32| SeccompCondition::new(at, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value as u64);
+    SeccompRule::new(vec![is(1, libc::SOL_SOCKET)?, is(2, libc::SO_PEEK_OFF)?])
 }
 
 /// Tries, confined, what a daemon that was taken over by somebody would try; for the tests (`--try-confinement`).

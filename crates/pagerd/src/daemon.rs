@@ -61,6 +61,10 @@ pub(crate) struct Daemon {
     /// Clients that may connect again, and until when.
     pub(crate) awaited: BTreeMap<String, Instant>,
     pub(crate) asks: Vec<Ask>,
+    /// Processes whose images are asked for, and on which server they came.
+    pub(crate) questions: BTreeMap<u64, u64>,
+    /// Those of them whose clients may connect again: whose they are, and what these will be told.
+    pub(crate) unasked: Vec<(String, Value)>,
     /// Sessions that an earlier daemon has resumed with another source.
     pub(crate) feeds: BTreeMap<u64, SourceKey>,
     last: u64,
@@ -96,6 +100,8 @@ impl Daemon {
             stopping: None,
             awaited: BTreeMap::new(),
             asks: Vec::new(),
+            questions: BTreeMap::new(),
+            unasked: Vec::new(),
             feeds: BTreeMap::new(),
             last: 0,
             stats_at: Instant::now(),

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pager::{EndReason, Keeper, KeptDescriptors, KeptSession, PagerError, SessionEnd};
+use pager::{EndReason, Keeper, KeptConnection, KeptDescriptors, KeptSession, PagerError, SessionEnd};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -18,6 +18,8 @@ pub(crate) const END: &str = "end:";
 pub(crate) const SOURCE: &str = "source:";
 pub(crate) const FEED: &str = "feed:";
 pub(crate) const SERVER: &str = "server:";
+/// Of a connection whose process is not served yet.
+pub(crate) const CONNECTION: &str = "connection:";
 
 pub(crate) fn session_key(id: u64) -> String {
     format!("{SESSION}{id}")
@@ -26,6 +28,10 @@ pub(crate) fn session_key(id: u64) -> String {
 /// Another source than the one that a session's label names: it was resumed with it.
 pub(crate) fn feed_key(id: u64) -> String {
     format!("{FEED}{id}")
+}
+
+fn connection_key(id: u64) -> String {
+    format!("{CONNECTION}{id}")
 }
 
 pub(crate) fn source_key((owner, id): &SourceKey) -> String {
@@ -39,12 +45,13 @@ pub(crate) fn server_key(id: u64) -> String {
 /// What a session's label says: where its bytes come from, and on which server it came.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Label {
-    pub(crate) source: SourceKey,
+    /// Absent where that is still asked for.
+    pub(crate) source: Option<SourceKey>,
     pub(crate) server: Option<u64>,
 }
 
 impl Label {
-    pub(crate) fn text(source: SourceKey, server: Option<u64>) -> String {
+    pub(crate) fn text(source: Option<SourceKey>, server: Option<u64>) -> String {
         serde_json::to_string(&Self { source, server }).unwrap_or_default()
     }
 
@@ -163,6 +170,16 @@ impl Keeper for HolderKeeper {
 
     fn forget(&self, id: u64, end: &SessionEnd, still_open: bool) {
         self.0.tell_end(id, end, still_open);
+    }
+
+    fn keep_connection(&self, connection: &KeptConnection, socket: BorrowedFd<'_>) -> Result<(), PagerError> {
+        let value =
+            serde_json::to_value(connection).map_err(|error| PagerError::Internal(error.to_string()))?;
+        self.0.say(&Message::Keep { key: connection_key(connection.id), value }, &[socket])
+    }
+
+    fn forget_connection(&self, id: u64) {
+        self.0.forget(connection_key(id));
     }
 }
 

@@ -1,23 +1,34 @@
 //! What becomes of sessions that no daemon takes over: each meets its failure policy, in the holder itself.
 
-use std::sync::mpsc::{Sender, channel};
+use std::os::fd::BorrowedFd;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 use std::{collections::BTreeMap, sync::Arc};
 
 use pager::{
-    Keeper, KeptDescriptors, KeptSession, Notice, Observer, Pager, PagerError, PagerOptions, SessionEnd,
+    FailurePolicy, Keeper, KeptConnection, KeptDescriptors, KeptSession, Notice, Observer, Pager, PagerError,
+    PagerOptions, SessionEnd,
 };
 
 use crate::control::Kept;
 use crate::holder::remember_end;
-use crate::keeping::{self, END, SESSION, SessionValue};
+use crate::keeping::{self, CONNECTION, END, Label, SERVER, SESSION, ServerValue, SessionValue};
+use crate::protocol::Listen;
+use crate::serving::policy_of;
 
 /// How long all of it may take. What is not over then is killed with its process, or stays open with the holder.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What has ended.
+enum Over {
+    Session(u64, SessionEnd, bool),
+    /// Of which no session was made.
+    Connection,
+}
+
 /// Hears how sessions end.
 #[derive(Debug)]
-struct Ends(Sender<(u64, SessionEnd, bool)>);
+struct Ends(Sender<Over>);
 
 impl Keeper for Ends {
     fn keep(&self, _: &KeptSession, _: KeptDescriptors<'_>) -> Result<(), PagerError> {
@@ -26,12 +37,23 @@ impl Keeper for Ends {
 
     fn forget(&self, id: u64, end: &SessionEnd, still_open: bool) {
         // Whoever waits for it is there until all have come, or the time is up.
-        let _ = self.0.send((id, end.clone(), still_open));
+        let _ = self.0.send(Over::Session(id, end.clone(), still_open));
     }
+
+    fn keep_connection(&self, _: &KeptConnection, _: BorrowedFd<'_>) -> Result<(), PagerError> {
+        Ok(())
+    }
+
+    fn forget_connection(&self, _: u64) {}
 }
 
 impl Observer for Ends {
-    fn notice(&self, _: Notice) {}
+    fn notice(&self, notice: Notice) {
+        if matches!(notice, Notice::ServerClosed) {
+            // As above. It is told last of all of what stood in for its server.
+            let _ = self.0.send(Over::Connection);
+        }
+    }
 }
 
 /// Puts every kept session through its failure policy, and keeps how it ended in its place; how many there were.
@@ -46,12 +68,11 @@ pub(crate) fn apply(kept: &mut Vec<Kept>, lingering: &mut Vec<Kept>, why: &str) 
             return 0;
         }
     };
+    let sessions = take(kept, SESSION);
+    let connections = take(kept, CONNECTION);
+    let count = sessions.len() + connections.len();
     let mut open = BTreeMap::new();
     let mut over = Vec::new();
-    let (sessions, others) = std::mem::take(kept).into_iter().partition(|kept| kept.key.starts_with(SESSION));
-    *kept = others;
-    let sessions: Vec<Kept> = sessions;
-    let count = sessions.len();
     for one in sessions {
         let Ok(value) = serde_json::from_value::<SessionValue>(one.value.clone()) else { continue };
         let id = value.session.id;
@@ -64,20 +85,60 @@ pub(crate) fn apply(kept: &mut Vec<Kept>, lingering: &mut Vec<Kept>, why: &str) 
             Err(error) => over.push((id, keeping::never_resumed(error))),
         }
     }
-    let until = Instant::now() + PATIENCE;
-    while !open.is_empty() {
-        let Ok((id, end, still_open)) = ended.recv_timeout(until.saturating_duration_since(Instant::now()))
-        else {
-            break;
+    let mut turned_away = 0;
+    for Kept { value, mut fds, .. } in connections {
+        let (Ok(value), Some(socket)) = (serde_json::from_value::<KeptConnection>(value), fds.pop()) else {
+            continue;
         };
-        let one = open.remove(&id);
-        lingering.extend(one.filter(|_| still_open));
-        over.push((id, end));
+        let observer: Arc<dyn Observer> = Arc::<Ends>::clone(&ends);
+        let why = PagerError::Internal(why.to_owned());
+        pager.fail_connection(value.id, socket, policy_for(kept, &value), why, observer);
+        turned_away += 1;
     }
+    await_all(&ended, &mut open, turned_away, lingering, &mut over);
     // Those that are not over stay open here: their processes wait, and read no zeros.
     lingering.extend(open.into_values());
     for (id, end) in over {
         remember_end(kept, format!("{END}{id}"), keeping::ended(id, &end));
     }
     count
+}
+
+fn await_all(
+    ended: &Receiver<Over>,
+    open: &mut BTreeMap<u64, Kept>,
+    mut turned_away: usize,
+    lingering: &mut Vec<Kept>,
+    over: &mut Vec<(u64, SessionEnd)>,
+) {
+    let until = Instant::now() + PATIENCE;
+    while !(open.is_empty() && turned_away == 0) {
+        match ended.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Over::Session(id, end, still_open)) => {
+                let one = open.remove(&id);
+                lingering.extend(one.filter(|_| still_open));
+                over.push((id, end));
+            }
+            Ok(Over::Connection) => turned_away = turned_away.saturating_sub(1),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Takes what is kept under keys that begin like this.
+fn take(kept: &mut Vec<Kept>, beginning: &str) -> Vec<Kept> {
+    let (these, others) = std::mem::take(kept).into_iter().partition(|kept| kept.key.starts_with(beginning));
+    *kept = others;
+    these
+}
+
+/// The policy of the server that a connection has come to.
+fn policy_for(kept: &[Kept], connection: &KeptConnection) -> FailurePolicy {
+    let server = Label::of(&connection.label).and_then(|label| label.server);
+    let values = kept.iter().filter(|kept| kept.key.starts_with(SERVER));
+    values
+        .filter_map(|kept| serde_json::from_value::<ServerValue>(kept.value.clone()).ok())
+        .find(|value| Some(value.server) == server)
+        .and_then(|value| serde_json::from_value::<Listen>(value.listen).ok())
+        .map_or(FailurePolicy::Poison, |listen| policy_of(listen.serving.on_failure))
 }

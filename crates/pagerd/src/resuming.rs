@@ -3,12 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use pager::{PagerError, Successor};
+use pager::{FailurePolicy, KeptConnection, PagerError, Successor};
 
 use crate::control::Kept;
 use crate::daemon::Daemon;
 use crate::keeping::{
-    self, END, FEED, Label, SERVER, SESSION, SOURCE, ServerValue, SessionValue, SourceValue,
+    self, CONNECTION, END, FEED, Label, SERVER, SESSION, SOURCE, ServerValue, SessionValue, SourceValue,
 };
 use crate::outbox::Told;
 use crate::protocol::Listen;
@@ -22,7 +22,10 @@ impl Daemon {
                 self.feeds.insert(id, source);
             }
         }
-        for Kept { key, value, fds } in kept {
+        // They come last: those who were served before them have their places.
+        let (connections, kept): (Vec<Kept>, _) =
+            kept.into_iter().partition(|kept| kept.key.starts_with(CONNECTION));
+        for Kept { key, value, fds } in kept.into_iter().chain(connections) {
             let taken = if key.starts_with(SOURCE) {
                 serde_json::from_value(value)
                     .map_err(unreadable)
@@ -35,6 +38,10 @@ impl Daemon {
                 serde_json::from_value(value)
                     .map_err(unreadable)
                     .map(|value| self.resume_session(&value, &fds))
+            } else if key.starts_with(CONNECTION) {
+                serde_json::from_value(value)
+                    .map_err(unreadable)
+                    .and_then(|value| self.resume_connection(&value, fds))
             } else if key.starts_with(END) {
                 self.sessions.remember(value["id"].as_u64().unwrap_or_default(), value);
                 Ok(())
@@ -56,8 +63,26 @@ impl Daemon {
 
     fn resume_server(&mut self, value: ServerValue, mut fds: Vec<OwnedFd>) -> Result<(), PagerError> {
         let listen: Listen = serde_json::from_value(value.listen).map_err(unreadable)?;
-        let socket = fds.pop().ok_or_else(|| PagerError::Internal("its socket did not come".to_owned()))?;
+        let socket = fds.pop().ok_or_else(no_socket)?;
+        if listen.source.is_none() {
+            // It may connect again, and be asked then.
+            self.await_client(&value.owner);
+        }
         self.start_server(value.server, value.owner, &listen, socket).map(drop)
+    }
+
+    /// A process that was not served yet: its handshake is still in the connection.
+    fn resume_connection(&self, value: &KeptConnection, mut fds: Vec<OwnedFd>) -> Result<(), PagerError> {
+        let socket = fds.pop().ok_or_else(no_socket)?;
+        let number = Label::of(&value.label).and_then(|label| label.server);
+        if let Some(server) = number.and_then(|server| self.servers.get(&server)) {
+            self.pager.resume_connection(value.id, socket, server.internal);
+        } else {
+            let observer = Arc::new(Told { outbox: Arc::clone(&self.outbox), server: None });
+            let why = PagerError::Closed;
+            self.pager.fail_connection(value.id, socket, FailurePolicy::Poison, why, observer);
+        }
+        Ok(())
     }
 
     fn resume_session(&mut self, value: &SessionValue, fds: &[OwnedFd]) {
@@ -76,9 +101,10 @@ impl Daemon {
         fds: &[OwnedFd],
         label: Option<&Label>,
     ) -> Result<(), PagerError> {
-        let label = label
-            .ok_or_else(|| PagerError::NoImage("nothing says where its memory comes from".to_owned()))?;
-        let source = self.sources.get(self.feeds.get(&value.session.id).unwrap_or(&label.source))?;
+        let nowhere = || PagerError::NoImage("nothing says where its memory comes from".to_owned());
+        let label = label.ok_or_else(nowhere)?;
+        let source = self.feeds.get(&value.session.id).or(label.source.as_ref()).ok_or_else(nowhere)?;
+        let source = self.sources.get(source)?;
         let server = label.server.and_then(|server| self.servers.get(&server)).map(|server| server.internal);
         let observer = Arc::new(Told { outbox: Arc::clone(&self.outbox), server: label.server });
         let successor = Successor { source, observer, server };
@@ -100,6 +126,10 @@ impl Daemon {
         self.sessions.end(id);
         self.sessions.remember(id, keeping::ended(id, &end));
     }
+}
+
+fn no_socket() -> PagerError {
+    PagerError::Internal("its socket did not come".to_owned())
 }
 
 fn unreadable(error: serde_json::Error) -> PagerError {

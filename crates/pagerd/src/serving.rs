@@ -75,7 +75,7 @@ impl Daemon {
                 minor: memfd.map(|memfd| MinorMemory { memfd, offsets }),
                 write_protect: adopt.write_protect,
             },
-            label: Label::text(key, None),
+            label: Label::text(Some(key), None),
             ..SessionOptions::new(regions.collect(), adopt.page_size, source)
         };
         let uffd = Userfaultfd::adopt(fds.take(adopt.uffd)?).map_err(PagerError::from)?;
@@ -141,7 +141,7 @@ impl Daemon {
             handshake_timeout: Duration::from_millis(listen.handshake_timeout),
             max_sessions: listen.max_sessions.min(MOST_SESSIONS),
             working_set: WorkingSet::default(),
-            label: key.map(|key| Label::text(key, Some(server))).unwrap_or_default(),
+            label: Label::text(key, Some(server)),
         };
         let observer = Arc::new(Told { outbox: Arc::clone(&self.outbox), server: Some(server) });
         let internal = self.pager.serve_firecracker(listener, options, observer);
@@ -152,8 +152,7 @@ impl Daemon {
     pub(crate) fn answer(&mut self, client: u64, value: Value) -> Outcome {
         let answer: AnswerParams = params(value)?;
         let token = self.token(client);
-        let of_client = |(_, server): &(&u64, &Server)| server.owner == token;
-        let server = self.servers.iter().find(of_client).map(|(&server, _)| server);
+        let server = self.questions.remove(&answer.session);
         let image = match (answer.source, answer.error) {
             (Some(source), None) => self.sources.get(&(token.clone(), source)).map(|pages| Image {
                 source: pages,
@@ -161,7 +160,7 @@ impl Daemon {
                 window: answer.serving.window,
                 fill: fill_of(&answer.serving),
                 working_set: WorkingSet::default(),
-                label: Label::text((token.clone(), source), server),
+                label: Label::text(Some((token.clone(), source)), server),
             }),
             (_, error) => Err(PagerError::NoImage(error.unwrap_or_default())),
         };

@@ -48,6 +48,17 @@ impl Daemon {
         for ask in its {
             self.ask(client, &ask);
         }
+        for question in self.unasked_of(token) {
+            self.tell(client, &question);
+        }
+    }
+
+    fn unasked_of(&mut self, token: &str) -> Vec<Value> {
+        let (its, others) =
+            std::mem::take(&mut self.unasked).into_iter().partition(|(owner, _)| owner == token);
+        self.unasked = others;
+        let its: Vec<(String, Value)> = its;
+        its.into_iter().map(|(_, question)| question).collect()
     }
 
     pub(crate) fn stop_awaiting(&mut self, now: Instant) {
@@ -60,6 +71,9 @@ impl Daemon {
             let (its, others): (Vec<Ask>, _) = asks.into_iter().partition(|ask| ask.source.0 == token);
             self.asks = others;
             its.iter().for_each(|ask| self.nobody_answers(ask));
+            for question in self.unasked_of(&token) {
+                self.nobody_chooses(question["params"]["session"]["id"].as_u64().unwrap_or_default());
+            }
         }
     }
 
@@ -103,12 +117,14 @@ impl Daemon {
             Notice::Asking { id, peer, regions, page_size } => {
                 params["kind"] = "asking".into();
                 params["session"] = wire::asking(id, peer, &regions, page_size);
-                return self.ask_owner(owner.as_deref(), id, &params);
+                self.questions.extend(server.map(|server| (id, server)));
+                return self.ask_owner(owner, id, &params);
             }
             Notice::Rejected { asked, peer, error } => {
                 params["kind"] = "rejected".into();
                 params["error"] = wire::error(&error);
                 if let Some(asked) = asked {
+                    self.questions.remove(&asked);
                     params["id"] = asked.into();
                 }
                 if let Some(peer) = peer {
@@ -116,26 +132,28 @@ impl Daemon {
                 }
             }
             Notice::ServerClosed => {
+                // One that stood in for another is nobody's.
+                let Some(server) = server else { return };
                 params["kind"] = "closed".into();
-                if let Some(server) = server {
-                    self.servers.remove(&server);
-                    self.control.line.forget(server_key(server));
-                }
+                self.servers.remove(&server);
+                self.control.line.forget(server_key(server));
             }
         }
         self.tell_all(&json!({ "jsonrpc": "2.0", "method": "notice", "params": params }));
     }
 
     /// A process waits to be told its image, by whoever listens on its socket.
-    fn ask_owner(&mut self, owner: Option<&str>, id: u64, params: &Value) {
-        match owner.and_then(|owner| self.client_of(owner)) {
-            Some(client) => {
-                self.tell(client, &json!({ "jsonrpc": "2.0", "method": "notice", "params": params }));
-            }
-            None => {
-                let reason = "the program that says which image a process gets is not connected".to_owned();
-                self.pager.answer(id, Err(PagerError::NoImage(reason)));
-            }
+    fn ask_owner(&mut self, owner: Option<String>, id: u64, params: &Value) {
+        let question = json!({ "jsonrpc": "2.0", "method": "notice", "params": params });
+        match owner.map(|owner| (self.client_of(&owner), owner)) {
+            Some((Some(client), _)) => self.tell(client, &question),
+            Some((None, owner)) if self.awaited.contains_key(&owner) => self.unasked.push((owner, question)),
+            _ => self.nobody_chooses(id),
         }
+    }
+
+    fn nobody_chooses(&self, id: u64) {
+        let reason = "the program that says which image a process gets is not connected".to_owned();
+        self.pager.answer(id, Err(PagerError::NoImage(reason)));
     }
 }

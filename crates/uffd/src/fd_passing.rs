@@ -85,6 +85,53 @@ pub fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], max_fds: usize) -> Result
     receive(socket, buffer, max_fds, MsgFlags::empty())
 }
 
+/// The same as [`recv`], of a nonblocking stream that keeps everything (`MSG_PEEK`): bytes stay in its queue, and so do their
+/// descriptors, of which duplicates come. Each call goes on behind the last, once [`peek_from_start`] was called.
+///
+/// # Errors
+///
+/// See [`FdPassingError`]. No descriptor stays open then.
+pub fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8], max_fds: usize) -> Result<Received, FdPassingError> {
+    receive(socket, buffer, max_fds, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
+}
+
+/// `SO_PEEK_OFF`: [`peek`] begins with the first byte that is in the queue, also where another process has peeked before.
+///
+/// # Errors
+///
+/// For other sockets.
+pub fn peek_from_start(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let start: i32 = 0;
+    // SAFETY: the kernel reads one `int` of this frame.
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const start).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    Errno::result(outcome).map(drop).map_err(io::Error::from)
+}
+
+/// Takes `len` bytes that were peeked at out of a stream's queue, and with them the descriptors there.
+///
+/// # Errors
+///
+/// See [`FdPassingError`]; [`FdPassingError::Closed`] when there are fewer.
+pub fn take_out(socket: BorrowedFd<'_>, len: usize) -> Result<(), FdPassingError> {
+    let mut bytes = vec![0; len];
+    let mut done = 0;
+    while let Some(rest @ [_, ..]) = bytes.get_mut(done..) {
+        match receive(socket, rest, MOST_FDS, MsgFlags::MSG_DONTWAIT)? {
+            Received { len: 0, .. } => return Err(FdPassingError::Closed { done }),
+            received => done += received.len,
+        }
+    }
+    Ok(())
+}
+
 /// `recvmsg(2)` until `buffer` is full; the descriptors that rode with any of it, at most `max_fds` together. The socket
 /// may be blocking or not.
 ///

@@ -100,20 +100,21 @@ impl EventLoop {
         if let Err(error) = check_policy(image.policy, process, &offer.uffd) {
             return self.turn_away(id, offer, error);
         }
-        let (server, asked) = (offer.server, offer.asked);
+        let (server, asked, unread) = (offer.server, offer.asked, offer.unread);
         let mut session = Session::new(offer.into_parts(id, map, image), self.base_page_size);
         match self.keep(&mut session, server).and_then(|()| self.watch_session(&session)) {
             Ok(()) => {
+                self.became_session(&session, unread);
                 self.add_session(id, server, session, Standing::Unannounced { asked });
                 self.announce(id);
             }
-            Err(error) => self.refuse(id, server, session, Refusal { error, asked }, true),
+            Err(error) => self.refuse(server, session, Refusal { error, asked }, (true, unread)),
         }
     }
 
     /// Puts what was handed over through the server's failure policy; the observer hears of it when that is done.
     pub(super) fn turn_away(&mut self, id: u64, offer: Offer, error: PagerError) {
-        let (server, asked) = (offer.server, offer.asked);
+        let (server, asked, unread) = (offer.server, offer.asked, offer.unread);
         let policy = self.servers.get(&server).map_or(FailurePolicy::Poison, |server| server.options.policy);
         // A server that is closed on purpose does to those what it does to its sessions.
         let policy = if matches!(error, PagerError::Closed) { FailurePolicy::Poison } else { policy };
@@ -121,15 +122,23 @@ impl EventLoop {
         let session = Session::new(parts, self.base_page_size);
         // Faults that cannot be heard of are poisoned by the sweep.
         let _ = self.watch_session(&session);
-        self.refuse(id, server, session, Refusal { error, asked }, known);
+        self.refuse(server, session, Refusal { error, asked }, (known, unread));
     }
 
     /// `known`: whether its map says what of its memory is to be poisoned.
-    fn refuse(&mut self, id: u64, server: u64, mut session: Session, refusal: Refusal, known: bool) {
-        // Where nothing is known of its memory, no successor could do more about it.
+    fn refuse(
+        &mut self,
+        server: u64,
+        mut session: Session,
+        refusal: Refusal,
+        (known, unread): (bool, usize),
+    ) {
+        let id = session.info.id;
+        // Where nothing is known of its memory, the connection is what a successor has.
         if known {
             // It ends in any case.
             let _ = self.keep(&mut session, server);
+            self.became_session(&session, unread);
         }
         if session.process.as_ref().is_some_and(Supervised::has_exited) {
             session.phase.peer_gone();

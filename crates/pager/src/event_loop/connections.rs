@@ -1,10 +1,11 @@
 //! How sessions come to be: listening sockets, connections, handshakes.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
 use uffd::limit_behind;
 
 use super::announcing::Standing;
@@ -100,7 +101,7 @@ impl EventLoop {
     }
 
     /// Takes what has arrived of a handshake, and turns its process away.
-    fn cut_short(&mut self, id: u64, why: &PagerError) {
+    pub(super) fn cut_short(&mut self, id: u64, why: &PagerError) {
         let Some(pending) = self.handshakes.get_mut(&id) else { return };
         let received = pending.receive(self.base_page_size);
         if pending.refusal.is_none() {
@@ -147,10 +148,7 @@ impl EventLoop {
         let Some(listener) = &server.listener else { return false };
         match room.and_then(|()| listener.accept()) {
             Ok(None) => return false,
-            Ok(Some(socket)) => match server.greet(socket, Instant::now()) {
-                Ok(pending) => self.add_handshake(pending),
-                Err(error) => server.observer.notice(Notice::Rejected { asked: None, peer: None, error }),
-            },
+            Ok(Some(socket)) => self.welcome(next_id(), id, socket, false),
             Err(errno) => {
                 let limit = limit_behind("accept4", errno as i32).unwrap_or_default();
                 let error =
@@ -161,6 +159,28 @@ impl EventLoop {
             }
         }
         true
+    }
+
+    /// Begins to listen to a connection. `again`: an earlier process had it.
+    pub(super) fn welcome(&mut self, id: u64, server: u64, socket: OwnedFd, again: bool) {
+        let Some(of) = self.servers.get(&server) else { return };
+        let label = of.options.label.clone();
+        match of.greet(socket, Instant::now()) {
+            Ok(mut pending) => {
+                pending.asked = again;
+                if let Err(error) = self.keep_connection(id, label, &mut pending, again) {
+                    pending.refusal.get_or_insert(error);
+                }
+                self.add_handshake(id, pending);
+            }
+            Err(error) => {
+                of.observer.notice(Notice::Rejected { asked: None, peer: None, error });
+                if again {
+                    self.kept_connections.insert(id);
+                    self.forget_connection(id);
+                }
+            }
+        }
     }
 
     /// Whether descriptors are free for a connection and for what will come of those that have begun. One that comes with a
@@ -180,19 +200,21 @@ impl EventLoop {
         server.paused_until = Some(Instant::now() + ACCEPT_PAUSE);
     }
 
-    fn add_handshake(&mut self, pending: Pending) {
-        let id = next_id();
-        let watched = watch(&self.epoll, pending.as_fd(), Token::Handshake(id));
-        let Some(server) = self.servers.get_mut(&pending.server) else { return };
+    fn add_handshake(&mut self, id: u64, pending: Pending) {
+        let flags = if pending.peeks {
+            // What was peeked at stays there, and would be reported for ever.
+            EpollFlags::EPOLLIN | EpollFlags::EPOLLET
+        } else {
+            EpollFlags::EPOLLIN
+        };
+        let watched = self.epoll.add(pending.as_fd(), EpollEvent::new(flags, Token::Handshake(id).encode()));
         if let Err(errno) = watched {
             let error = PagerError::System { syscall: "epoll_ctl", errno };
-            server.observer.notice(Notice::Rejected {
-                asked: None,
-                peer: Some(Peer::from(pending.credentials)),
-                error,
-            });
-            return;
+            let (server, peer) = (pending.server, Peer::from(pending.credentials));
+            drop(pending);
+            return self.tell_rejected(id, server, peer, false, error);
         }
+        let Some(server) = self.servers.get_mut(&pending.server) else { return };
         server.alive += 1;
         server.refused += usize::from(pending.refusal.is_some());
         self.handshakes.insert(id, pending);
@@ -209,10 +231,10 @@ impl EventLoop {
 
     fn complete(&mut self, id: u64, handshake: Handshake) {
         let Some(pending) = self.forget_handshake(id) else { return };
-        let (server, peer) = (pending.server, Peer::from(pending.credentials));
+        let (server, peer, asked) = (pending.server, Peer::from(pending.credentials), pending.asked);
         let offer = match pending.into_offer(Some(handshake)) {
             Ok(offer) => offer,
-            Err(error) => return self.tell_rejected(server, peer, error),
+            Err(error) => return self.tell_rejected(id, server, peer, asked, error),
         };
         if let Some(error) = offer.refusal.clone() {
             return self.turn_away(id, offer, error);
@@ -246,18 +268,20 @@ impl EventLoop {
     /// Turns away a handshake that was not completed. If its uffd has come, somebody may wait for its memory already.
     fn reject(&mut self, id: u64, error: PagerError) {
         let Some(mut pending) = self.forget_handshake(id) else { return };
-        let (server, peer) = (pending.server, Peer::from(pending.credentials));
+        let (server, peer, asked) = (pending.server, Peer::from(pending.credentials), pending.asked);
         let error = pending.refusal.take().unwrap_or(error);
         // Everything else it sent is closed by the time anybody hears of it.
         match pending.into_offer(None) {
             Ok(offer) => self.turn_away(id, offer, error),
-            Err(_) => self.tell_rejected(server, peer, error),
+            Err(_) => self.tell_rejected(id, server, peer, asked, error),
         }
     }
 
-    fn tell_rejected(&self, server: u64, peer: Peer, error: PagerError) {
+    /// Nothing of it is open here any more.
+    fn tell_rejected(&mut self, id: u64, server: u64, peer: Peer, asked: bool, error: PagerError) {
+        self.forget_connection(id);
         if let Some(server) = self.servers.get(&server) {
-            server.observer.notice(Notice::Rejected { asked: None, peer: Some(peer), error });
+            server.observer.notice(Notice::Rejected { asked: asked.then_some(id), peer: Some(peer), error });
         }
     }
 

@@ -1,12 +1,26 @@
 //! Sessions that outlive this process: handed to a keeper before anything of them is answered, and taken over from one.
 
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use uffd::fd_passing;
+
 use super::{EventLoop, NO_SERVER};
 use crate::error::PagerError;
-use crate::keep::Successor;
-use crate::notice::Notice;
-use crate::policy::EndReason;
+use crate::keep::{KeptConnection, Successor, To};
+use crate::notice::{Notice, Observer};
+use crate::pager::next_id;
+use crate::policy::{EndReason, FailurePolicy};
+use crate::server::{Pending, Server};
 use crate::session::{Parts, Session};
 use crate::taking_over::TakingOver;
+
+/// Nobody hears of it.
+struct Unheard;
+
+impl Observer for Unheard {
+    fn notice(&self, _: Notice) {}
+}
 
 impl EventLoop {
     /// Hands a session to the keeper, where there is one.
@@ -18,6 +32,63 @@ impl EventLoop {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Hands a connection to the keeper, where there is one, and leaves in its queue what is read of it. `again`: the keeper has it.
+    pub(super) fn keep_connection(
+        &mut self,
+        id: u64,
+        label: String,
+        pending: &mut Pending,
+        again: bool,
+    ) -> Result<(), PagerError> {
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        pending.peek()?;
+        if !again {
+            keeper.keep_connection(&KeptConnection { id, label }, pending.as_fd())?;
+        }
+        self.kept_connections.insert(id);
+        Ok(())
+    }
+
+    /// Its session is kept: nothing that it said is needed any more.
+    pub(super) fn became_session(&mut self, session: &Session, unread: usize) {
+        if session.kept.is_none() {
+            return;
+        }
+        if let Some(connection) = &session.connection {
+            // It is in there, unless the peer could take it out: then it is gone as well.
+            let _ = fd_passing::take_out(connection.as_fd(), unread);
+        }
+        self.forget_connection(session.info.id);
+    }
+
+    pub(super) fn forget_connection(&mut self, id: u64) {
+        if self.kept_connections.remove(&id)
+            && let Some(keeper) = &self.keeper
+        {
+            keeper.forget_connection(id);
+        }
+    }
+
+    /// Goes on with a connection of an earlier process.
+    pub(super) fn take_connection(&mut self, id: u64, socket: OwnedFd, to: To) {
+        let (server, why) = match to {
+            To::Server(server) if self.servers.contains_key(&server) => {
+                return self.welcome(id, server, socket, true);
+            }
+            To::Server(_) => {
+                let server = Server::standing_in(next_id(), FailurePolicy::Poison, Arc::new(Unheard));
+                (server, PagerError::Closed)
+            }
+            To::Nobody { server, why } => (*server, why),
+        };
+        let mut server = server;
+        server.options.peer_uid = fd_passing::peer_credentials(socket.as_fd()).ok().map(|peer| peer.uid);
+        let number = server.id;
+        self.servers.insert(number, server);
+        self.welcome(id, number, socket, true);
+        self.cut_short(id, &why);
     }
 
     /// Goes on with a session whose process was killed, or ends it by its policy.

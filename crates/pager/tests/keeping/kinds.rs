@@ -1,16 +1,17 @@
 //! Kinds of sessions: which are kept, and what of them; which are not.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use pager::{
-    EndReason, Keeper, KeptDescriptors, KeptSession, MinorMemory, Pager, PagerError, PagerOptions, Rest,
-    SessionEnd, SessionModes, SessionOptions,
+    EndReason, Keeper, KeptConnection, KeptDescriptors, KeptSession, MinorMemory, Pager, PagerError,
+    PagerOptions, Rest, SessionEnd, SessionModes, SessionOptions,
 };
 use uffd::{Features, Mapping, MappingKind, Modes, Userfaultfd, fd_passing};
 
+use crate::connections::handshake_of;
 use crate::memory::{Served, page, resume, served};
 use crate::support::area::{Area, Made, all_events, ended, new_uffd, register, started};
 use crate::support::children::{Steps, fork, turn};
@@ -27,15 +28,14 @@ fn a_session_of_a_handshake_is_kept_with_its_connection_and_its_process() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let process = PagerProcess::start("pager_process");
-    process.listen(path.clone(), Source::AtHand(PAGES));
+    process.listen(path.clone(), Some(Source::AtHand(PAGES)));
     let socket = UnixStream::connect(&path).unwrap();
-    let hello = format!(
-        r#"[{{"base_host_virt_addr":{},"size":{},"offset":0,"page_size":{PAGE}}}]"#,
-        area.address,
-        area.len()
-    );
-    fd_passing::send(socket.as_fd(), hello.as_bytes(), &[uffd.as_fd()]).unwrap();
+    fd_passing::send(socket.as_fd(), handshake_of(area).as_bytes(), &[uffd.as_fd()]).unwrap();
+    let (connection, _) = process.kept_connection();
     let kept = process.kept();
+    assert_eq!((connection.id, connection.label.as_str()), (kept.session.id, "of the server"));
+    let Told::ForgetConnection { id } = process.told().0 else { panic!("its connection is kept twice") };
+    assert_eq!(id, connection.id);
     process.started();
     assert!(kept.connection.is_some() && kept.process.is_some() && kept.session.server.is_some());
     let own = std::process::id() as i32;
@@ -148,6 +148,12 @@ impl Keeper for Noting {
     }
 
     fn forget(&self, _: u64, _: &SessionEnd, _: bool) {}
+
+    fn keep_connection(&self, _: &KeptConnection, _: BorrowedFd<'_>) -> Result<(), PagerError> {
+        Ok(())
+    }
+
+    fn forget_connection(&self, _: u64) {}
 }
 
 fn pager_with(keeper: &Arc<Noting>) -> Pager {

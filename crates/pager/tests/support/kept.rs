@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use pager::{
-    Keeper, KeptDescriptors, KeptSession, Notice, Observer, PageSource, Pager, PagerError, PagerOptions,
-    ReadNow, SessionEnd, SessionOptions, Successor,
+    Keeper, KeptConnection, KeptDescriptors, KeptSession, Notice, Observer, PageSource, Pager, PagerError,
+    PagerOptions, ReadNow, SessionEnd, SessionOptions, Successor,
 };
 use serde::{Deserialize, Serialize};
 use uffd::liveness::PidFd;
@@ -36,10 +36,10 @@ pub enum Order {
         session: KeptSession,
         source: Source,
     },
-    /// Take Firecracker's handshakes at this path.
+    /// Take Firecracker's handshakes at this path. Without a source: the test is asked.
     Listen {
         path: PathBuf,
-        source: Source,
+        source: Option<Source>,
     },
     Close {
         id: u64,
@@ -99,6 +99,15 @@ pub enum Told {
     Refused {
         code: String,
         error: String,
+    },
+    /// Keep this connection, which comes along.
+    Connection(KeptConnection),
+    ForgetConnection {
+        id: u64,
+    },
+    /// Which image this process gets.
+    Asking {
+        id: u64,
     },
     /// What was asked for is so; addresses that were written to.
     Done {
@@ -178,7 +187,7 @@ impl PagerProcess {
         self.order(&Order::Fail { session: kept.session.clone(), why: why.to_owned() }, &kept.fds());
     }
 
-    pub fn listen(&self, path: PathBuf, source: Source) {
+    pub fn listen(&self, path: PathBuf, source: Option<Source>) {
         self.order(&Order::Listen { path, source }, &[]);
         self.done();
     }
@@ -225,6 +234,14 @@ impl PagerProcess {
     pub fn kept(&self) -> Kept {
         match self.told() {
             (Told::Keep { session, process, connection }, fds) => Kept::of(session, fds, process, connection),
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+
+    /// The connection that it gives to be kept.
+    pub fn kept_connection(&self) -> (KeptConnection, OwnedFd) {
+        match self.told() {
+            (Told::Connection(connection), mut fds) => (connection, fds.remove(0)),
             (other, _) => panic!("{other:?}"),
         }
     }
@@ -334,18 +351,7 @@ fn carry_out(pager: &Pager, order: Order, fds: Vec<OwnedFd>, holder: &Arc<Holder
             pager.resume_session(&kept.session, kept.descriptors(), successor)
         }
         Order::Listen { path, source } => {
-            let options = pager::ServerOptions {
-                images: pager::Images::One(source.open()),
-                policy: pager::FailurePolicy::Poison,
-                window: Some(super::PAGE as u64),
-                fill: pager::FillOptions::default(),
-                peer_uid: None,
-                handshake_timeout: DEADLINE,
-                max_sessions: 10,
-                working_set: pager::WorkingSet::default(),
-                label: "of the server".to_owned(),
-            };
-            pager.serve_firecracker(pager::Listener::bind(&path, None)?, options, observer);
+            pager.serve_firecracker(pager::Listener::bind(&path, None)?, server_options(source), observer);
             holder.tell(&Told::Done { dirty: Vec::new() }, &[]);
             Ok(())
         }
@@ -370,6 +376,21 @@ fn carry_out(pager: &Pager, order: Order, fds: Vec<OwnedFd>, holder: &Arc<Holder
             let kept = kept_of(session, fds);
             pager.fail_session(&kept.session, kept.descriptors(), PagerError::Internal(why), observer)
         }
+    }
+}
+
+/// How the servers of these tests serve.
+pub fn server_options(source: Option<Source>) -> pager::ServerOptions {
+    pager::ServerOptions {
+        images: source.map_or(pager::Images::Asked, |source| pager::Images::One(source.open())),
+        policy: pager::FailurePolicy::Poison,
+        window: Some(super::PAGE as u64),
+        fill: pager::FillOptions::default(),
+        peer_uid: None,
+        handshake_timeout: DEADLINE,
+        max_sessions: 10,
+        working_set: pager::WorkingSet::default(),
+        label: "of the server".to_owned(),
     }
 }
 
@@ -467,6 +488,15 @@ impl Keeper for Holder {
     fn forget(&self, id: u64, end: &SessionEnd, still_open: bool) {
         self.tell(&Told::Forget { id, reason: end.reason.as_str().to_owned(), still_open }, &[]);
     }
+
+    fn keep_connection(&self, connection: &KeptConnection, socket: BorrowedFd<'_>) -> Result<(), PagerError> {
+        self.tell(&Told::Connection(connection.clone()), &[socket]);
+        Ok(())
+    }
+
+    fn forget_connection(&self, id: u64) {
+        self.tell(&Told::ForgetConnection { id }, &[]);
+    }
 }
 
 impl Observer for Holder {
@@ -485,7 +515,8 @@ impl Observer for Holder {
             Notice::Rejected { error, .. } => {
                 self.tell(&Told::Refused { code: error.code().to_owned(), error: error.to_string() }, &[]);
             }
-            Notice::Asking { .. } | Notice::Held { .. } | Notice::ServerClosed => {}
+            Notice::Asking { id, .. } => self.tell(&Told::Asking { id }, &[]),
+            Notice::Held { .. } | Notice::ServerClosed => {}
         }
     }
 }

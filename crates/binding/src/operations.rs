@@ -269,9 +269,6 @@ pub(crate) fn take_events(env: &Env, handle: f64, words: &View, milliseconds: f6
     if count != 0.0 || milliseconds <= 0.0 {
         return count;
     }
-    if uffd.is_dead() {
-        return negative(libc::ESRCH);
-    }
     let until = Instant::now() + Duration::from_millis(milliseconds as u64);
     let mut left = milliseconds as u32;
     loop {
@@ -282,7 +279,8 @@ pub(crate) fn take_events(env: &Env, handle: f64, words: &View, milliseconds: f6
         }
         // Interrupted, or somebody else has read it.
         match until.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => return 0.0,
+            // Asked only now: the question is a system call, and this is where it is due.
+            Duration::ZERO => return if uffd.is_dead() { negative(libc::ESRCH) } else { 0.0 },
             rest => left = rest.as_millis() as u32 + 1,
         }
     }

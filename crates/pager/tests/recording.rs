@@ -2,13 +2,15 @@
 #![allow(clippy::single_range_in_vec_init, reason = "one range of pages, not its numbers")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says so by panicking")]
 
+#[path = "support/alone.rs"]
+mod alone;
 mod support;
 
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pager::{
     EndReason, Notice, PageSource, PagerError, RecordTo, RecordingState, Rest, SessionOptions, Trace,
@@ -17,6 +19,7 @@ use pager::{
 use uffd::{Features, Mapping, MappingKind, Modes};
 
 use support::area::{Area, Gated, Made, all_events, new_uffd, register, serve_area};
+use support::children::{Child, Steps, fork};
 use support::{Bytes, DEADLINE, PAGE, Served, elsewhere, finish, image, read, serve};
 
 const PAGES: usize = 64;
@@ -239,4 +242,67 @@ fn a_pager_that_ends_without_being_told_leaves_whole_recordings() {
     let end = notices.recv_timeout(DEADLINE).unwrap();
     assert!(matches!(end, Notice::SessionEnded { end, .. } if end.reason == EndReason::Closed));
     drop(mapping);
+}
+
+/// Stops the thread that writes the recording, as a disk would that does not answer, until the child is gone.
+fn hang_the_disk() -> Child {
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap());
+    let named = |thread: &std::fs::DirEntry| {
+        std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name == "uffd-record\n")
+    };
+    let thread: i32 = threads().find(named).unwrap().file_name().to_str().unwrap().parse().unwrap();
+    let steps = Steps::new();
+    let (stopped, go_on) = (steps.stepper(), steps.waiter());
+    let request = move |request| {
+        // SAFETY: takes numbers.
+        unsafe { libc::ptrace(request, thread, 0_usize, 0_usize) }
+    };
+    // SAFETY: bare system calls on numbers.
+    let child = unsafe {
+        fork(move || {
+            let mut status = 0;
+            let is_held = request(libc::PTRACE_SEIZE) == 0
+                && request(libc::PTRACE_INTERRUPT) == 0
+                && libc::waitpid(thread, &raw mut status, libc::__WALL) == thread;
+            if is_held {
+                stopped();
+                libc::pause();
+            }
+            1
+        })
+    };
+    finish(&elsewhere(go_on));
+    child
+}
+
+#[test]
+fn a_disk_that_hangs_holds_up_no_fault_and_no_end() {
+    let test = "a_disk_that_hangs_holds_up_no_fault_and_no_end";
+    alone::alone(test, Duration::from_secs(60), || {
+        // More than may wait to be written.
+        const MANY: usize = 20_000;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recording");
+        let mapping = Mapping::new(MANY * PAGE, MappingKind::Private).unwrap();
+        let bytes = image(MANY);
+        let Some(served) = serve(mapping, Arc::new(Bytes(bytes.clone())), |options| {
+            recorded(options, &path);
+            options.window = Some(PAGE as u64);
+        }) else {
+            return;
+        };
+        let disk = hang_the_disk();
+
+        assert!(read(&served.mapping, 0, MANY * PAGE) == bytes);
+
+        let recording = Arc::clone(served.info.recording.as_ref().unwrap());
+        assert_eq!(recording.faults() + recording.dropped(), MANY as u64);
+        assert!(recording.dropped() > 0, "what is not written piles up");
+        served.pager.close_session(served.id, Rest::Zero);
+        assert_eq!(served.end().reason, EndReason::Closed);
+        let RecordingState::Failed(error) = state(&served) else { panic!("{:?}", state(&served)) };
+        assert_eq!(error.code(), "ERR_UFFD_TIMEOUT", "{error}");
+        assert!(!path.exists());
+        drop(disk);
+    });
 }

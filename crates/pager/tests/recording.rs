@@ -257,20 +257,21 @@ fn hang_the_disk() -> Child {
         // SAFETY: takes numbers.
         unsafe { libc::ptrace(request, thread, 0_usize, 0_usize) }
     };
-    // SAFETY: bare system calls on numbers.
-    let child = unsafe {
-        fork(move || {
-            let mut status = 0;
-            let is_held = request(libc::PTRACE_SEIZE) == 0
-                && request(libc::PTRACE_INTERRUPT) == 0
-                && libc::waitpid(thread, &raw mut status, libc::__WALL) == thread;
-            if is_held {
-                stopped();
-                libc::pause();
-            }
-            1
-        })
+    let is_held = move || {
+        let mut status = 0;
+        // SAFETY: writes to a variable that lives across the call.
+        unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) == thread }
     };
+    let hold = move || {
+        if request(libc::PTRACE_SEIZE) == 0 && request(libc::PTRACE_INTERRUPT) == 0 && is_held() {
+            stopped();
+            // SAFETY: waits for a signal.
+            unsafe { libc::pause() };
+        }
+        1
+    };
+    // SAFETY: bare system calls on numbers and on the child's own stack.
+    let child = unsafe { fork(hold) };
     finish(&elsewhere(go_on));
     child
 }

@@ -1,55 +1,17 @@
 // `userfaultfd serve`, as a service manager and as a person at a terminal meet it.
 
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { existsSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
 
 import test, { type ExecutionContext } from 'ava';
 import { MiB } from 'userfaultfd';
 
 import { Peer } from '../examples/support/peer.js';
+import { type Line, MAIN, Serve } from './helpers/serve.js';
 import { canRun, folder, image, IMAGE_SIZE, PAGE } from './helpers/serving.js';
-
-const MAIN = fileURLToPath(new URL('../../dist/src/cli/main.js', import.meta.url));
-
-interface Line {
-  event: string;
-  [detail: string]: unknown;
-}
-
-/** The command, running. */
-class Serve {
-  readonly child: ChildProcess;
-  readonly ended: Promise<unknown[]>;
-  readonly lines: Line[] = [];
-  readonly #reader: AsyncIterator<string>;
-
-  constructor(t: ExecutionContext, args: string[]) {
-    this.child = spawn(process.execPath, [MAIN, 'serve', ...args], { stdio: ['ignore', 'pipe', 'inherit'] });
-    this.ended = once(this.child, 'close');
-    if (this.child.stdout === null) throw new Error('a pipe is missing');
-    this.#reader = createInterface({ input: this.child.stdout })[Symbol.asyncIterator]();
-    t.teardown(async () => {
-      this.child.kill('SIGKILL');
-      await this.ended;
-    });
-  }
-
-  /** The next line of this kind. */
-  async next(event: string): Promise<Line> {
-    for (;;) {
-      const next = await this.#reader.next();
-      if (next.done === true) throw new Error(`no line '${event}' in ${JSON.stringify(this.lines)}`);
-      const line = JSON.parse(next.value) as Line;
-      this.lines.push(line);
-      if (line.event === event) return line;
-    }
-  }
-}
 
 async function serving(
   t: ExecutionContext,

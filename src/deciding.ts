@@ -10,6 +10,9 @@ import { explained, type Session, type SessionEndReason } from './session.js';
 import type { PageSource } from './sources.js';
 import { validateOneOf } from './validate.js';
 
+/** Sessions about which a function was asked that has not answered yet: another daemon asks again. */
+const asked = new WeakMap<object, Set<number>>();
+
 /** Asks a function of the user, and passes its answer on. Never rejects. */
 export async function decide(
   native: { decide: (session: number, policy: NativePolicy) => void },
@@ -20,6 +23,10 @@ export async function decide(
 ): Promise<void> {
   const { id, peer, error, reason, until } = notice;
   if (id === undefined || !peer || !error) return;
+  const pending = asked.get(native) ?? new Set();
+  asked.set(native, pending);
+  if (pending.has(id)) return;
+  pending.add(id);
   const left = Math.max(0, Math.floor((until ?? notice.at) - Date.now()));
   const failure = {
     ...(session ? { session } : {}),
@@ -41,5 +48,6 @@ export async function decide(
       },
     );
   }
+  pending.delete(id);
   native.decide(id, policyOf(policy, holdTimeout));
 }

@@ -1,6 +1,6 @@
 import { inspect } from 'node:util';
 
-import type { NativeError } from '#native';
+import type { NativeCause, NativeError } from '#native';
 
 /**
  * The stable codes of {@link UffdError}; match on these, not on messages.
@@ -149,18 +149,42 @@ export function messageOf(cause: unknown): string {
   return cause instanceof Error ? cause.message : inspect(cause, { depth: 0 });
 }
 
-/** An error of the native side, which crosses as data; what JavaScript did to cause it does not. */
+/** An error of the native side, which crosses as data; what JavaScript did to cause it does not, and comes last of its causes. */
 export function fromNative(error: NativeError, cause?: unknown): UffdError {
-  return new UffdError(error.code as UffdErrorCode, error.message, { ...error, cause });
+  const behind = (error.causes ?? []).reduceRight(linked, cause);
+  return new UffdError(error.code as UffdErrorCode, error.message, { ...error, cause: behind });
+}
+
+/** One link of what is behind an error. What has no code of this package is the kernel's answer, as Node's own errors tell it. */
+function linked(cause: unknown, link: NativeCause): Error {
+  if (link.code.startsWith('ERR_UFFD_')) {
+    return new UffdError(link.code as UffdErrorCode, link.message, { ...link, cause });
+  }
+  const { message, ...details } = link;
+  return Object.assign(new Error(message, cause === undefined ? undefined : { cause }), details);
 }
 
 /** The same, the other way: as the native side would tell it. */
-export function toNative({ code, message, errno, syscall, hint }: UffdError): NativeError {
+export function toNative({ code, message, errno, syscall, hint, cause }: UffdError): NativeError {
+  const causes = causesOf(cause);
   return {
     code,
     message,
     ...(errno === undefined ? {} : { errno }),
     ...(syscall === undefined ? {} : { syscall }),
     ...(hint === undefined ? {} : { hint }),
+    ...(causes.length === 0 ? {} : { causes }),
   };
+}
+
+function causesOf(cause: unknown): NativeCause[] {
+  if (!(cause instanceof Error) || !('code' in cause)) return [];
+  const { code, message, errno, syscall } = cause as NodeJS.ErrnoException;
+  const link = {
+    code: String(code),
+    message,
+    ...(errno === undefined ? {} : { errno }),
+    ...(syscall === undefined ? {} : { syscall }),
+  };
+  return [link, ...causesOf(cause.cause)];
 }

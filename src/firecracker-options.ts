@@ -67,6 +67,11 @@ export interface FirecrackerServerOptions extends TraceOptions, FailureOptions {
    * `MADV_COLLAPSE`, Linux 6.1). Zeros of the image take memory then. Where it cannot be, {@link Session.fallback} says why. Default: `false`.
    */
   collapse?: boolean;
+  /**
+   * Milliseconds a source may take for a read that is not at hand; then its session fails, as `'stalled'` where it ends. Meant for
+   * sources in JavaScript, and files on a network. Default: 30,000.
+   */
+  sourceTimeout?: number;
   /** Whose processes may connect: those of this user id. Default: this process's own. */
   peer?: {
     /** The user whose processes may connect. */
@@ -98,6 +103,7 @@ const OPTIONS = [
   'window',
   'mode',
   'collapse',
+  'sourceTimeout',
   'peer',
   'handshakeTimeout',
   'maxSessions',

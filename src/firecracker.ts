@@ -18,7 +18,7 @@ import {
 } from './images.js';
 import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
 import type { OnFailure } from './policy.js';
-import type { ServerEngine } from './remote-server.js';
+import type { ServerEngine, ServerNotice } from './remote-server.js';
 import { type CloseOptions, type Peer, restOf, Session, type SessionHold } from './session.js';
 import { StatsReports } from './stats-reports.js';
 import type { SessionStats } from './stats.js';
@@ -103,7 +103,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   #closed: (() => void) | undefined;
   #isClosed = false;
   /** What has happened and was not looked at. */
-  readonly #notices: NativeNotice[] = [];
+  readonly #notices: ServerNotice[] = [];
   #introduced = false;
   #socketPath = '';
   #draining: Promise<void> | undefined;
@@ -133,6 +133,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       onFailure: options.onFailure,
       mode: options.mode,
       collapse: options.collapse,
+      sourceTimeout: options.sourceTimeout,
       ...(options.window === undefined ? {} : { window: options.window }),
       ...(options.record === undefined ? {} : { record: options.record }),
       ...(options.replay === undefined ? {} : { replay: options.replay }),
@@ -298,8 +299,11 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     for (const notice of this.#notices.splice(0)) this.#take(notice);
   }
 
-  #take(notice: NativeNotice): void {
+  #take(notice: ServerNotice): void {
     switch (notice.kind) {
+      case 'found':
+        this.#found(notice.found);
+        return;
       case 'listening':
         this.#socketPath = notice.path ?? '';
         this.#start?.resolve();
@@ -312,6 +316,9 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
         return;
       case 'session':
         if (notice.session) this.#started(new Session(this.#native, notice.session));
+        return;
+      case 'resumed':
+        this.#sessions.get(notice.id ?? -1)?.wasResumed();
         return;
       case 'held':
         this.#held(notice);
@@ -375,7 +382,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       );
     } else if (session) {
       const hold = session.wasHeld(notice);
-      emitting(() => this.emit('held', session, hold));
+      if (hold) emitting(() => this.emit('held', session, hold));
     }
   }
 
@@ -391,6 +398,18 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
 
   #started(session: Session): void {
     this.#questions.delete(session.id);
+    tellStarted(session);
+    this.#has(session);
+  }
+
+  /** Its socket was there before it, and so was the session. */
+  #found(session: Session): void {
+    this.#has(session);
+    const { held } = session;
+    if (held) emitting(() => this.emit('held', session, held));
+  }
+
+  #has(session: Session): void {
     this.#sessions.set(session.id, session);
     const [waiting] = this.#waiting;
     if (waiting !== undefined) {
@@ -400,7 +419,6 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       if (this.#backlog.length >= LONGEST_BACKLOG) this.#backlog.shift();
       this.#backlog.push(session);
     }
-    tellStarted(session);
     emitting(() => this.emit('session', session));
   }
 

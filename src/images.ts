@@ -1,6 +1,7 @@
 import type { NativeImage, NativeSession } from '#native';
 
 import { FAILURE_OPTIONS, type FailureOptions, type OnFailure, readFailureOptions } from './policy.js';
+import { readSourceTimeout } from './limits.js';
 import type { Peer, SessionRegion } from './session.js';
 import { readMode, type RestoreMode } from './fill-options.js';
 import { fileSource, overlaid, type Overlay, PageSource } from './sources.js';
@@ -36,6 +37,8 @@ export interface ImageChoice extends TraceOptions, FailureOptions {
   mode?: RestoreMode;
   /** Default: the server's. */
   collapse?: boolean;
+  /** Default: the server's. */
+  sourceTimeout?: number;
   /** Bytes of its own over the image, which others share ({@link overlaySource}). Default: none. */
   overlays?: readonly Overlay[];
 }
@@ -83,12 +86,13 @@ export function readDefaults(
   options: { [name in keyof ImageDefaults | keyof FailureOptions]?: unknown } & TraceOptions,
 ): Served<ImageDefaults> {
   const onFailure = readFailureOptions(name, options);
-  const { window, mode, collapse, replay } = options;
+  const { window, mode, collapse, sourceTimeout, replay } = options;
   const read: ImageDefaults = {
     ...readTraceOptions(name, options),
     mode: readMode(`${name}.mode`, mode, replay !== undefined),
     collapse: validateBoolean(`${name}.collapse`, collapse, false),
     onFailure: onFailure.native,
+    sourceTimeout: readSourceTimeout(`${name}.sourceTimeout`, sourceTimeout),
   };
   if (window !== undefined) read.window = validatePowerOfTwo(`${name}.window`, window, 4 * KiB, 2 * MiB);
   return { image: read, onFailure };
@@ -111,6 +115,7 @@ export async function readChoice(
     'window',
     'mode',
     'collapse',
+    'sourceTimeout',
     'overlays',
     ...TRACE_OPTIONS,
   ]);
@@ -121,6 +126,7 @@ export async function readChoice(
   const says = FAILURE_OPTIONS.some(option => own[option] !== undefined);
   if (!says) settings.onFailure = defaults.onFailure;
   if (own.collapse === undefined) settings.collapse = defaults.collapse;
+  if (own.sourceTimeout === undefined) settings.sourceTimeout = defaults.sourceTimeout;
   // Who says how it is brought, says all of that.
   if (own.mode === undefined && own.replay === undefined) settings.mode = defaults.mode;
   else if (own.replay === undefined) delete settings.replay;

@@ -70,3 +70,8 @@ export function withResolvers<T>(): {
   });
   return { promise, resolve, reject };
 }
+
+/** @hidden How long a source may take for a read. */
+export function readSourceTimeout(name: string, value: unknown = 30_000): number {
+  return validateInteger(name, value, 1, LONGEST_TIMEOUT);
+}

@@ -1,6 +1,7 @@
 import { closeSync } from 'node:fs';
 
-import { UffdError } from './errors.js';
+import { DaemonServer, type EndedSession } from './daemon-server.js';
+import { fromNative, UffdError } from './errors.js';
 import { LONGEST_TIMEOUT } from './limits.js';
 import { MemoryMapping } from './mapping.js';
 import { holdOpen } from './hold-open.js';
@@ -97,6 +98,7 @@ export class PagerClient extends Paging {
     this.socketPath = path;
     this.#remote = remote;
     this.#ended = ended;
+    remote.handOver = ids => this.handOver(ids);
     remote.onHolderLost = () => {
       this.#holderIsLost = true;
       process.emitWarning('the holder of the pager daemon is gone: nothing replaces the daemon if it dies', {
@@ -256,6 +258,37 @@ export class PagerClient extends Paging {
     this.#started.add(session);
     void session.closed.then(() => this.#started.delete(session));
     return session;
+  }
+
+  /**
+   * The sockets on which the daemon takes Firecracker's handshakes, whoever began that. {@link serveFirecracker} with the
+   * `socketPath` of one whose program is gone goes on with it.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_PAGER_LOST`
+   */
+  async servers(): Promise<readonly DaemonServer[]> {
+    const { remote } = this;
+    const servers = await holdOpen(remote.servers());
+    return servers.map(server => new DaemonServer(remote, server, () => this.sessions));
+  }
+
+  /**
+   * Sessions that are over, whoever began them: what has become of those that a program had before it was started again. A daemon
+   * remembers the last 4096, and its successor the last 256 of them.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_PAGER_LOST`, `ERR_UFFD_PROTOCOL` (the daemon is older than this package)
+   */
+  async ends(): Promise<readonly EndedSession[]> {
+    const ends = await holdOpen(this.remote.ends());
+    return ends.map(({ id = -1, peer, reason, error, at }) =>
+      Object.freeze({
+        id,
+        ...(peer ? { peer: Object.freeze(peer) } : {}),
+        reason: reason as EndedSession['reason'],
+        ...(error ? { error: fromNative(error) } : {}),
+        at: new Date(at),
+      }),
+    );
   }
 
   /**

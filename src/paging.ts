@@ -169,6 +169,18 @@ export abstract class Paging extends EventEmitter<PagerEvents> {
     return this;
   }
 
+  /** @hidden Gives them to somebody else, who hears of them from now on. */
+  protected handOver(ids: readonly number[]): Session[] {
+    return ids.flatMap(id => {
+      const session = this.#sessions.get(id);
+      this.#sessions.delete(id);
+      this.#policies.delete(id);
+      this.#foreign.delete(id);
+      this.#holdOpen();
+      return session ?? [];
+    });
+  }
+
   #holdOpen(): void {
     const hold = this.#mayKeepAlive && this.#foreign.size > 0;
     if (!hold) {
@@ -238,6 +250,8 @@ export abstract class Paging extends EventEmitter<PagerEvents> {
       emitting(() => this.emit('session', session));
     } else if (notice.kind === 'held') {
       this.#held(notice);
+    } else if (notice.kind === 'resumed') {
+      this.#sessions.get(notice.id ?? -1)?.wasResumed();
     } else if (notice.kind === 'ended') {
       const id = notice.id ?? -1;
       const session = this.#sessions.get(id);
@@ -264,7 +278,7 @@ export abstract class Paging extends EventEmitter<PagerEvents> {
         void decide(this.engine, notice, onFailure, session, session?.source ?? starting?.source);
     } else if (session) {
       const hold = session.wasHeld(notice);
-      emitting(() => this.emit('held', session, hold));
+      if (hold) emitting(() => this.emit('held', session, hold));
     }
   }
 }

@@ -3,19 +3,31 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import type {
   NativeDirty,
-  NativeError,
   NativeNotice,
   NativePolicy,
   NativePopulated,
   NativePopulateOptions,
-  NativeSession,
   NativeStats,
 } from '#native';
 
 import { Connection, lost, type Welcome } from './connection.js';
-import { toNative, UffdError } from './errors.js';
+import type { UffdError } from './errors.js';
 import { withResolvers } from './limits.js';
 import type { PagingEngine } from './paging.js';
+import type { ToldServer } from './daemon-server.js';
+import type { ServerNotice } from './remote-server.js';
+import {
+  answered,
+  GONE,
+  isUnknownMethod,
+  lostNotice,
+  NOT_RECORDED,
+  sessionOf,
+  statsOf,
+  type Told,
+  withAddress,
+} from './remote-told.js';
+import type { Session } from './session.js';
 import type { Rest } from './policy.js';
 import type { PageSource } from './sources.js';
 import { RemoteSources } from './remote-sources.js';
@@ -24,18 +36,18 @@ import { RemoteSources } from './remote-sources.js';
 const PAUSE = 20;
 
 /** Who gets what is told of one server, or of everything that belongs to none. @hidden */
-export interface Inbox {
-  notices: NativeNotice[];
+export interface Inbox<Notice = NativeNotice> {
+  notices: Notice[];
   notify: () => void;
 }
 
 /** What is known of a session of the daemon's. */
 interface Known {
-  inbox: Inbox;
+  server: number | undefined;
   stats?: NativeStats;
+  /** It is held: how that was told. */
+  held?: NativeNotice;
 }
-
-type Told = Record<string, unknown>;
 
 /**
  * Sessions of a daemon, seen from here. Connects again when the connection breaks while a daemon accepts: what ended
@@ -47,11 +59,16 @@ export class RemoteEngine implements PagingEngine {
   readonly #token = Connection.token();
   readonly #patience: number;
   readonly #known = new Map<number, Known>();
-  readonly #servers = new Map<number, Inbox>();
+  readonly #servers = new Map<number, Inbox<ServerNotice>>();
   readonly #own: Inbox = { notices: [], notify: () => {} };
+  /** Told, and not looked at. */
+  #told: Told[] = [];
+  readonly #closing = new Map<number, () => void>();
   #connection: Connection | undefined;
   #reconnecting: Promise<void> | undefined;
   #released = false;
+  /** What the daemon has goes on without this: nothing of that is removed. */
+  leaves = false;
   #scheduled = false;
   #upgraded: () => void = () => {};
   welcome: Welcome | undefined;
@@ -59,6 +76,8 @@ export class RemoteEngine implements PagingEngine {
   onHolderLost: () => void = () => {};
   /** No daemon could be reached again. */
   onLost: () => void = () => {};
+  /** Gives sessions that were found to the server that they came by. */
+  handOver: (sessions: readonly number[]) => Session[] = () => [];
 
   constructor(path: string, patience: number) {
     this.#path = path;
@@ -111,8 +130,8 @@ export class RemoteEngine implements PagingEngine {
   }
 
   /** Hears of a server of this client's from now on. */
-  watchServer(id: number, notify: () => void): Inbox {
-    const inbox = { notices: [], notify };
+  watchServer(id: number, notify: () => void): Inbox<ServerNotice> {
+    const inbox: Inbox<ServerNotice> = { notices: [], notify };
     this.#servers.set(id, inbox);
     return inbox;
   }
@@ -121,7 +140,55 @@ export class RemoteEngine implements PagingEngine {
     this.#servers.delete(id);
   }
 
+  /** Sessions that were found are a server's from now on. */
+  move(sessions: readonly number[], to: Inbox<ServerNotice>): void {
+    this.#lookAtTold();
+    this.#own.notify();
+    for (const found of this.handOver(sessions)) {
+      to.notices.push({ kind: 'found', found });
+      // What was asked, and nobody has answered.
+      const held = this.#known.get(found.id)?.held;
+      if (held?.asks) to.notices.push(held);
+    }
+    if (to.notices.length > 0) to.notify();
+  }
+
+  /** The servers of the daemon; none of one that is too old to say. */
+  async servers(): Promise<ToldServer[]> {
+    try {
+      const { servers } = await this.repeated('firecracker.list', {});
+      return servers as ToldServer[];
+    } catch (error) {
+      if (isUnknownMethod(error)) return [];
+      throw error;
+    }
+  }
+
+  /** The server by which a session came. */
+  serverOf(session: number): number | undefined {
+    return this.#known.get(session)?.server;
+  }
+
+  /** Ends a server, and waits until it is closed. */
+  async endServer(method: string, server: number, rest?: Rest): Promise<void> {
+    const { promise, resolve } = withResolvers<void>();
+    this.#closing.set(server, resolve);
+    try {
+      await this.repeated(method, { server, rest });
+      await promise;
+    } finally {
+      this.#closing.delete(server);
+    }
+  }
+
+  /** How sessions ended, as far as the daemon remembers. */
+  async ends(): Promise<NativeNotice[]> {
+    const { ends } = await this.repeated('session.ends', {});
+    return ends as NativeNotice[];
+  }
+
   takeNotices(): NativeNotice[] {
+    this.#lookAtTold();
     return this.#own.notices.splice(0);
   }
 
@@ -171,7 +238,7 @@ export class RemoteEngine implements PagingEngine {
   }
 
   decide(session: number, policy: NativePolicy): void {
-    this.tell('session.decide', { session, policy });
+    this.repeated('session.decide', { session, policy }).catch(() => {});
   }
 
   async open(source: PageSource): Promise<number> {
@@ -211,15 +278,21 @@ export class RemoteEngine implements PagingEngine {
     await this.#connection?.request('shutdown', { rest }).catch(() => {});
   }
 
+  /** Nobody hears of anything any more; what the daemon serves goes on. */
   release(): void {
+    this.leaves ||= !this.#released;
     this.#released = true;
     this.#connection?.close();
     this.#connection = undefined;
+    for (const inbox of this.#servers.values()) {
+      inbox.notices.push({ kind: 'closed', at: Date.now() });
+      inbox.notify();
+    }
   }
 
   /** @hidden What a connection tells. */
   told(method: string, params: Told): void {
-    if (method === 'notice') this.#notice(params);
+    if (method === 'notice') this.#hear(params);
     else if (method === 'stats') {
       for (const { id, stats } of params['sessions'] as { id: number; stats: Told }[]) {
         const known = this.#known.get(id);
@@ -240,6 +313,7 @@ export class RemoteEngine implements PagingEngine {
   }
 
   async #open(): Promise<void> {
+    this.#lookAtTold();
     const hello = { client: this.#token, sessions: [...this.#known.keys()] };
     let lostEarly = false;
     const listening = {
@@ -285,16 +359,18 @@ export class RemoteEngine implements PagingEngine {
     const alive = new Map(welcome.sessions.map(told => [told['id'] as number, told]));
     const ends = new Map(welcome.ends.map(told => [told['id'] as number, told]));
     for (const id of this.#known.keys()) {
-      if (!alive.has(id) && !pending.has(id)) this.#notice(ends.get(id) ?? lostNotice(id, GONE));
+      if (!alive.has(id) && !pending.has(id)) this.#hear(ends.get(id) ?? lostNotice(id, GONE));
     }
-    for (const [id, { stats, server, ...session }] of alive) {
+    for (const [id, { stats, server, held, ...session }] of alive) {
       const known = this.#known.get(id);
       if (known) known.stats = statsOf(stats as Told);
-      else this.#notice({ kind: 'session', at: Date.now(), server, session: { ...session, stats } });
+      else this.#hear({ kind: 'session', at: Date.now(), server, session: { ...session, stats } });
+      if (held) this.#hear(held as Told);
+      else if (known?.held) this.#hear({ kind: 'resumed', at: Date.now(), server, id });
     }
     const servers = new Set(welcome.servers.map(({ id }) => id));
-    for (const id of this.#servers.keys()) {
-      if (!servers.has(id)) this.#notice({ kind: 'closed', at: Date.now(), server: id });
+    for (const id of [...this.#servers.keys(), ...this.#closing.keys()]) {
+      if (!servers.has(id)) this.#hear({ kind: 'closed', at: Date.now(), server: id });
     }
   }
 
@@ -303,14 +379,25 @@ export class RemoteEngine implements PagingEngine {
       code: 'ERR_UFFD_PAGER_LOST',
       message: `no daemon could be reached any more: ${error.message}`,
     };
-    for (const id of this.#known.keys()) this.#notice(lostNotice(id, why));
-    for (const id of this.#servers.keys()) this.#notice({ kind: 'closed', at: Date.now(), server: id });
+    this.#lookAtTold();
+    for (const id of this.#known.keys()) this.#hear(lostNotice(id, why));
+    for (const id of [...this.#servers.keys(), ...this.#closing.keys()]) {
+      this.#hear({ kind: 'closed', at: Date.now(), server: id });
+    }
     this.onLost();
+  }
+
+  #hear(told: Told): void {
+    this.#told.push(told);
+    this.#schedule();
+  }
+
+  #lookAtTold(): void {
+    for (const told of this.#told.splice(0)) this.#notice(told);
   }
 
   #notice(told: Told): void {
     const { server, stats, session, ...rest } = told;
-    const inbox = this.#servers.get(server as number) ?? this.#own;
     const notice = rest as unknown as NativeNotice;
     if (session !== undefined) {
       const { stats: counted, ...plain } = session as Told;
@@ -318,15 +405,19 @@ export class RemoteEngine implements PagingEngine {
       if (notice.kind === 'session') {
         // Taken over by another daemon: for whoever has it here nothing has changed.
         if (this.#known.has(notice.session.id)) return;
-        const known: Known = { inbox };
+        const known: Known = { server: (server ?? undefined) as number | undefined };
         if (counted) known.stats = statsOf(counted as Told);
         this.#known.set(notice.session.id, known);
       }
     }
-    const known = notice.kind === 'ended' ? this.#known.get(notice.id ?? -1) : undefined;
-    if (known && stats) known.stats = statsOf(stats as Told);
-    (known?.inbox ?? inbox).notices.push(notice);
-    this.#schedule();
+    const known = this.#known.get(notice.id ?? -1);
+    if (known && notice.kind === 'ended' && stats) known.stats = statsOf(stats as Told);
+    if (known && notice.kind === 'held') known.held = notice;
+    else if (known) delete known.held;
+    if (notice.kind === 'closed') this.#closing.get(server as number)?.();
+    // Of a session that has ended while nobody was connected, only who knew it knows the server.
+    const inbox = this.#servers.get((known?.server ?? server) as number) ?? this.#own;
+    inbox.notices.push(notice);
   }
 
   /** After whoever waits for an answer that came before has had it. */
@@ -335,46 +426,10 @@ export class RemoteEngine implements PagingEngine {
     this.#scheduled = true;
     setImmediate(() => {
       this.#scheduled = false;
+      this.#lookAtTold();
       for (const inbox of [this.#own, ...this.#servers.values()]) {
         if (inbox.notices.length > 0) inbox.notify();
       }
     });
   }
-}
-
-const NOT_RECORDED: NativeError = {
-  code: 'ERR_UFFD_UNSUPPORTED',
-  message: 'sessions of a daemon are neither recorded nor replayed',
-};
-
-const GONE: NativeError = {
-  code: 'ERR_UFFD_PAGER_LOST',
-  message: 'the daemon that served it ended, and the one that is there now does not know it',
-};
-
-function lostNotice(id: number, error: NativeError): Told {
-  return { kind: 'ended', at: Date.now(), id, reason: 'pager-lost', error };
-}
-
-/** What a request comes to, as the addon says it. */
-async function answered(request: Promise<Told>): Promise<Told & { error?: NativeError }> {
-  try {
-    return await request;
-  } catch (thrown) {
-    if (!(thrown instanceof UffdError)) throw thrown;
-    return { error: toNative(thrown) };
-  }
-}
-
-function withAddress(told: Told): Told & { address: bigint } {
-  return { ...told, address: BigInt(told['address'] as string) };
-}
-
-function sessionOf(told: Told): NativeSession {
-  const regions = (told['regions'] as Told[]).map(withAddress);
-  return { ...told, regions } as unknown as NativeSession;
-}
-
-function statsOf(told: Told): NativeStats {
-  return { ...told, latencies: Float64Array.from(told['latencies'] as number[]) } as unknown as NativeStats;
 }

@@ -1,18 +1,23 @@
 import { closeSync, lstatSync, unlinkSync } from 'node:fs';
+import { resolve } from 'node:path';
 
 import type { NativeImage, NativeNotice, NativePolicy, NativeServerOptions, NativeStats } from '#native';
 
+import type { ToldServer } from './daemon-server.js';
 import { fromNative, toNative, type UffdError } from './errors.js';
 import { native } from './native.js';
 import type { Rest } from './policy.js';
 import type { Inbox, RemoteEngine } from './remote-engine.js';
-import type { SessionOwner } from './session.js';
+import type { Session, SessionOwner } from './session.js';
 import type { PageSource } from './sources.js';
+
+/** What a server tells: of a session that was there before it, too. @hidden */
+export type ServerNotice = NativeNotice | { kind: 'found'; found: Session };
 
 /** What a `FirecrackerServer` is driven by: the addon, or a connection to a daemon. @hidden */
 export interface ServerEngine extends SessionOwner {
   decide(session: number, policy: NativePolicy): void;
-  takeNotices(): NativeNotice[];
+  takeNotices(): ServerNotice[];
   answer(asked: number, image: NativeImage): void;
   refuse(asked: number, reason: string): void;
   close(rest: Rest): void;
@@ -32,7 +37,7 @@ interface Bound {
 /** A server of Firecracker's handshakes in a daemon. The socket is made here, so that the daemon needs no path. @hidden */
 export class RemoteServer implements ServerEngine {
   readonly #engine: RemoteEngine;
-  readonly #inbox: Inbox;
+  readonly #inbox: Inbox<ServerNotice>;
   #bound: Bound | undefined;
   #id = -1;
 
@@ -46,22 +51,32 @@ export class RemoteServer implements ServerEngine {
   async #start(options: NativeServerOptions, notify: () => void): Promise<void> {
     let socket: number | undefined;
     try {
-      socket = options.fd ?? this.#bind(options);
-      const { source, window, mode, collapse, peerUid, handshakeTimeout, maxSessions } = options;
+      const { source, window, mode, collapse, sourceTimeout, peerUid, handshakeTimeout, maxSessions } =
+        options;
       const params = {
-        socket: 0,
         source,
         window,
         mode,
         collapse,
+        sourceTimeout,
         handshakeTimeout,
         maxSessions,
+        image: options.memory === '' ? this.#engine.sources.nameOf(source) : undefined,
         peerUid: peerUid ?? process.geteuid?.(),
         onFailure: options.onFailure,
       };
-      const { server, socketPath } = await this.#engine.request('firecracker.serve', params, [socket], false);
-      // There is a server: from now on the socket is its own.
-      closeSync(socket);
+      const left = options.fd === undefined ? await this.#leftAt(options.socketPath ?? '') : undefined;
+      let answer: Record<string, unknown>;
+      if (left === undefined) {
+        socket = options.fd ?? this.#bind(options);
+        answer = await this.#engine.request('firecracker.serve', { ...params, socket: 0 }, [socket], false);
+        // There is a server: from now on the socket is its own.
+        closeSync(socket);
+      } else {
+        answer = await this.#engine.request('firecracker.attach', { ...params, server: left.id });
+        this.#isBoundAt(left.socketPath);
+      }
+      const { server, socketPath, sessions = [] } = answer;
       this.#id = server as number;
       const inbox = this.#engine.watchServer(this.#id, () => {
         this.#inbox.notices.push(...inbox.notices.splice(0));
@@ -72,6 +87,7 @@ export class RemoteServer implements ServerEngine {
         at: Date.now(),
         path: (socketPath as string) || (this.#bound?.path ?? ''),
       });
+      this.#engine.move(sessions as number[], inbox);
     } catch (thrown) {
       if (socket !== undefined && options.fd === undefined) closeSync(socket);
       this.#unlink();
@@ -79,15 +95,26 @@ export class RemoteServer implements ServerEngine {
     }
   }
 
+  /** A server that listens there already, and whose program is gone. */
+  async #leftAt(socketPath: string): Promise<ToldServer | undefined> {
+    const path = resolve(socketPath);
+    const servers = await this.#engine.servers();
+    return servers.find(server => server.attended === false && server.socketPath === path);
+  }
+
   #bind({ socketPath = '', peerUid }: NativeServerOptions): number {
     const { error, fd } = native().bindListener(socketPath, peerUid);
     if (error || fd === undefined) throw fromNative(error ?? NO_ANSWER);
-    const { dev, ino } = lstatSync(socketPath);
-    this.#bound = { path: socketPath, dev, ino };
+    this.#isBoundAt(socketPath);
     return fd;
   }
 
-  #push(notice: NativeNotice): void {
+  #isBoundAt(path: string): void {
+    const there = lstatSync(path, { throwIfNoEntry: false });
+    if (there) this.#bound = { path, dev: there.dev, ino: there.ino };
+  }
+
+  #push(notice: ServerNotice): void {
     this.#inbox.notices.push(notice);
     this.#inbox.notify();
   }
@@ -101,12 +128,13 @@ export class RemoteServer implements ServerEngine {
     if (there?.dev === bound.dev && there.ino === bound.ino) unlinkSync(bound.path);
   }
 
-  takeNotices(): NativeNotice[] {
+  takeNotices(): ServerNotice[] {
     return this.#inbox.notices.splice(0);
   }
 
-  answer(session: number, { source, window, mode, collapse, onFailure }: NativeImage): void {
-    this.#engine.tell('firecracker.answer', { session, source, window, mode, collapse, onFailure });
+  answer(session: number, { source, window, mode, collapse, sourceTimeout, onFailure }: NativeImage): void {
+    const serving = { window, mode, collapse, sourceTimeout, onFailure };
+    this.#engine.tell('firecracker.answer', { session, source, ...serving });
   }
 
   refuse(session: number, error: string): void {
@@ -137,6 +165,8 @@ export class RemoteServer implements ServerEngine {
   abandon(): void {}
 
   release(): void {
+    // The daemon goes on listening there.
+    if (this.#engine.leaves) this.#bound = undefined;
     this.#unlink();
     this.#engine.forgetServer(this.#id);
   }

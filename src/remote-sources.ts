@@ -80,6 +80,12 @@ export class RemoteSources {
     }
   }
 
+  /** The path of a source that is a file. */
+  nameOf(id: number | undefined): string | undefined {
+    const given = this.#numbers.get(id ?? -1)?.description;
+    return given?.kind === 'file' ? given.path : undefined;
+  }
+
   /** Another daemon, or the same after a while: it gets what it may have lost. */
   async reopen(): Promise<void> {
     for (const [source, opened] of this.#opened) {

@@ -19,7 +19,14 @@ import {
 /** Options of `restoreFirecracker`. Paths are this process's own, also where Firecracker is jailed. */
 export interface RestoreOptions extends Pick<
   FirecrackerServerOptions,
-  'memory' | 'window' | 'mode' | 'collapse' | 'peer' | keyof FailureOptions | keyof TraceOptions
+  | 'memory'
+  | 'window'
+  | 'mode'
+  | 'collapse'
+  | 'sourceTimeout'
+  | 'peer'
+  | keyof FailureOptions
+  | keyof TraceOptions
 > {
   /** Firecracker's API socket (`--api-sock`). It must be running and must not have loaded or booted anything. */
   apiSocket: string;
@@ -67,6 +74,16 @@ export interface Restore {
   foreign: boolean;
 }
 
+/** What its server is given as it is. */
+const PASSED_ON = [
+  ...FAILURE_OPTIONS,
+  'window',
+  'mode',
+  'collapse',
+  'sourceTimeout',
+  'peer',
+  ...TRACE_OPTIONS,
+] as const;
 const OPTIONS = [
   'apiSocket',
   'state',
@@ -76,13 +93,8 @@ const OPTIONS = [
   'resume',
   'timeout',
   'signal',
-  ...FAILURE_OPTIONS,
-  'window',
-  'mode',
-  'collapse',
-  'peer',
   'overlays',
-  ...TRACE_OPTIONS,
+  ...PASSED_ON,
 ];
 /** Bytes of `sun_path`, less the terminating NUL. */
 const LONGEST_SOCKET_PATH = 107;
@@ -92,16 +104,7 @@ export const PATIENCE = 30_000;
 /** @hidden */
 export function readRestore(options: RestoreOptions): Restore {
   validateOptions('options', options, OPTIONS);
-  const {
-    onFailure,
-    decisionTimeout,
-    holdTimeout,
-    window,
-    mode,
-    collapse,
-    peer,
-    timeout = PATIENCE,
-  } = options;
+  const { peer, timeout = PATIENCE } = options;
   const memory = readClone(options);
   const jailRoot =
     options.jailRoot === undefined ? undefined : resolve(validatePath('options.jailRoot', options.jailRoot));
@@ -124,17 +127,9 @@ export function readRestore(options: RestoreOptions): Restore {
   }
   // One process, and as long for its handshake (and for a function of `memory`) as for everything.
   const given: FirecrackerServerOptions = { memory, handshakeTimeout: timeout, maxSessions: 1 };
-  if (onFailure !== undefined) given.onFailure = onFailure;
-  if (decisionTimeout !== undefined) given.decisionTimeout = decisionTimeout;
-  if (holdTimeout !== undefined) given.holdTimeout = holdTimeout;
-  if (window !== undefined) given.window = window;
-  if (mode !== undefined) given.mode = mode;
-  if (collapse !== undefined) given.collapse = collapse;
-  if (peer !== undefined) given.peer = peer;
-  const { record, replay, estimateWaste } = options;
-  if (record !== undefined) given.record = record;
-  if (replay !== undefined) given.replay = replay;
-  if (estimateWaste !== undefined) given.estimateWaste = estimateWaste;
+  for (const option of PASSED_ON) {
+    if (options[option] !== undefined) Object.assign(given, { [option]: options[option] });
+  }
   const checked = readOptions({ ...given, socketPath: 'checked before there is one' });
   const start = (path: string): Start => ({ ...checked, native: { ...checked.native, socketPath: path } });
   // What a function will say is not known yet.

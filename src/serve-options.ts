@@ -3,7 +3,7 @@ import type { NativeServeOptions } from '#native';
 import { type AdoptRegion, readRegions, refuseMemfd } from './adopting.js';
 import { validateSignal } from './exited.js';
 import { readMode, type RestoreMode } from './fill-options.js';
-import { LONGEST_TIMEOUT } from './limits.js';
+import { readSourceTimeout } from './limits.js';
 import { MODES, type RegisterMode } from './names.js';
 import {
   type DecideFailure,
@@ -20,7 +20,6 @@ import {
   argumentError,
   validateBoolean,
   validateFd,
-  validateInteger,
   validateNames,
   validateOptions,
   validatePowerOfTwo,
@@ -152,7 +151,7 @@ function readServeOptions(
   known: readonly string[],
 ): { settings: Omit<NativeServeOptions, 'source'>; onFailure: OnFailure } {
   validateOptions('options', options, known);
-  const { source, window, sourceTimeout = 30_000, modes = ['missing'] } = options;
+  const { source, window, modes = ['missing'] } = options;
   if (!(source instanceof PageSource)) throw wrongType('options.source', 'a PageSource', source);
   const named = validateNames('options.modes', modes, MODES);
   if (named.length === 0) {
@@ -170,7 +169,7 @@ function readServeOptions(
     mode: readMode('options.mode', options.mode, options.replay !== undefined),
     collapse: validateBoolean('options.collapse', options.collapse, false),
     onFailure: onFailure.native,
-    sourceTimeout: validateInteger('options.sourceTimeout', sourceTimeout, 1, LONGEST_TIMEOUT),
+    sourceTimeout: readSourceTimeout('options.sourceTimeout', options.sourceTimeout),
     ...(window === undefined
       ? {}
       : { window: validatePowerOfTwo('options.window', window, 4 * KiB, 2 * MiB) }),

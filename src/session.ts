@@ -15,7 +15,7 @@ import { fromNative, UffdError } from './errors.js';
 import { validateSignal } from './exited.js';
 import type { RestoreMode } from './fill-options.js';
 import { holdOpen } from './hold-open.js';
-import { unlessAborted } from './limits.js';
+import { unlessAborted, withResolvers } from './limits.js';
 import { type Rest, RESTS } from './policy.js';
 import { type MemoryRange, startOf } from './range.js';
 import { PageSource } from './sources.js';
@@ -131,6 +131,8 @@ export class Session extends EventEmitter<SessionEvents> {
   #last: SessionStats | undefined;
   #closing = false;
   #held: SessionHold | undefined;
+  /** Who waits for being told that it is held, or never will be. */
+  readonly #tellHeld = new Set<() => void>();
   #refuseSource: ((source: PageSource) => void) | undefined;
   #requests = 0;
 
@@ -283,14 +285,22 @@ export class Session extends EventEmitter<SessionEvents> {
 
   /**
    * Keeps its faults from now on, without an answer: whoever touches what is missing waits until {@link Session.resume} or
-   * {@link Session.close}. What its process does to its memory is followed all the same. Resolves when it is so. A session that
-   * is held already because of a failure is held for as long as it takes from then on.
+   * {@link Session.close}. What its process does to its memory is followed all the same. Resolves when it is so, and
+   * {@link Session.held} says it. A session that is held already because of a failure is held for as long as it takes from then on.
    *
    * @throws {@linkcode UffdError} `ERR_UFFD_USE_AFTER_CLOSE` (it is over, or ending)
    */
   async hold(): Promise<void> {
-    const { error } = await holdOpen(this.#native.hold(this.id));
-    if (error) throw fromNative(error);
+    const { promise, resolve } = withResolvers<void>();
+    this.#tellHeld.add(resolve);
+    try {
+      const { error } = await holdOpen(this.#native.hold(this.id));
+      if (error) throw fromNative(error);
+      // It is told by another way than the answer is.
+      await holdOpen(promise);
+    } finally {
+      this.#tellHeld.delete(resolve);
+    }
   }
 
   /**
@@ -317,6 +327,11 @@ export class Session extends EventEmitter<SessionEvents> {
       throw fromNative(error);
     }
     if (source) this.#source = source;
+    this.#heldIsKnown();
+  }
+
+  #heldIsKnown(): void {
+    for (const tell of this.#tellHeld) tell();
   }
 
   /**
@@ -350,22 +365,33 @@ export class Session extends EventEmitter<SessionEvents> {
     const at = new Date(notice.at);
     const end = notice.error ? { reason, error: explained(notice.error, this.#source), at } : { reason, at };
     this.#held = undefined;
+    this.#heldIsKnown();
     this.#end?.(end);
     tellEnded(this, end);
   }
 
-  /** @hidden Takes the notice, and gives what is to be told of it. */
-  wasHeld({ reason, error, at, until }: NativeNotice): SessionHold {
+  /** @hidden Takes the notice, and gives what is to be told of it; `undefined` where it was told before (by another daemon). */
+  wasHeld({ reason, error, at, until }: NativeNotice): SessionHold | undefined {
     const hold = Object.freeze({
       reason: (reason ?? 'asked') as SessionHold['reason'],
       ...(error ? { error: explained(error, this.#source) } : {}),
       at: new Date(at),
       ...(until === undefined ? {} : { until: new Date(until) }),
     });
-    this.#held = hold;
+    const before = this.#held;
+    const isKnown = before !== undefined && isSame(before, hold);
+    if (!isKnown) this.#held = hold;
+    this.#heldIsKnown();
+    if (isKnown) return undefined;
     tellHeld(this, hold);
     emitting(() => this.emit('held', hold));
     return hold;
+  }
+
+  /** @hidden Somebody else has had it go on. */
+  wasResumed(): void {
+    this.#held = undefined;
+    this.#heldIsKnown();
   }
 
   /** @hidden */
@@ -393,6 +419,18 @@ export function explained(
   const cause = error.code === 'ERR_UFFD_SOURCE' ? source?.failure() : undefined;
   if (cause === undefined) return fromNative(error);
   return new UffdError('ERR_UFFD_SOURCE', error.message, { ...error, cause });
+}
+
+/** Moments that are told as what is left until then differ by what the telling takes. */
+const NEAR = 1_000;
+
+function isSame(one: SessionHold, other: SessionHold): boolean {
+  const [first, second] = [one, other].map(({ until }) => until?.getTime() ?? -NEAR);
+  return (
+    one.reason === other.reason &&
+    one.error?.message === other.error?.message &&
+    Math.abs((first ?? 0) - (second ?? 0)) < NEAR
+  );
 }
 
 /** Address and bytes, one after the other. */

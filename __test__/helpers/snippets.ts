@@ -118,6 +118,23 @@ const restored: Setting = {
   },
 };
 
+/** A daemon in which a program that has ended has left a server, and a process that it serves. */
+async function left(folder: string): Promise<Peer> {
+  const { PagerClient, serveFirecracker } = userfaultfd;
+  const daemon = await PagerClient.spawn({ socketPath: join(folder, 'pager.sock') });
+  process.once('exit', () => {
+    for (const pid of [daemon.holderPid, daemon.daemonPid]) if (pid) process.kill(pid, 'SIGKILL');
+  });
+  const first = await PagerClient.connect(daemon.socketPath);
+  const [socketPath, memory] = [join(folder, 'vm.sock'), join(folder, 'snapshot.mem')];
+  image(memory);
+  await serveFirecracker({ pager: first, socketPath, memory });
+  const peer = new Peer(['--socket', socketPath, '--region', `${IMAGE_SIZE}`]);
+  await peer.ready();
+  first.disconnect();
+  return peer;
+}
+
 /** Memory of this program that is to be served. */
 const OWN = `
   declare const pager: import('userfaultfd').Pager;
@@ -189,6 +206,28 @@ export const SETTINGS: Record<string, Setting> = {
         ...(await restored.prepare(folder)),
         globals: { restoreFirecracker },
         finish: said => must(/loaded: \d/.test(said), said),
+      };
+    },
+  },
+  'started-again': {
+    types: `declare const watch: (session: import('userfaultfd').Session) => void;`,
+    replace: {
+      '/run/userfaultfd/pager.sock': 'pager.sock',
+      '/run/vm.sock': 'vm.sock',
+      'snapshot.mem': 'snapshot.mem',
+    },
+    async prepare(folder) {
+      const peer = await left(folder);
+      let watched = 0;
+      const watch = ({ peer: { pid } }: userfaultfd.Session): number => (watched = pid);
+      return {
+        globals: { watch },
+        async finish() {
+          const signal = AbortSignal.timeout(10_000);
+          while (watched === 0) await setTimeout(1, undefined, { signal });
+          must(watched === peer.pid, `${watched} is ${peer.pid}`);
+          await peer.exit();
+        },
       };
     },
   },

@@ -53,6 +53,10 @@ program
   .option('--hold-timeout <ms>', 'how long a VM is held (--on-failure hold) before it is poisoned')
   .option('--record <file>', 'records what a VM wanted; of several, the last to end has the name')
   .option('--replay <recording>', 'brings what an earlier VM wanted before it is asked for')
+  .option(
+    '--pager <path>',
+    'the daemon (userfaultfd-pagerd) that serves and outlives this: where it listens, or `spawn` to start one',
+  )
   .option('--uid <uid>', 'whose VMs may connect (default: those of this user)')
   .action(async (options: ServeOptions) => {
     const { serve } = await import('./serve.js');

@@ -11,7 +11,7 @@ import { MiB } from '../units.js';
 
 /** Where news of a server goes. */
 export interface Log {
-  listening(socket: string, memory: string): void;
+  listening(socket: string, memory: string, pager: Daemon | undefined): void;
   started(session: Session): void;
   finished(session: Session, end: SessionEnd): void;
   held(session: Session, hold: SessionHold): void;
@@ -20,7 +20,16 @@ export interface Log {
   /** Once a second. */
   progress(sessions: readonly Session[]): void;
   ending(signal: string, sessions: number, policy: string): void;
+  /** This ends, and nothing of what the daemon serves. */
+  left(signal: string, sessions: number): void;
   ended(): void;
+}
+
+/** The pager in a process of its own. */
+export interface Daemon {
+  /** Where it listens. */
+  readonly socketPath: string;
+  readonly daemonPid: number;
 }
 
 interface Totals {
@@ -50,8 +59,9 @@ export class JsonLog implements Log {
     this.#out = out;
   }
 
-  listening(socket: string, memory: string): void {
-    this.#write('listening', { socket, memory, pid: process.pid });
+  listening(socket: string, memory: string, pager: Daemon | undefined): void {
+    const daemon = pager && { pager: pager.socketPath, daemon: pager.daemonPid };
+    this.#write('listening', { socket, memory, pid: process.pid, ...daemon });
   }
 
   started({ id, peer, regions }: Session): void {
@@ -101,6 +111,10 @@ export class JsonLog implements Log {
     this.#write('ending', { signal, sessions, onFailure: policy });
   }
 
+  left(signal: string, sessions: number): void {
+    this.#write('left', { signal, sessions });
+  }
+
   ended(): void {
     this.#write('closed', {});
   }
@@ -119,8 +133,9 @@ export class TerminalLog implements Log {
     this.#out = out;
   }
 
-  listening(socket: string, memory: string): void {
-    this.#line(`${colors.green('listening')} on ${colors.bold(socket)}, serving ${memory}`);
+  listening(socket: string, memory: string, pager: Daemon | undefined): void {
+    const by = pager ? ` by the daemon at ${pager.socketPath}` : '';
+    this.#line(`${colors.green('listening')} on ${colors.bold(socket)}, serving ${memory}${by}`);
   }
 
   started({ id, peer, regions }: Session): void {
@@ -163,6 +178,10 @@ export class TerminalLog implements Log {
 
   ending(signal: string, sessions: number, policy: string): void {
     this.#line(`${signal}: ending ${sessions} sessions (${policy})`);
+  }
+
+  left(signal: string, sessions: number): void {
+    this.#line(`${signal}: ${sessions} sessions are left to the daemon`);
   }
 
   ended(): void {

@@ -1,5 +1,6 @@
 //! Errors of `crates/uffd` as data.
 
+use pager::code_of;
 use uffd::{AdoptError, CreateError, MappingError, UffdError, limit_behind};
 
 use crate::values::NativeError;
@@ -11,23 +12,19 @@ fn failure(code: &str, message: String, errno: Option<i32>, syscall: Option<&str
         message,
         errno,
         syscall: syscall.map(str::to_owned),
-        hint: hint.map(str::to_owned),
+        hint,
+        causes: None,
     }
 }
 
 impl From<UffdError> for NativeError {
     fn from(error: UffdError) -> Self {
-        let code = match error {
-            UffdError::PageExist => "ERR_UFFD_PAGE_EXIST",
-            UffdError::UffdClosed => "ERR_UFFD_CLOSED",
-            UffdError::PartiallyCopied { .. } => "ERR_UFFD_PARTIALLY_COPIED",
-            UffdError::Changing => "ERR_UFFD_CHANGING",
-            UffdError::NotRegistered => "ERR_UFFD_NOT_REGISTERED",
-            UffdError::MissingIoctls { .. } => "ERR_UFFD_UNSUPPORTED",
-            UffdError::EndOfFile | UffdError::ShortRead { .. } => "ERR_UFFD_PROTOCOL",
-            _ => "ERR_UFFD_SYSTEM",
-        };
-        failure(code, error.to_string(), error.errno(), error.operation().map(uffd::Operation::as_str))
+        failure(
+            code_of(&error),
+            error.to_string(),
+            error.errno(),
+            error.operation().map(uffd::Operation::as_str),
+        )
     }
 }
 

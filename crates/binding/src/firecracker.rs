@@ -39,6 +39,8 @@ pub struct NativeServerOptions {
     #[napi(ts_type = "'windows' | 'fill' | 'huge-fill' | 'replay'")]
     pub mode: String,
     pub collapse: bool,
+    /// Milliseconds.
+    pub source_timeout: u32,
     pub peer_uid: Option<u32>,
     pub handshake_timeout: u32,
     pub max_sessions: u32,
@@ -159,6 +161,7 @@ fn try_start(
         policy: (&options.on_failure).into(),
         window: options.window.map(u64::from),
         fill: fill_of(&options.mode, options.collapse),
+        source_timeout: Duration::from_millis(u64::from(options.source_timeout)),
         peer_uid: options.peer_uid,
         handshake_timeout: Duration::from_millis(u64::from(options.handshake_timeout)),
         max_sessions: options.max_sessions as usize,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::environment::SOURCES;
 use crate::filling::fill_of;
@@ -25,6 +26,8 @@ pub struct NativeImage {
     pub record: Option<String>,
     pub replay: Option<NativeReplay>,
     pub collapse: bool,
+    /// Milliseconds.
+    pub source_timeout: u32,
 }
 
 impl NativeImage {
@@ -38,6 +41,7 @@ impl NativeImage {
             policy: (&self.on_failure).into(),
             window: self.window.map(u64::from),
             fill: fill_of(&self.mode, self.collapse),
+            source_timeout: Duration::from_millis(u64::from(self.source_timeout)),
         })
     }
 }

@@ -34,7 +34,7 @@ pub(crate) fn wake_by(notify: &Function<'_, (), ()>) -> napi::Result<Wake> {
 #[napi(object, object_from_js = false)]
 pub struct NativeNotice {
     #[napi(
-        ts_type = "'listening' | 'failed' | 'asking' | 'session' | 'held' | 'ended' | 'rejected' | 'closed'"
+        ts_type = "'listening' | 'failed' | 'asking' | 'session' | 'held' | 'resumed' | 'ended' | 'rejected' | 'closed'"
     )]
     pub kind: String,
     /// Milliseconds since the epoch.

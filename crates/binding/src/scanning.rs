@@ -64,6 +64,7 @@ fn scan_error(error: &PagemapError) -> NativeError {
         errno: Some(error.errno()),
         syscall: Some("PAGEMAP_SCAN".to_owned()),
         hint: None,
+        causes: None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use napi::bindgen_prelude::{BigInt, Float64Array};
 use napi_derive::napi;
-use pager::{FillMode, Histogram, LATENCY_BUCKETS, Latencies, PagerError, Peer, Region, SessionInfo};
+use pager::{Cause, FillMode, Histogram, LATENCY_BUCKETS, Latencies, PagerError, Peer, Region, SessionInfo};
 
 use crate::recording::{NativeRecording, NativeReplayStats};
 
@@ -14,7 +14,25 @@ pub struct NativeError {
     pub errno: Option<i32>,
     pub syscall: Option<String>,
     /// What to do about it.
-    pub hint: Option<String>,
+    pub hint: Option<&'static str>,
+    /// What is behind it, the nearest first.
+    pub causes: Option<Vec<NativeCause>>,
+}
+
+/// One link of what is behind a failure.
+#[napi(object, object_from_js = false)]
+pub struct NativeCause {
+    /// A code of this package, or the name of an errno.
+    pub code: String,
+    pub message: String,
+    pub errno: Option<i32>,
+    pub syscall: Option<String>,
+}
+
+impl From<Cause> for NativeCause {
+    fn from(Cause { code, message, errno, syscall }: Cause) -> Self {
+        Self { code, message, errno, syscall }
+    }
 }
 
 impl From<&PagerError> for NativeError {
@@ -24,7 +42,9 @@ impl From<&PagerError> for NativeError {
             message: error.to_string(),
             errno: error.errno(),
             syscall: error.syscall(),
-            hint: error.hint().map(str::to_owned),
+            hint: error.hint(),
+            causes: Some(error.causes().into_iter().map(NativeCause::from).collect::<Vec<_>>())
+                .filter(|causes| !causes.is_empty()),
         }
     }
 }

@@ -54,6 +54,7 @@ fn gone(error: &LivenessError) -> NativeError {
             errno: Some(libc::ESRCH),
             syscall: Some("pidfd_open".to_owned()),
             hint: None,
+            causes: None,
         },
         LivenessError::System { syscall, source } => failures::system(syscall, source),
         _ => failures::system("pidfd_open", &std::io::Error::from_raw_os_error(libc::EIO)),
@@ -109,6 +110,7 @@ fn passing(error: &FdPassingError) -> NativeError {
         errno,
         syscall: None,
         hint: None,
+        causes: None,
     };
     match error {
         FdPassingError::TimedOut { .. } | FdPassingError::WouldBlock => {

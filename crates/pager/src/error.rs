@@ -19,6 +19,7 @@ pub enum PagerError {
         /// The system call that failed.
         syscall: &'static str,
         /// Its errno.
+        #[source]
         errno: Errno,
     },
     /// A source holds fewer bytes than it did when it was opened, or than were asked for.
@@ -50,6 +51,9 @@ pub enum PagerError {
         path: PathBuf,
         /// What is wrong, with the values.
         reason: String,
+        /// How opening it, or looking into it, has failed.
+        #[source]
+        cause: Option<Box<PagerError>>,
     },
     /// Bytes that cannot be laid over a source.
     #[error("overlay {index}: {reason}")]
@@ -88,6 +92,7 @@ pub enum PagerError {
         /// The system call that failed.
         syscall: &'static str,
         /// Its errno.
+        #[source]
         errno: Errno,
         /// What to do.
         hint: &'static str,
@@ -108,6 +113,7 @@ pub enum PagerError {
         /// The system call that failed.
         syscall: &'static str,
         /// Its errno.
+        #[source]
         errno: Errno,
     },
     /// A recording is of another image.
@@ -173,6 +179,7 @@ pub enum PagerError {
         /// The right that it takes.
         needs: &'static str,
         /// What the kernel said.
+        #[source]
         errno: Errno,
     },
     /// Not all of a session's memory is there.
@@ -206,6 +213,7 @@ pub enum PagerError {
         /// The system call.
         syscall: &'static str,
         /// Its errno.
+        #[source]
         errno: Errno,
     },
     /// The kernel refused a userfaultfd operation on a range of the served process.
@@ -222,6 +230,9 @@ pub enum PagerError {
     /// The descriptor that was handed over cannot be served.
     #[error("the descriptor handed over cannot be served: {0}")]
     Adopt(String),
+    /// The same, as the kernel or a look at it has shown.
+    #[error("the descriptor handed over cannot be served: {0}")]
+    NotAdopted(#[source] AdoptError),
 }
 
 impl PagerError {
@@ -242,7 +253,7 @@ impl PagerError {
             Self::TraceImage(_) => "ERR_UFFD_TRACE_IMAGE",
             Self::Socket { .. } => "ERR_UFFD_SOCKET",
             Self::Region { .. } => "ERR_UFFD_REGION",
-            Self::Protocol(_) | Self::Adopt(_) => "ERR_UFFD_PROTOCOL",
+            Self::Protocol(_) | Self::Adopt(_) | Self::NotAdopted(_) => "ERR_UFFD_PROTOCOL",
             Self::Unsupported(_) => "ERR_UFFD_UNSUPPORTED",
             Self::PeerNotAllowed { .. } => "ERR_UFFD_PEER_NOT_ALLOWED",
             Self::Timeout { .. } => "ERR_UFFD_TIMEOUT",
@@ -315,6 +326,6 @@ impl PagerError {
 
 impl From<AdoptError> for PagerError {
     fn from(error: AdoptError) -> Self {
-        Self::Adopt(error.to_string())
+        Self::NotAdopted(error)
     }
 }

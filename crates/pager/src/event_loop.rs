@@ -223,6 +223,11 @@ impl EventLoop {
                 Message::Connection { id, socket, to } => self.take_connection(id, socket, to),
                 Message::Answer { id, image } => self.answer(id, image),
                 Message::CloseServer { id, rest } => self.close_server(id, rest),
+                Message::ConfigureServer { id, options } => {
+                    if let Some(server) = self.servers.get_mut(&id) {
+                        server.options = *options;
+                    }
+                }
                 Message::CloseSession { id, rest } => self.with_session(id, |session, _| session.close(rest)),
                 Message::DrainServer { id } => self.drain_server(id),
                 Message::TakeDirty { id, most, answer } => {

@@ -79,7 +79,7 @@ impl Offer {
             backing: None,
             window: image.window,
             fill: image.fill,
-            source_timeout: SOURCE_TIMEOUT,
+            source_timeout: image.source_timeout,
             peer: self.peer,
             process: self.process,
             parent: None,
@@ -109,6 +109,7 @@ impl Offer {
             policy,
             window: Some(uffd::page_size() as u64),
             fill: FillOptions::default(),
+            source_timeout: SOURCE_TIMEOUT,
             working_set: WorkingSet::default(),
         };
         (self.into_parts(id, map.unwrap_or_else(AddressMap::empty), image), known)

@@ -109,7 +109,7 @@ impl SessionOptions {
             policy: FailurePolicy::Poison,
             window: None,
             fill: FillOptions::default(),
-            source_timeout: Duration::from_secs(30),
+            source_timeout: SOURCE_TIMEOUT,
             process: None,
             modes: SessionModes::default(),
             working_set: WorkingSet::default(),
@@ -147,7 +147,7 @@ impl SessionOptions {
 }
 
 /// How long a source may take, unless told otherwise.
-pub(crate) const SOURCE_TIMEOUT: Duration = Duration::from_secs(30);
+pub const SOURCE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the event loop is asked to do.
 pub(crate) enum Message {
@@ -170,6 +170,10 @@ pub(crate) enum Message {
     CloseSession {
         id: u64,
         rest: Rest,
+    },
+    ConfigureServer {
+        id: u64,
+        options: Box<ServerOptions>,
     },
     DrainServer {
         id: u64,

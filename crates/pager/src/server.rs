@@ -14,6 +14,7 @@ use crate::fill::FillOptions;
 use crate::firecracker::{Handshake, LONGEST_MESSAGE, parse_handshake};
 use crate::notice::Observer;
 use crate::offer::Offer;
+use crate::pager::{Message, Pager, SOURCE_TIMEOUT};
 use crate::policy::FailurePolicy;
 use crate::socket::Listener;
 use crate::source::PageSource;
@@ -40,6 +41,8 @@ pub struct Image {
     pub window: Option<u64>,
     /// As in [`ServerOptions::fill`].
     pub fill: FillOptions,
+    /// As in [`SessionOptions::source_timeout`](crate::SessionOptions::source_timeout).
+    pub source_timeout: Duration,
     /// Whether its working set is recorded, or an earlier one replayed.
     pub working_set: WorkingSet,
 }
@@ -69,6 +72,8 @@ pub struct ServerOptions {
     pub window: Option<u64>,
     /// What is brought of a session without a fault.
     pub fill: FillOptions,
+    /// As in [`SessionOptions::source_timeout`](crate::SessionOptions::source_timeout), of each session of [`Images::One`].
+    pub source_timeout: Duration,
     /// Whose processes may connect; the caller's own where absent.
     pub peer_uid: Option<u32>,
     /// How long a handshake may take from its connection on.
@@ -146,6 +151,7 @@ impl Server {
             policy,
             window: None,
             fill: FillOptions::default(),
+            source_timeout: SOURCE_TIMEOUT,
             peer_uid: None,
             handshake_timeout: Duration::ZERO,
             max_sessions: usize::MAX,
@@ -153,6 +159,13 @@ impl Server {
             label: String::new(),
         };
         Self { id, listener: None, options, observer, alive: 0, refused: 0, paused_until: None }
+    }
+}
+
+impl Pager {
+    /// Serves whoever connects to a server from now on in this way. Its sessions go on as they are.
+    pub fn configure_server(&self, id: u64, options: ServerOptions) {
+        self.mailbox.send(Message::ConfigureServer { id, options: Box::new(options) });
     }
 }
 

@@ -125,6 +125,7 @@ fn server(pager: &Pager, path: &Path) -> Receiver<Notice> {
         policy: FailurePolicy::Kill,
         window: None,
         fill: FillOptions::default(),
+        source_timeout: pager::SOURCE_TIMEOUT,
         peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 10,

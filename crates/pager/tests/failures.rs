@@ -294,6 +294,7 @@ fn server(pager: &Pager, path: &Path, bytes: &[u8]) -> Receiver<Notice> {
         policy: FailurePolicy::Poison,
         window: Some(PAGE as u64),
         fill: pager::FillOptions::default(),
+        source_timeout: pager::SOURCE_TIMEOUT,
         peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 1000,

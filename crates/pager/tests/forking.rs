@@ -212,6 +212,7 @@ fn one_child_too_many_is_poisoned_by_name_and_its_parent_goes_on() {
         policy: FailurePolicy::Poison,
         window: Some(PAGE as u64),
         fill: pager::FillOptions::default(),
+        source_timeout: pager::SOURCE_TIMEOUT,
         peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 2,

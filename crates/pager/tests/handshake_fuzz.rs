@@ -222,6 +222,7 @@ fn a_server_survives_mutated_handshakes_and_keeps_nothing_of_them() {
         policy: FailurePolicy::Poison,
         window: None,
         fill: pager::FillOptions::default(),
+        source_timeout: pager::SOURCE_TIMEOUT,
         peer_uid: None,
         handshake_timeout: Duration::from_secs(60),
         max_sessions: 8,

@@ -32,6 +32,7 @@ fn server(pager: &Pager, path: &Path) -> (u64, Receiver<Notice>) {
         policy: FailurePolicy::Poison,
         window: Some(PAGE as u64),
         fill: FillOptions::default(),
+        source_timeout: pager::SOURCE_TIMEOUT,
         peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 10,
@@ -85,6 +86,7 @@ fn a_server_stops_listening_then_fails_what_waits_then_ends_its_sessions_and_is_
             policy: FailurePolicy::Poison,
             window: Some(PAGE as u64),
             fill: FillOptions::default(),
+            source_timeout: pager::SOURCE_TIMEOUT,
             working_set: WorkingSet::default(),
         };
         pager.answer(asked(&notices), Ok(image));

@@ -202,6 +202,7 @@ fn serve(pager: &Pager, listener: Listener, peer_uid: Option<u32>) -> Receiver<N
         policy: FailurePolicy::Kill,
         window: None,
         fill: FillOptions::default(),
+        source_timeout: pager::SOURCE_TIMEOUT,
         peer_uid,
         handshake_timeout: DEADLINE,
         max_sessions: 10,

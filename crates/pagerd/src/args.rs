@@ -10,10 +10,11 @@ userfaultfd-pagerd: serves page faults of other processes, in a process that out
 usage: userfaultfd-pagerd --socket PATH [--takeover on|off] [--allow-uid UID]... [--confine all|calls|off]
 
   --socket PATH      where clients connect; mode 0600, in a directory that only its owner can change. Without it, the
-                     first descriptor that a service manager has passed (LISTEN_FDS)
+                     one socket that a service manager has passed (LISTEN_FDS)
   --takeover on|off  whether a daemon that dies is replaced by a new one that goes on with its sessions (default: on);
                      with `off`, they meet their failure policy
-  --allow-uid UID    another user whose processes may connect; may be given again
+  --allow-uid UID    another user whose processes may connect; may be given again. The socket of --socket is mode 0666 then:
+                     its directory says who reaches it, and who connects has to be one of these users
   --confine all|calls|off
                      what the daemon gives up: `all` (default) the file system (Landlock) and system calls that serving does
                      not take (seccomp); `calls`: seccomp alone

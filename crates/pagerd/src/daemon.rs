@@ -4,7 +4,7 @@
 //! served from descriptors goes on.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,10 @@ pub(crate) struct Server {
     /// Whose it is; it goes on without.
     pub(crate) owner: String,
     pub(crate) path: String,
+    /// What its client called what it serves.
+    pub(crate) image: Option<String>,
+    /// Its socket, for the holder to keep when its client changes.
+    pub(crate) socket: OwnedFd,
 }
 
 /// An ordered stop that is under way.
@@ -266,6 +270,7 @@ impl Daemon {
                 };
                 self.tell(client, &message);
             }
+            Event::Resumed { session } => self.resumed(session),
             Event::Ask { source, id, offset, len } => {
                 let ask = Ask { source, id, offset, len };
                 match self.client_of(&ask.source.0) {

@@ -2,8 +2,10 @@
 //! does nothing that could fail for reasons of a client.
 
 use std::collections::VecDeque;
+use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -64,6 +66,7 @@ struct Holder {
     executable: Option<String>,
     starts: VecDeque<Instant>,
     told_ready: bool,
+    told_stopping: bool,
     /// It was told to end.
     stopping: bool,
 }
@@ -93,6 +96,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         executable: None,
         starts: VecDeque::new(),
         told_ready: false,
+        told_stopping: false,
         stopping: false,
     };
     loop {
@@ -128,13 +132,22 @@ fn ending(status: ExitStatus) -> String {
 fn listener(options: &Options) -> Result<Listener, String> {
     let words = |error: pager::PagerError| error.to_string();
     if let Some(path) = &options.socket {
-        return Listener::bind(path, None).map_err(words);
+        let listener = Listener::bind(path, None).map_err(words)?;
+        if !options.allow.is_empty() {
+            // Who may reach it is said by its directory then, and who connects is asked.
+            let mode = Permissions::from_mode(0o666);
+            fs::set_permissions(path, mode)
+                .map_err(|error| format!("chmod of {}: {error}", path.display()))?;
+        }
+        return Ok(listener);
     }
-    let of_this = |name: &str, value: u32| {
-        std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok()).is_some_and(|found| found == value)
-    };
-    if !of_this("LISTEN_PID", std::process::id()) || of_this("LISTEN_FDS", 0) {
-        return Err("no socket: say --socket PATH, or start it by socket activation".to_owned());
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    match number("LISTEN_FDS").filter(|_| number("LISTEN_PID") == Some(std::process::id())) {
+        Some(1) => {}
+        None | Some(0) => {
+            return Err("no socket: say --socket PATH, or start it by socket activation".to_owned());
+        }
+        Some(many) => return Err(format!("{many} sockets were passed (LISTEN_FDS); there can be one")),
     }
     const FIRST: i32 = 3;
     // SAFETY: only borrowed for the call below, which refuses what is no listening socket.
@@ -182,6 +195,7 @@ impl Holder {
             .args(["--daemon", &theirs.as_raw_fd().to_string()])
             .env_remove("LISTEN_PID")
             .env_remove("LISTEN_FDS")
+            .env_remove("LISTEN_FDNAMES")
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -243,6 +257,7 @@ impl Holder {
                 self.lingering.retain(|kept| process_of(kept).is_none_or(|process| !has_ended(process)));
             }
             if ready.get(1) == Some(&true) && signals.came() {
+                self.stops();
                 self.stopping = true;
                 let _ = running.channel.send(&Message::Stop, &[]);
             }
@@ -284,10 +299,20 @@ impl Holder {
                 // The same path as any other death, on purpose: there is no second way that could be wrong.
                 let _ = running.process.send_signal(libc::SIGKILL);
             }
-            Message::Stopping => running.stopping = true,
+            Message::Stopping => {
+                self.stops();
+                running.stopping = true;
+            }
             Message::Spilled { .. } | Message::Go(_) | Message::Stop => {}
         }
         true
+    }
+
+    /// Says to a service manager that it ends, unless that was said.
+    fn stops(&mut self) {
+        if !std::mem::replace(&mut self.told_stopping, true) {
+            notify(b"STOPPING=1");
+        }
     }
 
     fn forget(&mut self, key: &str) {

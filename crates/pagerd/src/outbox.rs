@@ -18,6 +18,8 @@ pub(crate) enum Event {
     },
     /// What a request came to that was not answered at once.
     Answer { client: u64, request: Value, answer: Result<Value, PagerError> },
+    /// A session that was held goes on.
+    Resumed { session: u64 },
     /// A source wants bytes that only its client has.
     Ask { source: SourceKey, id: u64, offset: u64, len: usize },
 }

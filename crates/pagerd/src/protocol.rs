@@ -2,6 +2,7 @@
 //!
 //! Members that are not known are passed over, in both directions: a version to come may have more.
 
+use pager::SOURCE_TIMEOUT;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -71,6 +72,12 @@ pub(crate) struct Serving {
     pub(crate) mode: Mode,
     #[serde(default)]
     pub(crate) collapse: bool,
+    #[serde(default = "source_timeout")]
+    pub(crate) source_timeout: u64,
+}
+
+fn source_timeout() -> u64 {
+    SOURCE_TIMEOUT.as_millis() as u64
 }
 
 /// What happens when memory cannot be served; with a time limit in milliseconds where it has one.
@@ -122,7 +129,6 @@ pub(crate) struct Adopt {
     pub(crate) memfd: Option<usize>,
     #[serde(flatten)]
     pub(crate) serving: Serving,
-    pub(crate) source_timeout: u64,
     #[serde(default = "yes")]
     pub(crate) missing: bool,
     #[serde(default)]
@@ -137,7 +143,10 @@ fn yes() -> bool {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Listen {
     /// The listening socket, by its position.
+    #[serde(default)]
     pub(crate) socket: usize,
+    /// What it serves, in words for whoever looks at it later.
+    pub(crate) image: Option<String>,
     /// Absent where each process is asked about (`asking`).
     pub(crate) source: Option<u64>,
     #[serde(flatten)]
@@ -145,6 +154,14 @@ pub(crate) struct Listen {
     pub(crate) peer_uid: Option<u32>,
     pub(crate) handshake_timeout: u64,
     pub(crate) max_sessions: usize,
+}
+
+/// A server that is there already, and how it serves from now on.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Attach {
+    pub(crate) server: u64,
+    #[serde(flatten)]
+    pub(crate) listen: Listen,
 }
 
 /// Where bytes come from; positions of descriptors are those of the line.

@@ -152,14 +152,13 @@ impl Daemon {
                 let mut session = wire::session(info);
                 session["stats"] = wire::stats(info);
                 session["server"] = alive.server.into();
+                if let Some(held) = &alive.held {
+                    session["held"] = held.clone();
+                }
                 Some(session)
             })
             .collect();
-        let servers: Vec<Value> = self
-            .servers
-            .iter()
-            .map(|(id, server)| json!({ "id": id, "socketPath": server.path, "owner": server.owner }))
-            .collect();
+        let servers = self.servers_told();
         let ends: Vec<&Value> =
             hello.sessions.iter().filter_map(|&number| self.sessions.ended(number)).collect();
         Ok(Answer::Now(json!({
@@ -219,6 +218,7 @@ impl Daemon {
                 Ok(Answer::Later)
             }
             "session.resume" => self.resume_held(client, id, value),
+            "session.ends" => Ok(Answer::Now(json!({ "ends": self.sessions.ends() }))),
             "session.decide" => {
                 let decide: Decide = params(value)?;
                 self.pager.decide(decide.session, policy_of(decide.policy));
@@ -237,6 +237,8 @@ impl Daemon {
                 Ok(Answer::Later)
             }
             "firecracker.serve" => self.listen(client, value, fds),
+            "firecracker.attach" => self.attach(client, value),
+            "firecracker.list" => Ok(Answer::Now(json!({ "servers": self.servers_told() }))),
             "firecracker.answer" => self.answer(client, value),
             "firecracker.close" | "firecracker.drain" | "firecracker.giveUp" => {
                 let of: OfServer = params(value)?;
@@ -333,8 +335,12 @@ impl Daemon {
                 Some(pages)
             }
         };
-        let deliver = self.answering(client, id, |()| json!({}));
-        self.pager.resume(resume.session, source, deliver);
+        let (outbox, session) = (Arc::clone(&self.outbox), resume.session);
+        let deliver = self.answering(client, id, move |()| {
+            outbox.push(Event::Resumed { session });
+            json!({})
+        });
+        self.pager.resume(session, source, deliver);
         Ok(Answer::Later)
     }
 

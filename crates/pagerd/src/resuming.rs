@@ -15,7 +15,13 @@ use crate::protocol::Listen;
 
 impl Daemon {
     /// Takes everything over, in the order in which it came to be.
-    pub(crate) fn resume(&mut self, kept: Vec<Kept>) {
+    pub(crate) fn resume(&mut self, mut kept: Vec<Kept>) {
+        // A server that has changed its client came later than its sessions, and its source later than itself.
+        kept.sort_by_key(|kept| match &kept.key {
+            key if key.starts_with(SOURCE) => 0,
+            key if key.starts_with(SERVER) => 1,
+            _ => 2,
+        });
         for Kept { key, value, .. } in kept.iter().filter(|kept| kept.key.starts_with(FEED)) {
             let id = key.strip_prefix(FEED).and_then(|id| id.parse().ok());
             if let (Some(id), Ok(source)) = (id, serde_json::from_value(value.clone())) {

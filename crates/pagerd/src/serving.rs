@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use pager::{
     FailurePolicy, FillMode, FillOptions, Image, Images, Listener, MinorMemory, PagerError, Region,
     ServerOptions, SessionModes, SessionOptions, WorkingSet,
@@ -17,8 +18,9 @@ use crate::channel::Message;
 use crate::daemon::{Daemon, Server};
 use crate::keeping::{Label, ServerValue, server_key};
 use crate::outbox::Told;
-use crate::protocol::{Adopt, AnswerParams, Listen, Mode, Policy, Serving};
+use crate::protocol::{Adopt, AnswerParams, Attach, Listen, Mode, Policy, Serving};
 use crate::requests::{Answer, Fds, Outcome, done, params};
+use crate::sessions::Alive;
 
 /// Sessions at one time.
 const MOST_SESSIONS: usize = 16_384;
@@ -68,7 +70,7 @@ impl Daemon {
             policy: policy_of(adopt.serving.on_failure),
             window: adopt.serving.window,
             fill: fill_of(&adopt.serving),
-            source_timeout: Duration::from_millis(adopt.source_timeout),
+            source_timeout: Duration::from_millis(adopt.serving.source_timeout),
             process,
             modes: SessionModes {
                 missing: adopt.missing,
@@ -125,28 +127,85 @@ impl Daemon {
         listen: &Listen,
         socket: OwnedFd,
     ) -> Result<String, PagerError> {
-        let key = listen.source.map(|source| (owner.clone(), source));
+        let options = self.server_options(server, &owner, listen)?;
+        let failed = |_| PagerError::System { syscall: "fcntl", errno: Errno::EMFILE };
+        let again = socket.try_clone().map_err(failed)?;
+        let listener = Listener::inherit(socket)?;
+        let path = listener.path().to_string_lossy().into_owned();
+        let observer = Arc::new(Told { outbox: Arc::clone(&self.outbox), server: Some(server) });
+        let internal = self.pager.serve_firecracker(listener, options, observer);
+        let image = listen.image.clone();
+        self.servers.insert(server, Server { internal, owner, path: path.clone(), image, socket: again });
+        Ok(path)
+    }
+
+    fn server_options(&self, server: u64, owner: &str, listen: &Listen) -> Result<ServerOptions, PagerError> {
+        let key = listen.source.map(|source| (owner.to_owned(), source));
         let images = match &key {
             Some(key) => Images::One(self.sources.get(key)?),
             None => Images::Asked,
         };
-        let listener = Listener::inherit(socket)?;
-        let path = listener.path().to_string_lossy().into_owned();
-        let options = ServerOptions {
+        Ok(ServerOptions {
             images,
             policy: policy_of(listen.serving.on_failure),
             window: listen.serving.window,
             fill: fill_of(&listen.serving),
+            source_timeout: Duration::from_millis(listen.serving.source_timeout),
             peer_uid: listen.peer_uid,
             handshake_timeout: Duration::from_millis(listen.handshake_timeout),
             max_sessions: listen.max_sessions.min(MOST_SESSIONS),
             working_set: WorkingSet::default(),
             label: Label::text(key, Some(server)),
+        })
+    }
+
+    /// A server whose client is gone becomes this client's, which says anew how whoever connects from now on is served.
+    pub(crate) fn attach(&mut self, client: u64, value: Value) -> Outcome {
+        let Attach { server: number, listen } = params(value.clone())?;
+        let owner = self.token(client);
+        let options = self.server_options(number, &owner, &listen)?;
+        let attended = self.is_attended(number);
+        let Some(server) = self.servers.get_mut(&number) else { return Err(PagerError::Closed.into()) };
+        if attended && server.owner != owner {
+            return Err(PagerError::Socket {
+                path: (&server.path).into(),
+                syscall: "bind",
+                errno: Errno::EADDRINUSE,
+                hint: "another client of the daemon serves there",
+            }
+            .into());
+        }
+        let kept = ServerValue { server: number, owner: owner.clone(), listen: value };
+        let kept = serde_json::to_value(kept).map_err(|error| PagerError::Internal(error.to_string()))?;
+        let keep = Message::Keep { key: server_key(number), value: kept };
+        self.control.line.say(&keep, &[server.socket.as_fd()])?;
+        server.owner = owner;
+        server.image = listen.image;
+        self.pager.configure_server(server.internal, options);
+        let path = server.path.clone();
+        let of_server = |alive: &Alive| alive.server == Some(number);
+        let sessions: Vec<u64> =
+            self.sessions.alive.iter().filter(|(_, alive)| of_server(alive)).map(|(&id, _)| id).collect();
+        Ok(Answer::Now(json!({ "server": number, "socketPath": path, "sessions": sessions })))
+    }
+
+    /// Whether the client that a server belongs to is there, or may come back to it.
+    fn is_attended(&self, server: u64) -> bool {
+        let owner = self.servers.get(&server).map(|server| server.owner.as_str());
+        owner.is_some_and(|owner| self.client_of(owner).is_some() || self.awaited.contains_key(owner))
+    }
+
+    pub(crate) fn servers_told(&self) -> Vec<Value> {
+        let told = |(&id, server): (&u64, &Server)| {
+            json!({
+                "id": id,
+                "socketPath": server.path,
+                "owner": server.owner,
+                "image": server.image,
+                "attended": self.is_attended(id),
+            })
         };
-        let observer = Arc::new(Told { outbox: Arc::clone(&self.outbox), server: Some(server) });
-        let internal = self.pager.serve_firecracker(listener, options, observer);
-        self.servers.insert(server, Server { internal, owner, path: path.clone() });
-        Ok(path)
+        self.servers.iter().map(told).collect()
     }
 
     pub(crate) fn answer(&mut self, client: u64, value: Value) -> Outcome {
@@ -159,6 +218,7 @@ impl Daemon {
                 policy: policy_of(answer.serving.on_failure),
                 window: answer.serving.window,
                 fill: fill_of(&answer.serving),
+                source_timeout: Duration::from_millis(answer.serving.source_timeout),
                 working_set: WorkingSet::default(),
                 label: Label::text(Some((token.clone(), source)), server),
             }),

@@ -18,6 +18,8 @@ pub(crate) struct Alive {
     pub(crate) server: Option<u64>,
     /// Its counters when clients last heard of them.
     pub(crate) told: u64,
+    /// It is held: how clients were told.
+    pub(crate) held: Option<Value>,
 }
 
 /// Sessions, and how those ended that are over.
@@ -30,7 +32,7 @@ pub(crate) struct Sessions {
 impl Sessions {
     /// One that has begun, and was not announced yet.
     pub(crate) fn begin(&mut self, id: u64, server: Option<u64>) {
-        self.alive.entry(id).or_insert(Alive { info: None, server, told: u64::MAX });
+        self.alive.entry(id).or_insert(Alive { info: None, server, told: u64::MAX, held: None });
     }
 
     /// It is over; its last state.
@@ -44,6 +46,11 @@ impl Sessions {
             self.ends.pop_front();
         }
         self.ends.push_back((id, end));
+    }
+
+    /// Those that are remembered, the earliest first.
+    pub(crate) fn ends(&self) -> Vec<&Value> {
+        self.ends.iter().map(|(_, end)| end).collect()
     }
 
     pub(crate) fn ended(&self, id: u64) -> Option<&Value> {

@@ -62,43 +62,45 @@ impl Sources {
             })
         };
         let mut asked = None;
-        let pages: Arc<dyn PageSource> =
-            match description {
-                Description::File { fd, path, direct } => {
-                    let direct = direct.map(&mut take).transpose()?;
-                    Arc::new(FileSource::of_fds(take(*fd)?, direct, Path::new(path))?)
-                }
-                Description::Zero { size } => Arc::new(ZeroSource::new(*size)),
-                Description::Memory { fd } => Arc::new(MemorySource::new(bytes_of(take(*fd)?)?)),
-                Description::Layered { base, diffs } => {
-                    let base = self.get(&(key.0.clone(), *base))?;
-                    let open =
-                        |(index, diff): (usize, &crate::protocol::Diff)| {
-                            let path = PathBuf::from(&diff.path);
-                            FileSource::of_fds(take(diff.fd)?, None, &path)
-                                .map_err(|error| PagerError::Layer { index, path, reason: error.to_string() })
-                        };
-                    let diffs = diffs.iter().enumerate().map(open).collect::<Result<_, _>>()?;
-                    Arc::new(LayeredSource::of_files(base, diffs)?)
-                }
-                Description::Overlay { base, places, fd } => {
-                    let base = self.get(&(key.0.clone(), *base))?;
-                    Arc::new(OverlaySource::new(base, overlays(places, &bytes_of(take(*fd)?)?))?)
-                }
-                Description::Callback { size, chunk, concurrency, cache_bytes } => {
-                    let options = CallbackOptions {
-                        size: *size,
-                        chunk: *chunk,
-                        concurrency: *concurrency,
-                        cache_bytes: *cache_bytes,
-                        thread: None,
-                    };
-                    let asks = Asks { outbox: Arc::clone(outbox), source: key.clone() };
-                    let source = Arc::new(CallbackSource::new(options, Box::new(asks))?);
-                    asked = Some(Arc::clone(&source));
-                    source
-                }
-            };
+        let pages: Arc<dyn PageSource> = match description {
+            Description::File { fd, path, direct } => {
+                let direct = direct.map(&mut take).transpose()?;
+                Arc::new(FileSource::of_fds(take(*fd)?, direct, Path::new(path))?)
+            }
+            Description::Zero { size } => Arc::new(ZeroSource::new(*size)),
+            Description::Memory { fd } => Arc::new(MemorySource::new(bytes_of(take(*fd)?)?)),
+            Description::Layered { base, diffs } => {
+                let base = self.get(&(key.0.clone(), *base))?;
+                let open = |(index, diff): (usize, &crate::protocol::Diff)| {
+                    let path = PathBuf::from(&diff.path);
+                    FileSource::of_fds(take(diff.fd)?, None, &path).map_err(|error| PagerError::Layer {
+                        index,
+                        path,
+                        reason: error.to_string(),
+                        cause: Some(Box::new(error)),
+                    })
+                };
+                let diffs = diffs.iter().enumerate().map(open).collect::<Result<_, _>>()?;
+                Arc::new(LayeredSource::of_files(base, diffs)?)
+            }
+            Description::Overlay { base, places, fd } => {
+                let base = self.get(&(key.0.clone(), *base))?;
+                Arc::new(OverlaySource::new(base, overlays(places, &bytes_of(take(*fd)?)?))?)
+            }
+            Description::Callback { size, chunk, concurrency, cache_bytes } => {
+                let options = CallbackOptions {
+                    size: *size,
+                    chunk: *chunk,
+                    concurrency: *concurrency,
+                    cache_bytes: *cache_bytes,
+                    thread: None,
+                };
+                let asks = Asks { outbox: Arc::clone(outbox), source: key.clone() };
+                let source = Arc::new(CallbackSource::new(options, Box::new(asks))?);
+                asked = Some(Arc::clone(&source));
+                source
+            }
+        };
         self.open.insert(key, Open { pages, asked, closed: false });
         Ok(())
     }

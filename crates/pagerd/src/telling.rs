@@ -95,6 +95,7 @@ impl Daemon {
                 params["server"] = server.into();
                 if let Some(info) = alive.and_then(|alive| alive.info) {
                     params["stats"] = wire::stats(&info);
+                    params["peer"] = wire::peer(info.peer);
                 }
                 self.sessions.remember(id, params.clone());
             }
@@ -112,6 +113,9 @@ impl Daemon {
                 if let Some(until) = hold.until {
                     let left = until.saturating_duration_since(Instant::now());
                     params["until"] = (wire::now() + left.as_secs_f64() * 1000.0).into();
+                }
+                if let Some(alive) = self.sessions.alive.get_mut(&id) {
+                    alive.held = Some(params.clone());
                 }
             }
             Notice::Asking { id, peer, regions, page_size } => {
@@ -139,6 +143,14 @@ impl Daemon {
                 self.control.line.forget(server_key(server));
             }
         }
+        self.tell_all(&json!({ "jsonrpc": "2.0", "method": "notice", "params": params }));
+    }
+
+    /// A session is held no more: whoever told it to go on knows, and all others hear of it.
+    pub(crate) fn resumed(&mut self, id: u64) {
+        let Some(alive) = self.sessions.alive.get_mut(&id) else { return };
+        alive.held = None;
+        let params = json!({ "kind": "resumed", "at": wire::now(), "server": alive.server, "id": id });
         self.tell_all(&json!({ "jsonrpc": "2.0", "method": "notice", "params": params }));
     }
 

@@ -3,7 +3,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pager::{DirtyPages, FillMode, Latencies, PagerError, Peer, Region, SessionInfo};
+use pager::{Cause, DirtyPages, FillMode, Latencies, PagerError, Peer, Region, SessionInfo};
 use serde_json::{Value, json};
 
 /// A failure: code, message, and what is behind it.
@@ -13,6 +13,24 @@ pub(crate) fn error(error: &PagerError) -> Value {
         told["errno"] = errno.into();
     }
     if let Some(syscall) = error.syscall() {
+        told["syscall"] = syscall.into();
+    }
+    if let Some(hint) = error.hint() {
+        told["hint"] = hint.into();
+    }
+    let causes: Vec<Value> = error.causes().into_iter().map(cause).collect();
+    if !causes.is_empty() {
+        told["causes"] = causes.into();
+    }
+    told
+}
+
+fn cause(Cause { code, message, errno, syscall }: Cause) -> Value {
+    let mut told = json!({ "code": code, "message": message });
+    if let Some(errno) = errno {
+        told["errno"] = errno.into();
+    }
+    if let Some(syscall) = syscall {
         told["syscall"] = syscall.into();
     }
     told

@@ -106,6 +106,7 @@ pub enum UffdError {
         /// What was asked for.
         operation: Operation,
         /// What the kernel answered.
+        #[source]
         errno: Errno,
     },
 }
@@ -177,6 +178,7 @@ pub enum AdoptError {
         /// What was asked for.
         operation: Operation,
         /// What the kernel answered.
+        #[source]
         errno: Errno,
     },
 }

@@ -240,12 +240,19 @@ impl EventLoop {
             return self.turn_away(id, offer, error);
         }
         let Some(server) = self.servers.get(&server) else { return };
-        let ServerOptions { images, policy, window, fill, working_set, label, .. } = &server.options;
+        let ServerOptions { images, policy, window, fill, source_timeout, working_set, label, .. } =
+            &server.options;
         match images {
             Images::One(source) => {
-                let (source, policy, window, fill) = (Arc::clone(source), *policy, *window, *fill);
-                let (label, working_set) = (label.clone(), working_set.clone());
-                let image = Image { label, source, policy, window, fill, working_set };
+                let image = Image {
+                    label: label.clone(),
+                    source: Arc::clone(source),
+                    policy: *policy,
+                    window: *window,
+                    fill: *fill,
+                    source_timeout: *source_timeout,
+                    working_set: working_set.clone(),
+                };
                 self.begin(id, offer, image);
             }
             Images::Asked => self.ask(id, offer),

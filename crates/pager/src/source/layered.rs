@@ -66,7 +66,7 @@ impl LayeredSource {
         let mut found = Vec::new();
         for (index, diff) in diffs.enumerate() {
             let (path, diff) = diff?;
-            let refused = |reason| PagerError::Layer { index, path: path.clone(), reason };
+            let refused = |reason| PagerError::Layer { index, path: path.clone(), reason, cause: None };
             if index >= MOST_DIFFS {
                 return Err(refused(format!("{count} diffs are more than the {MOST_DIFFS} there may be")));
             }
@@ -79,7 +79,12 @@ impl LayeredSource {
             let most = MOST_EXTENTS - found.len();
             let data = diff
                 .data(most)
-                .map_err(|errno| refused(format!("where it has holes cannot be found (SEEK_DATA: {errno})")))?
+                .map_err(|errno| PagerError::Layer {
+                    index,
+                    path: path.clone(),
+                    reason: format!("where it has holes cannot be found (SEEK_DATA: {errno})"),
+                    cause: Some(Box::new(PagerError::System { syscall: "lseek", errno })),
+                })?
                 .ok_or_else(|| {
                     refused(format!(
                         "with it there are more than {MOST_EXTENTS} stretches of data: merge diffs"

@@ -89,6 +89,7 @@ fn the_image() -> Image {
         policy: FailurePolicy::Poison,
         window: None,
         fill: pager::FillOptions::default(),
+        source_timeout: pager::SOURCE_TIMEOUT,
         working_set: WorkingSet::default(),
     }
 }

@@ -101,7 +101,7 @@ fn a_record_that_cannot_be_trusted_is_refused_by_name_and_its_session_left_alone
     put(&words, at::OWNER + 1, started);
     // No userfaultfd at all.
     let not_one = Kept { uffd: tempfile::tempfile().unwrap().into(), ..copy_of(&record, &kept) };
-    assert!(matches!(try_resume(&pager, &not_one, PAGES).0, Err(PagerError::Adopt(_))));
+    assert!(matches!(try_resume(&pager, &not_one, PAGES).0, Err(PagerError::NotAdopted(_))));
     // A source that is too short.
     assert!(matches!(try_resume(&pager, &kept, PAGES / 2).0, Err(PagerError::Record(_))));
     drop(pager);

@@ -386,6 +386,7 @@ pub fn server_options(source: Option<Source>) -> pager::ServerOptions {
         policy: pager::FailurePolicy::Poison,
         window: Some(super::PAGE as u64),
         fill: pager::FillOptions::default(),
+        source_timeout: pager::SOURCE_TIMEOUT,
         peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 10,

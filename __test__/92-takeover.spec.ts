@@ -15,17 +15,10 @@ import {
 } from 'userfaultfd';
 
 import { handedOver } from './helpers/adopting.js';
-import { daemon, isAlive, openIn, promised, remotely, startPeer, until } from './helpers/daemon.js';
+import { daemon, isAlive, killed, openIn, promised, remotely, startPeer, until } from './helpers/daemon.js';
 import { canRun, folder, image, IMAGE_SIZE, PAGE } from './helpers/serving.js';
 
 const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
-
-/** Kills the daemon, and waits until another one has been reached. */
-async function killed(client: PagerClient): Promise<void> {
-  const before = client.daemonPid;
-  process.kill(before, 'SIGKILL');
-  await until(() => client.daemonPid !== before, 'another daemon is there');
-}
 
 test('a daemon that is killed is replaced: its sessions, its socket and its clients go on', async t => {
   if (!canRun(t)) return;

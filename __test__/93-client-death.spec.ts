@@ -12,12 +12,10 @@ import { type AdoptOptions, callbackSource, fileSource, MiB, PagerClient, type S
 import type { Peer } from '../examples/support/peer.js';
 
 import { handedOver } from './helpers/adopting.js';
-import { daemon, isAlive, startPeer, until } from './helpers/daemon.js';
+import { daemon, EXECUTABLE, isAlive, startPeer, until } from './helpers/daemon.js';
 import { canRun, folder, image, IMAGE_SIZE, PAGE } from './helpers/serving.js';
 
 const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
-const EXECUTABLE =
-  process.env['USERFAULTFD_PAGERD'] ?? fileURLToPath(new URL('../../userfaultfd-pagerd', import.meta.url));
 
 /** A Node of its own that has a daemon serve; the daemon is ended with the test. */
 async function elsewhere(

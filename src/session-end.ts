@@ -63,3 +63,16 @@ export interface SessionHold {
   /** When what is missing is poisoned, unless the session goes on before. */
   readonly until?: Date;
 }
+
+/** Moments that are told as what is left until then differ by what the telling takes. */
+const NEAR = 1_000;
+
+/** @hidden Whether a hold was told before, by another daemon. */
+export function isSameHold(one: SessionHold, other: SessionHold): boolean {
+  const [first, second] = [one, other].map(({ until }) => until?.getTime() ?? -NEAR);
+  return (
+    one.reason === other.reason &&
+    one.error?.message === other.error?.message &&
+    Math.abs((first ?? 0) - (second ?? 0)) < NEAR
+  );
+}

@@ -19,7 +19,14 @@ import { unlessAborted, withResolvers } from './limits.js';
 import { type Rest, RESTS } from './policy.js';
 import { type MemoryRange, startOf } from './range.js';
 import { PageSource } from './sources.js';
-import type { Peer, SessionEnd, SessionEndReason, SessionHold, SessionRegion } from './session-end.js';
+import {
+  isSameHold,
+  type Peer,
+  type SessionEnd,
+  type SessionEndReason,
+  type SessionHold,
+  type SessionRegion,
+} from './session-end.js';
 import { type SessionStats, statsOf } from './stats.js';
 import { validateBoolean, validateInteger, validateOneOf, validateOptions, wrongType } from './validate.js';
 
@@ -131,8 +138,8 @@ export class Session extends EventEmitter<SessionEvents> {
   #last: SessionStats | undefined;
   #closing = false;
   #held: SessionHold | undefined;
-  /** Who waits for being told that it is held, or never will be. */
-  readonly #tellHeld = new Set<() => void>();
+  /** Who waits for being told that it is held; `answered` where only the telling is missing. */
+  readonly #holding = new Set<{ told: () => void; answered: boolean }>();
   #refuseSource: ((source: PageSource) => void) | undefined;
   #requests = 0;
 
@@ -292,14 +299,16 @@ export class Session extends EventEmitter<SessionEvents> {
    */
   async hold(): Promise<void> {
     const { promise, resolve } = withResolvers<void>();
-    this.#tellHeld.add(resolve);
+    const waiting = { told: resolve, answered: false };
+    this.#holding.add(waiting);
     try {
       const { error } = await holdOpen(this.#native.hold(this.id));
       if (error) throw fromNative(error);
+      waiting.answered = true;
       // It is told by another way than the answer is.
       await holdOpen(promise);
     } finally {
-      this.#tellHeld.delete(resolve);
+      this.#holding.delete(waiting);
     }
   }
 
@@ -327,11 +336,16 @@ export class Session extends EventEmitter<SessionEvents> {
       throw fromNative(error);
     }
     if (source) this.#source = source;
-    this.#heldIsKnown();
+    this.#isHeldNoMore();
+  }
+
+  /** Who has had it held before that is told nothing any more, where it went on in the same moment. */
+  #isHeldNoMore(): void {
+    for (const { told, answered } of this.#holding) if (answered) told();
   }
 
   #heldIsKnown(): void {
-    for (const tell of this.#tellHeld) tell();
+    for (const { told } of this.#holding) told();
   }
 
   /**
@@ -379,7 +393,7 @@ export class Session extends EventEmitter<SessionEvents> {
       ...(until === undefined ? {} : { until: new Date(until) }),
     });
     const before = this.#held;
-    const isKnown = before !== undefined && isSame(before, hold);
+    const isKnown = before !== undefined && isSameHold(before, hold);
     if (!isKnown) this.#held = hold;
     this.#heldIsKnown();
     if (isKnown) return undefined;
@@ -391,7 +405,7 @@ export class Session extends EventEmitter<SessionEvents> {
   /** @hidden Somebody else has had it go on. */
   wasResumed(): void {
     this.#held = undefined;
-    this.#heldIsKnown();
+    this.#isHeldNoMore();
   }
 
   /** @hidden */
@@ -419,18 +433,6 @@ export function explained(
   const cause = error.code === 'ERR_UFFD_SOURCE' ? source?.failure() : undefined;
   if (cause === undefined) return fromNative(error);
   return new UffdError('ERR_UFFD_SOURCE', error.message, { ...error, cause });
-}
-
-/** Moments that are told as what is left until then differ by what the telling takes. */
-const NEAR = 1_000;
-
-function isSame(one: SessionHold, other: SessionHold): boolean {
-  const [first, second] = [one, other].map(({ until }) => until?.getTime() ?? -NEAR);
-  return (
-    one.reason === other.reason &&
-    one.error?.message === other.error?.message &&
-    Math.abs((first ?? 0) - (second ?? 0)) < NEAR
-  );
 }
 
 /** Address and bytes, one after the other. */

@@ -2,6 +2,7 @@
 
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 
 import type { ExecutionContext } from 'ava';
 import {
@@ -18,6 +19,10 @@ import { folder, image, IMAGE_SIZE } from './serving.js';
 
 const PATIENCE = 10_000;
 
+/** The daemon of this checkout. */
+export const EXECUTABLE: string =
+  process.env['USERFAULTFD_PAGERD'] ?? fileURLToPath(new URL('../../../userfaultfd-pagerd', import.meta.url));
+
 /** Starts one. */
 export async function daemon(t: ExecutionContext, options: SpawnOptions = {}): Promise<PagerClient> {
   const client = await PagerClient.spawn(options);
@@ -28,6 +33,13 @@ export async function daemon(t: ExecutionContext, options: SpawnOptions = {}): P
     await until(() => !isAlive(holderPid), 'the holder ends');
   });
   return client;
+}
+
+/** Kills the daemon, and waits until another one has been reached. */
+export async function killed(client: PagerClient): Promise<void> {
+  const before = client.daemonPid;
+  process.kill(before, 'SIGKILL');
+  await until(() => client.daemonPid !== before, 'another daemon is there');
 }
 
 /** A server in a daemon, an image and peers. */

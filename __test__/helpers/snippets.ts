@@ -218,14 +218,15 @@ export const SETTINGS: Record<string, Setting> = {
     },
     async prepare(folder) {
       const peer = await left(folder);
-      let watched = 0;
-      const watch = ({ peer: { pid } }: userfaultfd.Session): number => (watched = pid);
+      let watch: ((session: userfaultfd.Session) => void) | undefined;
+      const watched = new Promise<userfaultfd.Session>(resolve => {
+        watch = resolve;
+      });
       return {
         globals: { watch },
         async finish() {
-          const signal = AbortSignal.timeout(10_000);
-          while (watched === 0) await setTimeout(1, undefined, { signal });
-          must(watched === peer.pid, `${watched} is ${peer.pid}`);
+          const session = await watched;
+          must(session.peer.pid === peer.pid, `${session.peer.pid} is ${peer.pid}`);
           await peer.exit();
         },
       };

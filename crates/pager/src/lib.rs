@@ -89,8 +89,8 @@ pub use server::{Image, Images, ServerOptions};
 pub use session_info::SessionInfo;
 pub use socket::Listener;
 pub use source::{
-    CacheOptions, CachedSource, FileOptions, FileSource, LayeredSource, MappingSource, MemorySource, Overlay,
-    OverlaySource, PageSource, ReadNow, RetryOptions, RetrySource, ZeroSource,
+    CacheOptions, CachedSource, FileOptions, FileSource, LayeredSource, LostSource, MappingSource,
+    MemorySource, Overlay, OverlaySource, PageSource, ReadNow, RetryOptions, RetrySource, ZeroSource,
 };
 pub use source::{CallbackOptions, CallbackSource, Fetch, Fetcher, read_source};
 pub use stats::{Stats, StatsSnapshot};

@@ -168,11 +168,12 @@ pub(crate) struct Attach {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub(crate) enum Description {
-    /// A file or block device; `direct` is the same, opened with `O_DIRECT`.
+    /// A file or block device; `direct` is the same, opened with `O_DIRECT`. `size`: what it had when it was opened first.
     File {
         fd: usize,
         path: String,
         direct: Option<usize>,
+        size: Option<u64>,
     },
     Zero {
         size: u64,

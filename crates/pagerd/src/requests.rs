@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use nix::sys::stat::fstat;
 use pager::{PagerError, PopulateOptions, Rest};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -65,6 +66,12 @@ fn rest_of(rest: RestParams) -> Rest {
         RestParams::Populate => Rest::Populate,
         RestParams::Zero => Rest::Zero,
     }
+}
+
+/// Bytes of a regular file.
+fn size_of_file(fd: &OwnedFd) -> Option<u64> {
+    let file = fstat(fd).ok().filter(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG)?;
+    u64::try_from(file.st_size).ok()
 }
 
 /// The descriptors of a line, taken by their positions.
@@ -292,9 +299,16 @@ impl Daemon {
     }
 
     fn open_source(&mut self, client: u64, value: Value, fds: Fds) -> Outcome {
-        let open: OpenSource = params(value)?;
+        let mut open: OpenSource = params(value)?;
         let key = (self.token(client), open.source);
         let fds: Vec<OwnedFd> = fds.0.into_iter().flatten().collect();
+        // A successor opens it when it may have been cut short.
+        let file = open.description["fd"].as_u64().and_then(|at| fds.get(at as usize));
+        if open.description["kind"] == "file"
+            && let Some(size) = file.and_then(size_of_file)
+        {
+            open.description["size"] = size.into();
+        }
         if self.sources.reopen(&key) {
             return done();
         }

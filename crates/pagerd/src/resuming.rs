@@ -64,7 +64,10 @@ impl Daemon {
         let description = serde_json::from_value(value.description).map_err(unreadable)?;
         // Its client may connect again, and be asked then.
         self.await_client(&value.key.0);
-        self.sources.open(value.key, &description, fds, &self.outbox)
+        if let Err(error) = self.sources.open(value.key.clone(), &description, fds, &self.outbox) {
+            self.sources.lose(value.key, error);
+        }
+        Ok(())
     }
 
     fn resume_server(&mut self, value: ServerValue, mut fds: Vec<OwnedFd>) -> Result<(), PagerError> {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use pager::{
-    CallbackOptions, CallbackSource, FileSource, LayeredSource, MemorySource, Overlay, OverlaySource,
-    PageSource, PagerError, ZeroSource,
+    CallbackOptions, CallbackSource, FileSource, LayeredSource, LostSource, MemorySource, Overlay,
+    OverlaySource, PageSource, PagerError, ZeroSource,
 };
 
 use crate::outbox::{Asks, Outbox, SourceKey};
@@ -63,9 +63,9 @@ impl Sources {
         };
         let mut asked = None;
         let pages: Arc<dyn PageSource> = match description {
-            Description::File { fd, path, direct } => {
+            Description::File { fd, path, direct, size } => {
                 let direct = direct.map(&mut take).transpose()?;
-                Arc::new(FileSource::of_fds(take(*fd)?, direct, Path::new(path))?)
+                Arc::new(FileSource::of_fds(take(*fd)?, direct, Path::new(path), *size)?)
             }
             Description::Zero { size } => Arc::new(ZeroSource::new(*size)),
             Description::Memory { fd } => Arc::new(MemorySource::new(bytes_of(take(*fd)?)?)),
@@ -73,7 +73,7 @@ impl Sources {
                 let base = self.get(&(key.0.clone(), *base))?;
                 let open = |(index, diff): (usize, &crate::protocol::Diff)| {
                     let path = PathBuf::from(&diff.path);
-                    FileSource::of_fds(take(diff.fd)?, None, &path).map_err(|error| PagerError::Layer {
+                    FileSource::of_fds(take(diff.fd)?, None, &path, None).map_err(|error| PagerError::Layer {
                         index,
                         path,
                         reason: error.to_string(),
@@ -103,6 +103,11 @@ impl Sources {
         };
         self.open.insert(key, Open { pages, asked, closed: false });
         Ok(())
+    }
+
+    /// One that cannot be opened any more: what has it meets its policy when it wants more.
+    pub(crate) fn lose(&mut self, key: SourceKey, why: PagerError) {
+        self.open.insert(key, Open { pages: Arc::new(LostSource::new(why)), asked: None, closed: false });
     }
 
     pub(crate) fn get(&self, key: &SourceKey) -> Result<Arc<dyn PageSource>, PagerError> {

@@ -116,7 +116,7 @@ impl FileSource {
                 syscall: "open",
                 errno: errno_of(&error),
             })?;
-        let mut source = Self::of_file(file, path)?;
+        let mut source = Self::of_file(file, path, None)?;
         if options.direct && !source.in_memory {
             source.direct = Some(Direct::open(path, &source.file, source.size)?);
         }
@@ -129,17 +129,24 @@ impl FileSource {
     ///
     /// As [`FileSource::open_with`]; [`PagerError::Source`] with EBADF on the first read when it was not opened for reading.
     pub fn of_fd(fd: OwnedFd, name: &Path) -> Result<Self, PagerError> {
-        Self::of_file(File::from(fd), name)
+        Self::of_file(File::from(fd), name, None)
     }
 
-    /// [`FileSource::of_fd`], and the same file opened with `O_DIRECT`, where it is to be read past the page cache.
+    /// [`FileSource::of_fd`], and the same file opened with `O_DIRECT`, where it is to be read past the page cache. `size` is what it had
+    /// when it was opened first, by another process: as long as it has less, reading fails.
     ///
     /// # Errors
     ///
     /// As [`FileSource::open_with`].
-    pub fn of_fds(fd: OwnedFd, direct: Option<OwnedFd>, name: &Path) -> Result<Self, PagerError> {
-        let mut source = Self::of_fd(fd, name)?;
-        if let Some(direct) = direct.filter(|_| !source.in_memory) {
+    pub fn of_fds(
+        fd: OwnedFd,
+        direct: Option<OwnedFd>,
+        name: &Path,
+        size: Option<u64>,
+    ) -> Result<Self, PagerError> {
+        let mut source = Self::of_file(File::from(fd), name, size)?;
+        let whole = source.check_size().is_ok();
+        if let Some(direct) = direct.filter(|_| whole && !source.in_memory) {
             source.direct = Some(Direct::of(File::from(direct), name, &source.file, source.size)?);
         }
         Ok(source)
@@ -151,7 +158,7 @@ impl FileSource {
         &self.path
     }
 
-    fn of_file(mut file: File, path: &Path) -> Result<Self, PagerError> {
+    fn of_file(mut file: File, path: &Path, had: Option<u64>) -> Result<Self, PagerError> {
         let failed = |syscall| {
             move |error: std::io::Error| PagerError::Source {
                 path: path.to_owned(),
@@ -166,14 +173,17 @@ impl FileSource {
                 reason: "it is no regular file or block device",
             });
         }
-        let size = file.seek(SeekFrom::End(0)).map_err(failed("lseek"))?;
+        let has = file.seek(SeekFrom::End(0)).map_err(failed("lseek"))?;
+        let size = had.unwrap_or(has);
+        // Of what was cut short nothing is known but its bytes.
+        let whole = has >= size;
         if size == 0 {
             return Err(PagerError::NotAnImage { path: path.to_owned(), reason: "it is empty" });
         }
         let in_memory = fstatfs(&file).is_ok_and(|fs| is_memory(fs.filesystem_type()));
         // What a mapping writes to a memory file system is not dated, and reading it costs little.
-        let sparse = if kind.is_file() && !in_memory { holes_of(&file, size) } else { None };
-        let sealed = if in_memory { Sealed::of(&file) } else { None };
+        let sparse = if kind.is_file() && !in_memory && whole { holes_of(&file, size) } else { None };
+        let sealed = if in_memory && whole { Sealed::of(&file) } else { None };
         let path = path.to_owned();
         Ok(Self { file, path, size, in_memory, can_shrink: kind.is_file(), direct: None, sparse, sealed })
     }
@@ -388,6 +398,27 @@ mod tests {
         let error = source.read(4096, &mut [0; 4096]).unwrap_err();
 
         assert!(matches!(error, PagerError::SourceTruncated { expected: 5000, actual: 4999, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_before_it_is_opened_again_fails_until_it_is_whole() {
+        let (_dir, path) = image(&[7; 8192]);
+        let whole = |len: usize| std::fs::write(&path, vec![7; len]).unwrap();
+        for len in [0, 5000] {
+            whole(len);
+            let fd = File::open(&path).unwrap().into();
+            let source = FileSource::of_fds(fd, None, &path, Some(8192)).unwrap();
+            assert_eq!(source.size(), 8192);
+
+            let error = source.read(0, &mut [0; 4096]).unwrap_err();
+
+            assert!(matches!(error, PagerError::SourceTruncated { expected: 8192, .. }), "{error}");
+            assert!(!source.zeros(4096, 4096));
+            whole(8192);
+            let mut buffer = [0; 4096];
+            source.read(4096, &mut buffer).unwrap();
+            assert_eq!(buffer, [7; 4096]);
+        }
     }
 
     #[test]

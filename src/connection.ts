@@ -99,7 +99,7 @@ export class Connection {
     const connection = new Connection(socket, listening);
     try {
       const welcome = await connection.request('hello', { protocol: PROTOCOL, version: '1', ...hello });
-      return { connection, welcome: welcome as unknown as Welcome };
+      return { connection, welcome: readWelcome(path, welcome) };
     } catch (error) {
       connection.close();
       throw error;
@@ -198,6 +198,23 @@ export class Connection {
     this.#waiting.clear();
     this.#listening.lost();
   }
+}
+
+/** Makes sure that it is a daemon which has answered, and one that speaks the same. */
+function readWelcome(path: string, answer: Record<string, unknown>): Welcome {
+  const { protocol, pid, sessions, servers, ends } = answer;
+  const isDaemon =
+    typeof pid === 'number' && Array.isArray(sessions) && Array.isArray(servers) && Array.isArray(ends);
+  if (!isDaemon) {
+    throw new UffdError('ERR_UFFD_PROTOCOL', `what listens at ${path} is no userfaultfd-pagerd`);
+  }
+  if (protocol !== PROTOCOL) {
+    throw new UffdError(
+      'ERR_UFFD_UNSUPPORTED',
+      `the daemon at ${path} speaks protocol ${String(protocol)}, and this package ${PROTOCOL}: use versions that go together`,
+    );
+  }
+  return answer as unknown as Welcome;
 }
 
 /** @hidden What a request comes to whose daemon went away. */

@@ -220,7 +220,7 @@ impl EventLoop {
                 Message::Serve(server) => self.add_server(*server),
                 Message::Adopt(adopted) => self.adopt(adopted.0, &adopted.1),
                 Message::TakeOver(taken) => self.take_over(taken.0, taken.1, taken.2),
-                Message::Connection { id, socket, to } => self.take_connection(id, socket, to),
+                Message::Connection(id, socket, to) => self.take_connection(id, socket, to),
                 Message::Answer { id, image } => self.answer(id, image),
                 Message::CloseServer { id, rest } => self.close_server(id, rest),
                 Message::ConfigureServer { id, options } => {
@@ -256,6 +256,7 @@ impl EventLoop {
                 Message::Completed(completion) => {
                     self.with_session(completion.job.session, |session, cx| session.complete(completion, cx));
                 }
+                Message::Then(act) => act(),
                 Message::Stop => {
                     self.stopping = true;
                     let ids: Vec<u64> = self.servers.keys().copied().collect();

@@ -7,8 +7,8 @@
 //! What is taken over: which pages are missing, present and removed; where memory was moved; what was written to; the counters; an
 //! end that had begun. What is not: recordings and replays (they end; what was not replayed comes by its faults), requests to populate and
 //! answers about writes that were under way (what they would have told is told again), the sizes of windows. A child that is forked is a
-//! session of its own, and kept before its parent goes on; if the pager is killed in that very moment, its memory is the kernel's, which gives it
-//! zeros: [`SessionInfo::lost_children`] counts that. Not kept at all: memory of the pager's own process, which ends with it; and sessions
+//! session of its own, and kept before its parent goes on; if the pager is killed in that very moment, its descriptor is in that process's table alone. Whoever
+//! shares that hands it on ([`Pager::inherit`]); else its memory is the kernel's, which gives it zeros: [`SessionInfo::lost_children`] counts that. Not kept at all: memory of the pager's own process, which ends with it; and sessions
 //! of minor faults, which are refused where there is a keeper.
 //!
 //! A connection is kept before anything is read from it, and what it says is only peeked at: bytes and descriptors stay in its queue until its
@@ -18,7 +18,7 @@
 
 use std::fmt::Debug;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,7 @@ use uffd::liveness::PidFd;
 use crate::address_map::{AddressMap, Region};
 use crate::error::PagerError;
 use crate::fill::FillOptions;
+use crate::left::LeftBehind;
 use crate::notice::Observer;
 use crate::offer::Refused;
 use crate::pager::{Message, Pager, next_id, skip_ids};
@@ -95,6 +96,8 @@ pub struct KeptDescriptors<'a> {
 /// What becomes of a connection that is taken over.
 pub(crate) enum To {
     Server(u64),
+    /// It comes as if it had just been accepted.
+    New(u64),
     /// It is turned away.
     Nobody {
         server: Box<Server>,
@@ -155,7 +158,7 @@ impl Pager {
         descriptors: KeptDescriptors<'_>,
         successor: Successor,
     ) -> Result<(), PagerError> {
-        let (parts, taking_over) = prepare(session, descriptors, Arc::clone(&successor.source))?;
+        let (parts, taking_over) = self.prepare(session, descriptors, Arc::clone(&successor.source))?;
         self.take_over(parts, taking_over, successor);
         Ok(())
     }
@@ -178,7 +181,7 @@ impl Pager {
         observer: Arc<dyn Observer>,
     ) -> Result<(), PagerError> {
         let source: Arc<dyn PageSource> = Arc::new(Refused("a session that nobody could take over"));
-        let (parts, mut taking_over) = match prepare(session, descriptors, Arc::clone(&source)) {
+        let (parts, mut taking_over) = match self.prepare(session, descriptors, Arc::clone(&source)) {
             Err(PagerError::Record(reason)) if !in_use(descriptors) => {
                 let uffd = adopt(descriptors)?;
                 let map = AddressMap::new(&session.regions, session.page_size, u64::MAX)?;
@@ -197,7 +200,7 @@ impl Pager {
     /// [`Pager::fail_connection`] without anybody who hears of it.
     pub fn resume_connection(&self, id: u64, socket: OwnedFd, server: u64) {
         skip_ids(id);
-        self.send(Message::Connection { id, socket, to: To::Server(server) });
+        self.send(Message::Connection(id, socket, To::Server(server)));
     }
 
     /// Turns a connection away whose process nobody can serve any more, by this policy. The observer hears of a rejection, last of all
@@ -212,7 +215,7 @@ impl Pager {
     ) {
         skip_ids(id);
         let server = Box::new(Server::standing_in(next_id(), policy, observer));
-        self.send(Message::Connection { id, socket, to: To::Nobody { server, why } });
+        self.send(Message::Connection(id, socket, To::Nobody { server, why }));
     }
 
     /// Sessions get ids above this one from now on. Whoever takes over from another pager calls it with the highest id that one has given,
@@ -221,39 +224,57 @@ impl Pager {
         skip_ids(up_to);
     }
 
+    /// Sessions that are taken over from now on find there what their process had read of and not handed to its keeper.
+    pub fn inherit(&self, left: LeftBehind) {
+        *lock(&self.left) = left;
+    }
+
+    /// Has the event loop's thread do something, after everything that was asked for before.
+    pub fn after_that(&self, act: Box<dyn FnOnce() + Send>) {
+        self.send(Message::Then(act));
+    }
+
+    /// Takes a connection to `server` that an earlier process had accepted, and not handed to its keeper. Where that server is gone, as
+    /// [`Pager::resume_connection`].
+    pub fn add_connection(&self, socket: OwnedFd, server: u64) {
+        self.send(Message::Connection(next_id(), socket, To::New(server)));
+    }
+
+    /// Checks everything, and changes nothing but who owns the record.
+    fn prepare(
+        &self,
+        session: &KeptSession,
+        descriptors: KeptDescriptors<'_>,
+        source: Arc<dyn PageSource>,
+    ) -> Result<(Parts, TakingOver), PagerError> {
+        let uffd = adopt(descriptors)?;
+        let record = Record::open(duplicate(descriptors.record)?)?;
+        if (record.session(), record.page_size()) != (session.id, session.page_size) {
+            return Err(PagerError::Record(format!(
+                "it is of session {} with pages of {} bytes, not of session {} with {}",
+                record.session(),
+                record.page_size(),
+                session.id,
+                session.page_size
+            )));
+        }
+        let (map, applied) = record.map(source.size())?;
+        record.check_ring()?;
+        let tracking = if record.tracks_writes() {
+            Some(Tracking::in_record(record.written()?, record.page_size()))
+        } else {
+            None
+        };
+        let parts = parts_of(session, descriptors, uffd, map, tracking, source)?;
+        record.take_ownership()?;
+        let table = lock(&self.left).table(record.ring_of(), record.forks()?);
+        Ok((parts, TakingOver::new(record, applied, table)))
+    }
+
     fn take_over(&self, parts: Parts, taking_over: TakingOver, successor: Successor) {
         skip_ids(parts.id);
         self.send(Message::TakeOver(Box::new((parts, taking_over, successor))));
     }
-}
-
-/// Checks everything, and changes nothing but who owns the record.
-fn prepare(
-    session: &KeptSession,
-    descriptors: KeptDescriptors<'_>,
-    source: Arc<dyn PageSource>,
-) -> Result<(Parts, TakingOver), PagerError> {
-    let uffd = adopt(descriptors)?;
-    let record = Record::open(duplicate(descriptors.record)?)?;
-    if (record.session(), record.page_size()) != (session.id, session.page_size) {
-        return Err(PagerError::Record(format!(
-            "it is of session {} with pages of {} bytes, not of session {} with {}",
-            record.session(),
-            record.page_size(),
-            session.id,
-            session.page_size
-        )));
-    }
-    let (map, applied) = record.map(source.size())?;
-    record.check_ring()?;
-    let tracking = if record.tracks_writes() {
-        Some(Tracking::in_record(record.written()?, record.page_size()))
-    } else {
-        None
-    };
-    let parts = parts_of(session, descriptors, uffd, map, tracking, source)?;
-    record.take_ownership()?;
-    Ok((parts, TakingOver::new(record, applied)))
 }
 
 fn parts_of(
@@ -294,6 +315,11 @@ fn parts_of(
         connection: descriptors.connection.map(duplicate).transpose()?,
         working_set: WorkingSet::default(),
     })
+}
+
+fn lock(left: &Mutex<LeftBehind>) -> MutexGuard<'_, LeftBehind> {
+    // Nothing that is done under it can panic half way.
+    left.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn in_use(descriptors: KeptDescriptors<'_>) -> bool {

@@ -1,9 +1,9 @@
 //! The pager as its owner sees it: a thread to which one sends requests.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use crate::event_loop::EventLoop;
 use crate::fill::FillOptions;
 use crate::holding::Backing;
 use crate::keep::{Keeper, Successor, To};
+use crate::left::LeftBehind;
 use crate::mailbox::Mailbox;
 use crate::modes::{Minor, SessionModes, protect};
 use crate::notice::Observer;
@@ -154,11 +155,7 @@ pub(crate) enum Message {
     Serve(Box<Server>),
     Adopt(Box<(Parts, Arc<dyn Observer>)>),
     TakeOver(Box<(Parts, TakingOver, Successor)>),
-    Connection {
-        id: u64,
-        socket: OwnedFd,
-        to: To,
-    },
+    Connection(u64, OwnedFd, To),
     Answer {
         id: u64,
         image: Result<Image, PagerError>,
@@ -226,6 +223,7 @@ pub(crate) enum Message {
     Recorded {
         id: u64,
     },
+    Then(Box<dyn FnOnce() + Send>),
     /// Closes everything and ends.
     Stop,
 }
@@ -237,6 +235,8 @@ pub(crate) enum Message {
 pub struct Pager {
     pub(crate) mailbox: Mailbox<Message>,
     thread: Option<JoinHandle<()>>,
+    /// What is left of processes that sessions are taken over from.
+    pub(crate) left: Mutex<LeftBehind>,
 }
 
 /// Ids of servers and sessions: never used again, so that a stale one reaches nothing.
@@ -278,7 +278,7 @@ impl Pager {
                 syscall: "clone",
                 errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)),
             })?;
-        let pager = Self { mailbox, thread: Some(thread) };
+        let pager = Self { mailbox, thread: Some(thread), left: Mutex::default() };
         answer.recv().unwrap_or(Err(Errno::ECHILD)).map_err(failed("sched_setaffinity"))?;
         Ok(pager)
     }

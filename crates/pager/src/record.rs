@@ -72,6 +72,7 @@ impl Record {
             record.put(index, word);
         }
         record.take_ownership()?;
+        record.take_ring();
         record.publish_map(map, Applied::default())?;
         record.hold_resident();
         Ok(record)

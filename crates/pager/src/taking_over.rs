@@ -4,10 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use uffd::{Event, EventBuffer, Features, Left, UffdError, Userfaultfd, left_in};
+use uffd::{AdoptError, Event, EventBuffer, Features, Left, UffdError, Userfaultfd, left_in};
 
 use crate::error::PagerError;
 use crate::keep::{Keeper, KeptDescriptors, KeptSession};
+use crate::left::LeftTable;
 use crate::policy::{EndReason, Rest, SessionEnd};
 use crate::record::{Applied, Course, Ending, Record, damaged};
 use crate::session::Session;
@@ -32,6 +33,8 @@ pub(crate) struct Keeping {
 /// What a session is taken over with.
 pub(crate) struct TakingOver {
     record: Option<(Record, Applied)>,
+    /// What is left of the table that its ring is of.
+    table: LeftTable,
     /// Put it through its failure policy, for this reason.
     pub(crate) failing: Option<PagerError>,
     /// Nobody knows where all of its memory is.
@@ -39,15 +42,15 @@ pub(crate) struct TakingOver {
 }
 
 impl TakingOver {
-    pub(crate) fn new(record: Record, applied: Applied) -> Self {
-        Self { record: Some((record, applied)), failing: None, scattered: None }
+    pub(crate) fn new(record: Record, applied: Applied, table: LeftTable) -> Self {
+        Self { record: Some((record, applied)), table, failing: None, scattered: None }
     }
 
     /// Of what can only be failed.
     pub(crate) fn without_record(uffd: &Userfaultfd, why: PagerError) -> Self {
         // Without these events, memory that is moved is not registered any more: then it is where it was, or nobody's.
         let moves = uffd.enabled_features().is_none_or(|features| features.intersects(Features::EVENT_REMAP));
-        Self { record: None, failing: None, scattered: moves.then_some(why) }
+        Self { record: None, table: LeftTable::default(), failing: None, scattered: moves.then_some(why) }
     }
 }
 
@@ -97,7 +100,7 @@ impl Record {
                     possible(start, end)
                 }
                 // The map checks it.
-                Left::Event(Event::Remap { .. } | Event::Fault(_)) | Left::Fork => true,
+                Left::Event(Event::Remap { .. } | Event::Fault(_)) | Left::Fork { .. } => true,
                 Left::Event(Event::Fork { .. } | Event::Unknown { .. }) => false,
             };
             if !fine {
@@ -105,6 +108,22 @@ impl Record {
             }
         }
         Ok(())
+    }
+}
+
+impl Record {
+    /// The descriptors of children that its ring names.
+    ///
+    /// # Errors
+    ///
+    /// [`PagerError::System`] when it cannot be read.
+    pub(crate) fn forks(&self) -> Result<impl Iterator<Item = i32>, PagerError> {
+        let ring = self.ring()?;
+        let forks = left_in(&ring).filter_map(|(_, left)| match left {
+            Left::Fork { fd } => Some(fd),
+            Left::Event(_) => None,
+        });
+        Ok(forks.collect::<Vec<_>>().into_iter())
     }
 }
 
@@ -230,6 +249,7 @@ impl Session {
         server: Option<u64>,
         forked: &mut Vec<(u64, Self)>,
     ) -> Result<(), PagerError> {
+        let mut table = taking_over.table;
         let Some((record, applied)) = taking_over.record else {
             if let Some(error) = taking_over.scattered {
                 self.phase = Phase::sweep(
@@ -255,25 +275,6 @@ impl Session {
         }
         let ending = record.ending();
         self.attach(record, keeper, server)?;
-        let mut outcome = Ok(());
-        for (position, left) in left_in(&ring) {
-            let message = position as u64 + 1;
-            let in_map = applied.read == read && message <= applied.messages;
-            if let Some(kept) = self.kept.as_deref_mut() {
-                kept.message = message;
-            }
-            match left {
-                Left::Fork => lost += 1,
-                // Who waits for it comes again.
-                Left::Event(Event::Fault(_)) => {}
-                Left::Event(Event::Unmap { .. } | Event::Remap { .. }) if in_map => {}
-                Left::Event(event) => outcome = outcome.and(self.note(event, forked)),
-            }
-            EventBuffer::finish_left(&ring, position);
-        }
-        if let Some(info) = Arc::get_mut(&mut self.info) {
-            info.lost_children = lost;
-        }
         if let Some(ending) = ending {
             if let Course::Held { lost_track, .. } = ending.course {
                 self.holding.lost_track = lost_track;
@@ -283,6 +284,35 @@ impl Session {
                 kept.ending = Some(ending.clone());
             }
             self.phase = ending.into_phase();
+        }
+        let mut outcome = Ok(());
+        for (position, left) in left_in(&ring) {
+            let message = position as u64 + 1;
+            let in_map = applied.read == read && message <= applied.messages;
+            if let Some(kept) = self.kept.as_deref_mut() {
+                kept.message = message;
+            }
+            match left {
+                Left::Fork { fd } => match table.take(fd) {
+                    // Nothing was installed since: the process that read of it has done no more.
+                    Some(Ok(child)) => outcome = outcome.and(self.note(Event::Fork { child }, forked)),
+                    // It has exited; or else it was kept, or poisoned, before the message could be marked.
+                    Some(Err(AdoptError::ProcessGone)) => {}
+                    None if table.whole => {}
+                    Some(Err(_)) | None => lost += 1,
+                },
+                // Who waits for it comes again.
+                Left::Event(Event::Fault(_)) => {}
+                Left::Event(Event::Unmap { .. } | Event::Remap { .. }) if in_map => {}
+                Left::Event(event) => outcome = outcome.and(self.note(event, forked)),
+            }
+            EventBuffer::finish_left(&ring, position);
+        }
+        if let Some(kept) = &self.kept {
+            kept.record.take_ring();
+        }
+        if let Some(info) = Arc::get_mut(&mut self.info) {
+            info.lost_children = lost;
         }
         outcome
     }

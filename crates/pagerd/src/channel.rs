@@ -31,6 +31,12 @@ pub(crate) enum Message {
     Upgrade { executable: String },
     /// The value is in the last descriptor.
     Spilled { key: String },
+    /// The daemon's heir, whose pidfd comes along.
+    Heir,
+    /// What a daemon that is dead has had in its table, by the numbers there; `all` with the last of it.
+    Left { fds: Vec<i32>, all: bool },
+    /// What was left is kept otherwise, or over.
+    TakenOver,
     /// That was all: begin.
     Go(Go),
     /// The daemon answers clients.

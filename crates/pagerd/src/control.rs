@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Uid;
 use uffd::fd_passing::{self, Credentials};
@@ -13,11 +14,15 @@ use serde_json::Value;
 
 use crate::channel::{Channel, Go, Message};
 use crate::confine::confine;
+use crate::heir::Heir;
 use crate::keeping::Line;
 use crate::signals::Signals;
 
 /// The listening socket's key among what is kept.
 pub(crate) const LISTENER: &str = "listener";
+
+/// Heirs of one daemon; whatever ends them would end others, too.
+const MOST_HEIRS: usize = 32;
 
 pub(crate) struct Control {
     pub(crate) listener: OwnedFd,
@@ -27,6 +32,8 @@ pub(crate) struct Control {
     signals: Signals,
     go: Go,
     told_lost: bool,
+    heir: Option<Heir>,
+    heirs: usize,
     /// What was given up.
     pub(crate) confined: Value,
 }
@@ -70,6 +77,8 @@ impl Control {
                 signals,
                 go,
                 told_lost: false,
+                heir: None,
+                heirs: 0,
                 confined: Value::Null,
             },
             kept,
@@ -108,7 +117,35 @@ impl Control {
 
     /// Gives up what the holder has said, before there is another thread.
     pub(crate) fn confine(&mut self) {
+        // An heir that ends is nobody's to wait for.
+        // SAFETY: no handler of this program is replaced, and none runs.
+        let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) };
         self.confined = confine(self.go.confine);
+    }
+
+    /// Starts who hands on what this process's table has when it dies, unless too many of those have died.
+    pub(crate) fn start_heir(&mut self) {
+        self.heir = None;
+        if self.heirs >= MOST_HEIRS {
+            return crate::log(format_args!(
+                "{MOST_HEIRS} heirs of this daemon have died: there is no other"
+            ));
+        }
+        self.heirs += 1;
+        match Heir::start(self.line.channel().as_fd(), self.listener.as_fd()) {
+            Ok(heir) => {
+                let _ = self.line.say(&Message::Heir, &[heir.as_fd()]);
+                self.heir = Some(heir);
+            }
+            Err(errno) => crate::log(format_args!(
+                "no process could be started that shares this daemon's descriptors ({errno}): a child that is forked in the very moment in                  which the daemon dies would be lost"
+            )),
+        }
+    }
+
+    /// Readable when the heir has ended.
+    pub(crate) fn heir(&self) -> Option<BorrowedFd<'_>> {
+        self.heir.as_ref().map(AsFd::as_fd)
     }
 
     pub(crate) fn may_connect(&self, uid: u32) -> bool {

@@ -82,6 +82,7 @@ struct Ready {
     told: bool,
     signal: bool,
     holder: bool,
+    heir: bool,
     connecting: bool,
     clients: Vec<u64>,
 }
@@ -136,6 +137,10 @@ impl Daemon {
                     FromHolder::Nothing => {}
                 }
             }
+            if ready.heir {
+                crate::log(format_args!("the heir of this daemon has died: there is another"));
+                self.control.start_heir();
+            }
             if stop && self.stopping.is_none() {
                 self.abandon_all();
             }
@@ -163,6 +168,7 @@ impl Daemon {
         let mut fds = vec![PollFd::new(self.outbox.as_fd(), PollFlags::POLLIN)];
         fds.push(PollFd::new(stop, PollFlags::POLLIN));
         let holder_at = holder.map(|holder| push(&mut fds, holder, PollFlags::POLLIN));
+        let heir_at = self.control.heir().map(|heir| push(&mut fds, heir, PollFlags::POLLIN));
         let full = self.clients.len() >= MOST_CLIENTS;
         let listener_at = (!full).then(|| push(&mut fds, self.control.listener.as_fd(), PollFlags::POLLIN));
         let first = fds.len();
@@ -185,6 +191,7 @@ impl Daemon {
             told: is_ready(0),
             signal: is_ready(1),
             holder: holder_at.is_some_and(is_ready),
+            heir: heir_at.is_some_and(is_ready),
             connecting: listener_at.is_some_and(is_ready),
             clients: clients.filter(|(at, _)| is_ready(first + at)).map(|(_, &id)| id).collect(),
         })

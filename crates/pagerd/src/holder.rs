@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use pager::Listener;
 use serde_json::{Value, json};
 use uffd::liveness::PidFd;
@@ -22,6 +25,7 @@ use crate::args::Options;
 use crate::channel::{Channel, ChannelError, Go, Message};
 use crate::control::{Kept, LISTENER};
 use crate::keeping::END;
+use crate::left::{self, LEFT};
 use crate::policy;
 use crate::signals::Signals;
 
@@ -31,6 +35,8 @@ const STORM: Duration = Duration::from_secs(10);
 const MOST_STARTS: usize = 32;
 /// How long a daemon may take until it serves; one that hangs in what was kept is no better than one that dies of it.
 const STARTING: Duration = Duration::from_secs(10);
+/// How long a daemon's heir may take. What it does takes less than a millisecond; a machine that stalls stalls it, too.
+const HEIR: Duration = Duration::from_secs(1);
 /// Ends of sessions that are kept for clients that come back.
 const MOST_ENDS: usize = 256;
 
@@ -53,6 +59,17 @@ struct Running {
     /// It has said that it ends in order.
     stopping: bool,
     upgrading: bool,
+    /// Who hands on what its table has.
+    heir: Option<PidFd>,
+}
+
+/// What came of listening to a daemon.
+#[derive(PartialEq, Eq)]
+enum Heard {
+    Something,
+    Nothing,
+    /// Nothing can come any more.
+    End,
 }
 
 struct Holder {
@@ -78,6 +95,8 @@ struct Holder {
 /// Why it cannot begin, or cannot go on.
 pub(crate) fn run(options: &Options) -> Result<(), String> {
     let signals = Signals::take().map_err(|errno| errno.to_string())?;
+    // The daemon's heir outlives the daemon, and is to be waited for.
+    let _ = set_child_subreaper(true);
     // Before the first thread and the first client: descriptors are what this is made of.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
@@ -211,6 +230,7 @@ impl Holder {
             serving: false,
             stopping: false,
             upgrading: false,
+            heir: None,
         };
         // One that dies of it is noticed by its end.
         let _ = self.hand_over(&running.channel);
@@ -263,23 +283,50 @@ impl Holder {
             }
             // What it said before its end counts.
             if open && ready.get(2) == Some(&true) {
-                open = self.hear(running);
+                open = self.hear(running) != Heard::End;
             }
             if ready.first() == Some(&true) {
-                while open && self.hear(running) {}
+                self.hear_the_last(running);
                 return running.child.wait().map_err(|error| format!("wait: {error}"));
             }
         }
     }
 
-    /// Takes one message; `false` when there is none, or none can come any more.
-    fn hear(&mut self, running: &mut Running) -> bool {
-        let (message, fds) = match running.channel.receive() {
+    /// Takes what the daemon that is dead has said, and what its heir says, which has its end of the line until it ends.
+    fn hear_the_last(&mut self, running: &mut Running) {
+        let until = Instant::now() + HEIR;
+        let mut late = false;
+        loop {
+            match self.hear(running) {
+                Heard::Something => {}
+                Heard::End => break,
+                Heard::Nothing if late => break,
+                Heard::Nothing => {
+                    let left = until.saturating_duration_since(Instant::now()).as_millis();
+                    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+                    let mut fds = [PollFd::new(running.channel.as_fd(), PollFlags::POLLIN)];
+                    late = matches!(poll(&mut fds, timeout), Ok(0));
+                }
+            }
+        }
+        let Some(heir) = running.heir.take() else { return };
+        if late {
+            crate::log(format_args!("the daemon's heir did nothing for {} ms", HEIR.as_millis()));
+            let _ = heir.send_signal(libc::SIGKILL);
+        }
+        // It is this process's child since the daemon's end. Where it is not, another has waited for it.
+        let _ = waitpid(Pid::from_raw(heir.pid()), None);
+    }
+
+    /// Takes one message.
+    fn hear(&mut self, running: &mut Running) -> Heard {
+        let (message, mut fds) = match running.channel.receive() {
             Ok(Some(came)) => came,
-            Ok(None) | Err(ChannelError::Closed) => return false,
+            Ok(None) => return Heard::Nothing,
+            Err(ChannelError::Closed) => return Heard::End,
             Err(ChannelError::Failed(why)) => {
                 crate::log(format_args!("a message of the daemon was not understood: {why}"));
-                return true;
+                return Heard::Something;
             }
         };
         match message {
@@ -303,9 +350,14 @@ impl Holder {
                 self.stops();
                 running.stopping = true;
             }
+            Message::Heir => running.heir = fds.pop().and_then(|fd| PidFd::from_fd(fd).ok()),
+            Message::Left { fds: numbers, all } => {
+                left::keep(&mut self.kept, running.process.pid(), &numbers, fds, all);
+            }
+            Message::TakenOver => self.kept.retain(|kept| !kept.key.starts_with(LEFT)),
             Message::Spilled { .. } | Message::Go(_) | Message::Stop => {}
         }
-        true
+        Heard::Something
     }
 
     /// Says to a service manager that it ends, unless that was said.

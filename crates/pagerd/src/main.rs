@@ -1,7 +1,7 @@
 //! `userfaultfd-pagerd`: the pager in a process of its own, which its clients may come to and go from.
 //!
 //! Two processes: the **holder**, which keeps descriptors and does nothing else, and the **daemon**, its child, which
-//! serves. When the daemon dies, the holder starts another, which goes on with everything that was kept.
+//! serves; and the daemon's heir, which shares its descriptors and waits. When the daemon dies, the holder starts another, which goes on with everything that was kept.
 
 mod args;
 mod channel;
@@ -9,8 +9,10 @@ mod client;
 mod confine;
 mod control;
 mod daemon;
+mod heir;
 mod holder;
 mod keeping;
+mod left;
 mod outbox;
 mod policy;
 mod protocol;
@@ -96,6 +98,8 @@ fn serve(fd: i32) -> Result<(), String> {
     let channel = Channel::of(unsafe { OwnedFd::from_raw_fd(fd) });
     let (mut control, kept) = Control::receive(channel, signals)?;
     control.confine();
+    // Before there is anything that only this table has.
+    control.start_heir();
     let mut daemon = Daemon::new(control).map_err(|error| error.to_string())?;
     daemon.resume(kept);
     daemon.control.line.say(&Message::Serving, &[]).map_err(|error| error.to_string())?;

@@ -13,6 +13,7 @@ use pager::{
 use crate::control::Kept;
 use crate::holder::remember_end;
 use crate::keeping::{self, CONNECTION, END, Label, SERVER, SESSION, ServerValue, SessionValue};
+use crate::left::Left;
 use crate::protocol::Listen;
 use crate::serving::policy_of;
 
@@ -68,6 +69,10 @@ pub(crate) fn apply(kept: &mut Vec<Kept>, lingering: &mut Vec<Kept>, why: &str) 
             return 0;
         }
     };
+    let (left, others) = Left::of(std::mem::take(kept));
+    *kept = others;
+    let accepted = left.servers(kept);
+    pager.inherit(left.children);
     let sessions = take(kept, SESSION);
     let connections = take(kept, CONNECTION);
     let count = sessions.len() + connections.len();
@@ -85,7 +90,13 @@ pub(crate) fn apply(kept: &mut Vec<Kept>, lingering: &mut Vec<Kept>, why: &str) 
             Err(error) => over.push((id, keeping::never_resumed(error))),
         }
     }
-    let mut turned_away = 0;
+    let mut turned_away = accepted.len();
+    // No session has such a number: those of daemons are higher.
+    for (id, (socket, server)) in (1..).zip(accepted) {
+        let (why, observer) = (PagerError::Internal(why.to_owned()), Arc::<Ends>::clone(&ends));
+        let policy = server.map_or(FailurePolicy::Poison, |(_, policy)| policy);
+        pager.fail_connection(id, socket, policy, why, observer);
+    }
     for Kept { value, mut fds, .. } in connections {
         let (Ok(value), Some(socket)) = (serde_json::from_value::<KeptConnection>(value), fds.pop()) else {
             continue;

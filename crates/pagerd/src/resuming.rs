@@ -2,16 +2,25 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
-use pager::{FailurePolicy, KeptConnection, PagerError, Successor};
+use pager::{FailurePolicy, KeptConnection, LeftBehind, PagerError, Successor};
 
+use crate::channel::Message;
 use crate::control::Kept;
 use crate::daemon::Daemon;
 use crate::keeping::{
     self, CONNECTION, END, FEED, Label, SERVER, SESSION, SOURCE, ServerValue, SessionValue, SourceValue,
 };
+use crate::left::Left;
 use crate::outbox::Told;
 use crate::protocol::Listen;
+
+/// How long clients wait for the pager to have taken everything over.
+const SETTLING: Duration = Duration::from_secs(1);
+/// No server's number in the pager.
+const NO_SERVER: u64 = 0;
 
 impl Daemon {
     /// Takes everything over, in the order in which it came to be.
@@ -28,6 +37,9 @@ impl Daemon {
                 self.feeds.insert(id, source);
             }
         }
+        let (left, kept) = Left::of(kept);
+        let servers = left.servers(&kept);
+        self.pager.inherit(left.children);
         // They come last: those who were served before them have their places.
         let (connections, kept): (Vec<Kept>, _) =
             kept.into_iter().partition(|kept| kept.key.starts_with(CONNECTION));
@@ -58,6 +70,21 @@ impl Daemon {
                 crate::log(format_args!("{key} could not be taken over: {error}"));
             }
         }
+        // What no session has wanted was a client's, who has it still.
+        self.pager.inherit(LeftBehind::default());
+        for (socket, server) in servers {
+            // It was accepted, and no more.
+            let server = server.and_then(|(server, _)| self.servers.get(&server));
+            self.pager.add_connection(socket, server.map_or(NO_SERVER, |server| server.internal));
+        }
+        let (done, all_done) = channel();
+        let line = Arc::clone(&self.control.line);
+        self.pager.after_that(Box::new(move || {
+            let _ = done.send(());
+            let _ = line.say(&Message::TakenOver, &[]);
+        }));
+        // Who connects finds everything as it is. Faults are answered meanwhile; where that takes long, so are clients.
+        let _ = all_done.recv_timeout(SETTLING);
     }
 
     fn resume_source(&mut self, value: SourceValue, fds: Vec<OwnedFd>) -> Result<(), PagerError> {

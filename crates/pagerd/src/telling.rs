@@ -82,6 +82,12 @@ impl Daemon {
         let mut params = json!({ "at": wire::now(), "server": server });
         match notice {
             Notice::SessionStarted(info) => {
+                if info.lost_children > 0 {
+                    crate::log(format_args!(
+                        "process {} had forked {} children whose memory nobody has: it reads zero where it was missing",
+                        info.peer.pid, info.lost_children
+                    ));
+                }
                 self.sessions.begin(info.id, server);
                 params["kind"] = "session".into();
                 params["session"] = wire::session(&info);

@@ -151,7 +151,7 @@ impl EventBuffer {
         }
         Some(match message.without_fork() {
             Left::Event(event) => event,
-            Left::Fork => Event::Unknown { event: sys::UFFD_EVENT_FORK },
+            Left::Fork { .. } => Event::Unknown { event: sys::UFFD_EVENT_FORK },
         })
     }
 
@@ -204,8 +204,11 @@ impl EventBuffer {
 pub enum Left {
     /// A message; its descriptors, if it had any, are none of this process's.
     Event(Event),
-    /// A child was forked. Its descriptor was closed with the process that had read of it.
-    Fork,
+    /// A child was forked. Its descriptor has this number in the table of the process that had read of it, for as long as that table is there.
+    Fork {
+        /// The number.
+        fd: i32,
+    },
 }
 
 /// The messages that were left in words which [`EventBuffer::in_words`] was made of, by another process, with their positions. Whatever
@@ -243,7 +246,7 @@ impl Message {
     fn without_fork(&self) -> Left {
         Left::Event(match self.kind() {
             sys::UFFD_EVENT_PAGEFAULT => Event::Fault(self.fault(true)),
-            sys::UFFD_EVENT_FORK => return Left::Fork,
+            sys::UFFD_EVENT_FORK => return Left::Fork { fd: self.word(0) as u32 as i32 },
             sys::UFFD_EVENT_REMAP => Event::Remap { from: self.word(0), to: self.word(1), len: self.word(2) },
             sys::UFFD_EVENT_REMOVE => Event::Remove { start: self.word(0), end: self.word(1) },
             sys::UFFD_EVENT_UNMAP => Event::Unmap { start: self.word(0), end: self.word(1) },

@@ -77,7 +77,10 @@ impl EventLoop {
             To::Server(server) if self.servers.contains_key(&server) => {
                 return self.welcome(id, server, socket, true);
             }
-            To::Server(_) => {
+            To::New(server) if self.servers.contains_key(&server) => {
+                return self.welcome(id, server, socket, false);
+            }
+            To::Server(_) | To::New(_) => {
                 let server = Server::standing_in(next_id(), FailurePolicy::Poison, Arc::new(Unheard));
                 (server, PagerError::Closed)
             }
@@ -108,13 +111,19 @@ impl EventLoop {
             session.fail(EndReason::PagerLost, error);
         }
         if let Some(error) = failing {
+            let its = self.lent.forked.iter_mut().filter(|(parent, _)| *parent == id);
+            its.for_each(|(_, child)| child.fail(EndReason::PagerLost, error.clone()));
             session.fail(EndReason::PagerLost, error);
         }
         session.keep_ending();
         self.adopt_session(session, server.unwrap_or(NO_SERVER), &observer);
         // From now on their faults are heard of.
-        if let Some(entry) = self.sessions.get(&id) {
+        if let Some(entry) = self.sessions.get_mut(&id) {
             entry.session.wake_everybody();
+            // That it is held is known as soon as that it is there.
+            if let Some(notice) = entry.session.take_news() {
+                entry.observer.notice(notice);
+            }
         }
     }
 }

@@ -33,7 +33,9 @@ pub(super) mod at {
     pub(in super::super) const TEXT: usize = 16;
     pub(in super::super) const TEXT_WORDS: usize = 64;
     pub(in super::super) const COUNTERS: usize = TEXT + TEXT_WORDS;
-    pub(in super::super) const COUNTERS_ROOM: usize = RING - COUNTERS;
+    pub(in super::super) const COUNTERS_ROOM: usize = TABLE - COUNTERS;
+    /// The process in whose table the descriptors are that the ring names.
+    pub(in super::super) const TABLE: usize = RING - 1;
     pub(in super::super) const RING: usize = 256;
     /// 64 messages of four words.
     pub(in super::super) const RING_WORDS: usize = 256;

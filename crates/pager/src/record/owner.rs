@@ -32,6 +32,16 @@ impl Record {
             && started_at(owner).is_some_and(|now| now == started)
     }
 
+    /// The ring is this process's from now on: nothing is in it that another has read.
+    pub(crate) fn take_ring(&self) {
+        self.put(at::TABLE, u64::from(std::process::id()));
+    }
+
+    /// In whose table the descriptors are that the ring names; 0 where that is not known.
+    pub(crate) fn ring_of(&self) -> i32 {
+        i32::try_from(self.get(at::TABLE)).unwrap_or(0)
+    }
+
     /// Counts that it was taken over; how often it was.
     pub(crate) fn count_take_over(&self) -> u64 {
         let count = self.get(at::TAKEN_OVER).wrapping_add(1);

@@ -1,15 +1,19 @@
 //! Killed between reading a message and marking it: what the process that is gone has read is done by the one that comes.
 
 use std::collections::HashMap;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use pager::Rest;
-use uffd::{Features, Modes};
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+use pager::{EndReason, LeftBehind, Notice, Pager, PagerError, PagerOptions, Rest};
+use uffd::{Features, Modes, Userfaultfd};
 
-use crate::memory::{Served, at, get, page, put, resume, served};
-use crate::support::area::{Area, Made, all_events};
-use crate::support::children::{Steps, fork, turn};
-use crate::support::{elsewhere, finish, held_up};
+use crate::memory::{Served, at, get, page, put, resume, served, try_resume};
+use crate::support::area::{Area, Made, all_events, started};
+use crate::support::children::{Child, Steps, fork, turn};
+use crate::support::kept::Kept;
+use crate::support::{DEADLINE, elsewhere, finish, held_up, image, told};
 
 const PAGES: usize = 64;
 
@@ -190,6 +194,89 @@ fn a_map_that_was_being_written_is_not_used_and_the_one_before_it_is() {
 
     check_moved(&served, there);
     resumed.pager.close_session(resumed.info.id, Rest::Poison);
+}
+
+/// What is left of a session whose pager is dead, and of a child.
+struct Forked {
+    area: Area,
+    kept: Kept,
+    child: Child,
+    /// What the table of that pager had.
+    left: LeftBehind,
+    _uffd: Userfaultfd,
+}
+
+/// A session whose pager is dead, and a child that was forked since: its FORK message was read, and no more, into this process's table, as
+/// which number. The child waits for a step, then looks at a page that was there, and at two that were not.
+fn forking(steps: &Steps) -> Option<Forked> {
+    let Served { area, uffd, process, kept, .. } = orphaned(all_events() | Features::EVENT_FORK)?;
+    let dead = process.pid();
+    process.kill();
+    let wait = steps.waiter();
+    let act = move || {
+        wait();
+        i32::from(!(area.holds(3, 3) && area.holds(5, 5) && area.holds(6, 6)))
+    };
+    // SAFETY: reads one byte, touches memory, makes bare system calls.
+    let forking = elsewhere(move || unsafe { fork(act) });
+    while kept.read_and_leave(&uffd) == 0 {
+        std::thread::yield_now();
+    }
+    let child = finish(&forking);
+    let ring = kept.words();
+    assert_eq!(get(&ring, at::TABLE), dead as u64);
+    let number = get(&ring, at::RING + 1) as i32;
+    // SAFETY: reading the message has put it into this process's table, and nobody else knows of it.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    let mut left = LeftBehind::default();
+    left.add(dead, number, fd);
+    Some(Forked { area, kept, child, left, _uffd: uffd })
+}
+
+#[test]
+fn a_child_whose_fork_was_read_and_no_more_is_served_from_what_its_pagers_table_had() {
+    let _turn = turn();
+    let steps = Steps::new();
+    let Some(Forked { area, kept, child, left, _uffd }) = forking(&steps) else { return };
+    let pager = Pager::start(&PagerOptions::default()).unwrap();
+    pager.inherit(left);
+
+    let (outcome, notices) = try_resume(&pager, &kept, PAGES);
+
+    outcome.unwrap();
+    let parent = started(&notices);
+    let of_child = started(&notices);
+    assert_eq!((parent.lost_children, of_child.parent), (0, Some(kept.session.id)));
+    // What its parent discards is the child's as it was.
+    area.part(6, 1).discard(Made::Private);
+    assert!(area.part(6, 1).is_zero());
+    steps.step();
+    assert_eq!(child.exit_code(), 0);
+    assert!(area.part(5, 1).read() == page(&image(PAGES), 5));
+    pager.close_session(kept.session.id, Rest::Poison);
+}
+
+#[test]
+fn a_child_whose_fork_was_read_and_no_more_meets_the_policy_where_nobody_can_take_over() {
+    let _turn = turn();
+    let steps = Steps::new();
+    let Some(Forked { kept, child, left, .. }) = forking(&steps) else { return };
+    let pager = Pager::start(&PagerOptions::default()).unwrap();
+    pager.inherit(left);
+    let (observer, notices) = told();
+    let why = PagerError::Internal("nobody goes on".to_owned());
+
+    pager.fail_session(&kept.session, kept.descriptors(), why, observer).unwrap();
+
+    let mut reasons = Vec::new();
+    while reasons.len() < 2 {
+        if let Notice::SessionEnded { end, .. } = notices.recv_timeout(DEADLINE).unwrap() {
+            reasons.push(end.reason);
+        }
+    }
+    assert_eq!(reasons, [EndReason::PagerLost; 2]);
+    steps.step();
+    assert!(matches!(child.wait(), WaitStatus::Signaled(_, Signal::SIGBUS, _)));
 }
 
 #[test]

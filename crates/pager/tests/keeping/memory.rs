@@ -23,6 +23,7 @@ pub mod at {
     pub const OWNER: usize = 9;
     pub const READS: usize = 11;
     pub const MAP: usize = 12;
+    pub const TABLE: usize = 255;
     pub const RING: usize = 256;
     pub const RING_WORDS: usize = 256;
     /// Behind the head: the bitmaps.
@@ -121,6 +122,15 @@ impl Kept {
     /// Reads messages into its ring, as its pager does, and nothing more: it was killed then. How many.
     pub fn read_and_die(&self, uffd: &Userfaultfd) -> usize {
         uffd.read_events(&mut EventBuffer::in_words(self.ring())).unwrap()
+    }
+
+    /// The same, but whoever shares its table is alive: descriptors of children stay open.
+    pub fn read_and_leave(&self, uffd: &Userfaultfd) -> usize {
+        let mut buffer = EventBuffer::in_words(self.ring());
+        let read = uffd.read_events(&mut buffer).unwrap();
+        // What it drops it closes.
+        std::mem::forget(buffer);
+        read
     }
 }
 

@@ -80,7 +80,7 @@ export class Connection {
    */
   static async open(
     path: string,
-    hello: { client: string; sessions: number[] },
+    hello: { client: string; sessions: number[]; sources: number[] },
     listening: Listening,
   ): Promise<{ connection: Connection; welcome: Welcome }> {
     const socket = createConnection(path);

@@ -18,7 +18,7 @@ import { Pager } from './pager.js';
 import { PagerClient } from './pager-client.js';
 import { FAILURE_OPTIONS, type FailureOptions, type OnFailure } from './policy.js';
 import { RemoteServer, type ServerEngine } from './remote-server.js';
-import { fileSource, PageSource } from './sources.js';
+import { fileSource, PageSource, passing } from './sources.js';
 import { readStatsInterval } from './stats-reports.js';
 import { TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
 import {
@@ -159,7 +159,7 @@ function enginesOf({ pager, cpu, record, replay }: FirecrackerServerOptions): Pi
     const { remote } = pager;
     return {
       open: async memory => {
-        const source = memory instanceof PageSource ? memory : fileSource(memory);
+        const source = memory instanceof PageSource ? memory : passing(fileSource(memory));
         return { memory: '', source: await remote.open(source) };
       },
       engine: (options, notify) => new RemoteServer(remote, options, notify),

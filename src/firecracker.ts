@@ -357,7 +357,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     try {
       const choice = await this.#choose?.(requestOf(asked, signal));
       const { image, onFailure } = await readChoice(choice, this.#defaults, this.#open);
-      if (signal.aborted) return;
+      if (signal.aborted) return this.#native.unused?.(image);
       this.#policies.set(asked.id, onFailure);
       question.answer = () => this.#native.answer(asked.id, image);
     } catch (cause) {

@@ -4,7 +4,7 @@ import { FAILURE_OPTIONS, type FailureOptions, type OnFailure, readFailureOption
 import { readSourceTimeout } from './limits.js';
 import type { Peer, SessionRegion } from './session.js';
 import { readMode, type RestoreMode } from './fill-options.js';
-import { fileSource, overlaid, type Overlay, PageSource } from './sources.js';
+import { fileSource, overlaid, type Overlay, PageSource, passing } from './sources.js';
 import { readTraceOptions, TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
 import { KiB, MiB } from './units.js';
 import { validateBoolean, validateOptions, validatePathOrUrl, validatePowerOfTwo } from './validate.js';
@@ -77,7 +77,7 @@ export function withOverlays(
   overlays: readonly Overlay[] | undefined,
 ): string | PageSource {
   if (overlays === undefined) return memory;
-  return overlaid(memory instanceof PageSource ? memory : fileSource(memory), overlays);
+  return overlaid(memory instanceof PageSource ? memory : passing(fileSource(memory)), overlays);
 }
 
 /** @hidden */

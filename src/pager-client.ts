@@ -245,8 +245,12 @@ export class PagerClient extends Paging {
       pidfd: at(pidfd),
       memfd: at(memfd),
     };
-    const { session } = await this.#remote.request('session.adopt', params, fds, false);
-    return session as number;
+    try {
+      const { session } = await this.#remote.request('session.adopt', params, fds, false);
+      return session as number;
+    } finally {
+      this.#remote.sources.used(source);
+    }
   }
 
   async #begun(

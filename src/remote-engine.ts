@@ -291,7 +291,7 @@ export class RemoteEngine implements PagingEngine {
   }
 
   /** @hidden What a connection tells. */
-  told(method: string, params: Told): void {
+  told(method: string, params: Told, on: Connection): void {
     if (method === 'notice') this.#hear(params);
     else if (method === 'stats') {
       for (const { id, stats } of params['sessions'] as { id: number; stats: Told }[]) {
@@ -299,7 +299,7 @@ export class RemoteEngine implements PagingEngine {
         if (known) known.stats = statsOf(stats);
       }
     } else if (method === 'read') {
-      void this.sources.read(params as unknown as Parameters<RemoteSources['read']>[0]);
+      void this.sources.read(params as unknown as Parameters<RemoteSources['read']>[0], on);
     } else if (method === 'holder') this.onHolderLost();
   }
 
@@ -307,17 +307,22 @@ export class RemoteEngine implements PagingEngine {
   lost(): void {
     this.#connection = undefined;
     if (this.#released || this.#reconnecting !== undefined) return;
-    this.#reconnecting = this.#reconnect().finally(() => {
-      this.#reconnecting = undefined;
+    const reconnecting = this.#reconnect().finally(() => {
+      // The connection may have been lost once more meanwhile.
+      if (this.#reconnecting === reconnecting) this.#reconnecting = undefined;
     });
+    this.#reconnecting = reconnecting;
   }
 
   async #open(): Promise<void> {
     this.#lookAtTold();
-    const hello = { client: this.#token, sessions: [...this.#known.keys()] };
+    const hello = { client: this.#token, sessions: [...this.#known.keys()], sources: this.sources.numbers };
     let lostEarly = false;
+    // What comes right behind the welcome is heard once there is a connection to answer on.
+    let hear = (method: string, params: Told): void => void early.push([method, params]);
+    const early: [string, Told][] = [];
     const listening = {
-      told: (method: string, params: Told): void => this.told(method, params),
+      told: (method: string, params: Told): void => hear(method, params),
       lost: (): void => {
         if (this.#connection === undefined) lostEarly = true;
         else this.lost();
@@ -328,6 +333,8 @@ export class RemoteEngine implements PagingEngine {
     this.#connection = connection;
     this.welcome = welcome;
     this.#compare(welcome);
+    hear = (method, params) => this.told(method, params, connection);
+    for (const [method, params] of early) hear(method, params);
   }
 
   async #reconnect(): Promise<void> {

@@ -20,6 +20,8 @@ export interface ServerEngine extends SessionOwner {
   takeNotices(): ServerNotice[];
   answer(asked: number, image: NativeImage): void;
   refuse(asked: number, reason: string): void;
+  /** An image that was opened, and that nobody wants any more. */
+  unused?(image: NativeImage): void;
   close(rest: Rest): void;
   drain(): void;
   giveUp(): void;
@@ -40,6 +42,8 @@ export class RemoteServer implements ServerEngine {
   readonly #inbox: Inbox<ServerNotice>;
   #bound: Bound | undefined;
   #id = -1;
+  /** Sources that were named for processes which are not served yet. */
+  readonly #answered = new Map<number, number>();
 
   constructor(engine: RemoteEngine, options: NativeServerOptions, notify: () => void) {
     this.#engine = engine;
@@ -92,6 +96,8 @@ export class RemoteServer implements ServerEngine {
       if (socket !== undefined && options.fd === undefined) closeSync(socket);
       this.#unlink();
       this.#push({ kind: 'failed', at: Date.now(), error: toNative(thrown as UffdError) });
+    } finally {
+      this.unused(options);
     }
   }
 
@@ -129,12 +135,29 @@ export class RemoteServer implements ServerEngine {
   }
 
   takeNotices(): ServerNotice[] {
-    return this.#inbox.notices.splice(0);
+    const notices = this.#inbox.notices.splice(0);
+    for (const notice of notices) {
+      if (notice.kind === 'session') this.#settled(notice.session?.id);
+      else if (notice.kind === 'rejected') this.#settled(notice.id);
+    }
+    return notices;
+  }
+
+  /** It is known what became of a question: nobody asks it again. */
+  #settled(asked = -1): void {
+    this.unused({ source: this.#answered.get(asked) });
+    this.#answered.delete(asked);
   }
 
   answer(session: number, { source, window, mode, collapse, sourceTimeout, onFailure }: NativeImage): void {
     const serving = { window, mode, collapse, sourceTimeout, onFailure };
     this.#engine.tell('firecracker.answer', { session, source, ...serving });
+    if (source !== undefined) this.#answered.set(session, source);
+  }
+
+  /** The daemon keeps what it serves from. */
+  unused({ source }: { source?: number | undefined }): void {
+    if (source !== undefined) this.#engine.sources.used(source);
   }
 
   refuse(session: number, error: string): void {

@@ -45,15 +45,21 @@ export class RemoteSources {
     this.#line = line;
   }
 
+  /** Those that are open. */
+  get numbers(): number[] {
+    return [...this.#numbers.keys()];
+  }
+
   /** The daemon's number of a source. */
   async open(source: PageSource): Promise<number> {
     if (source.closed) throw new UffdError('ERR_UFFD_USE_AFTER_CLOSE', 'the source is closed');
     let opened = this.#opened.get(source);
     if (opened === undefined) {
       this.#last += 1;
-      opened = { id: this.#last, ready: this.#send(this.#last, source) };
+      const id = this.#last;
+      opened = { id, ready: this.#send(id, source) };
       this.#opened.set(source, opened);
-      this.#numbers.set(opened.id, source);
+      this.#numbers.set(id, source);
       source.whenClosed(() => this.#close(source));
     }
     try {
@@ -61,6 +67,7 @@ export class RemoteSources {
     } catch (error) {
       // What failed can be tried again.
       this.#opened.delete(source);
+      this.#numbers.delete(opened.id);
       throw error;
     }
     return opened.id;
@@ -90,20 +97,38 @@ export class RemoteSources {
   async reopen(): Promise<void> {
     for (const [source, opened] of this.#opened) {
       opened.ready = this.#send(opened.id, source);
-      await opened.ready.catch(() => this.#opened.delete(source));
+      await opened.ready.catch((error: unknown) => {
+        // Lost once more: it is opened on the next connection.
+        if ((error as UffdError).code !== 'ERR_UFFD_PAGER_LOST') this.#opened.delete(source);
+      });
     }
   }
 
-  /** Brings bytes that the daemon has asked for. Never rejects. */
-  async read({ source: id, request, offset, length }: Read): Promise<void> {
+  /**
+   * Brings bytes that the daemon has asked for, to the one that has asked: another counts its requests anew. Never rejects.
+   */
+  async read({ source: id, request, offset, length }: Read, on: Pick<Line, 'tell'>): Promise<void> {
     const source = this.#numbers.get(id);
     try {
       if (source === undefined) throw new UffdError('ERR_UFFD_SOURCE', `source ${id} is not open`);
       const { error, fds } = await native().readSource(await source.handle(), offset, length);
       if (error) throw fromNative(error);
-      this.#line.tell('source.answer', { source: id, request }, fds ?? []);
+      on.tell('source.answer', { source: id, request }, fds ?? []);
     } catch (error) {
-      this.#line.tell('source.answer', { source: id, request, error: (error as Error).message });
+      on.tell('source.answer', { source: id, request, error: (error as Error).message });
+    }
+  }
+
+  /**
+   * A source is served from now on, or will never be. One that nobody else has is closed: the daemon keeps what it serves from,
+   * and no longer.
+   */
+  used(id: number): void {
+    let source = this.#numbers.get(id);
+    while (source?.passing === true) {
+      source.close();
+      const given: SourceDescription | undefined = source.description;
+      source = given?.kind === 'overlay' ? given.base : undefined;
     }
   }
 

@@ -42,6 +42,8 @@ export class PageSource {
   readonly needsThisThread: boolean;
   /** @hidden */
   readonly description: SourceDescription | undefined;
+  /** @hidden Made by this package for one use: nobody else can close it. */
+  passing = false;
   readonly #ended = new Set<() => void>();
   readonly #open: () => Promise<OpenSource>;
   #opened: Promise<OpenSource> | undefined;
@@ -191,9 +193,15 @@ export function overlaySource(base: PageSource, overlays: readonly Overlay[]): P
   return new PageSource(open, base.needsThisThread, { kind: 'overlay', base, places, bytes });
 }
 
+/** @hidden */
+export function passing(source: PageSource): PageSource {
+  source.passing = true;
+  return source;
+}
+
 /** @hidden A session's own bytes over a source, where it has any. */
 export function overlaid(source: PageSource, overlays: readonly Overlay[] | undefined): PageSource {
-  return overlays === undefined ? source : overlaySource(source, overlays);
+  return overlays === undefined ? source : passing(overlaySource(source, overlays));
 }
 
 function readOverlay(name: string, overlay: Overlay): { offset: number; data: Uint8Array } {

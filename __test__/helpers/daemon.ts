@@ -90,6 +90,21 @@ export function isAlive(pid: number): boolean {
   }
 }
 
+/** The daemon that a holder has, or is starting, other than this; `undefined` where there is none. */
+export function daemonOf(holder: number, not: number): number | undefined {
+  const children = readFileSync(`/proc/${holder}/task/${holder}/children`, 'utf8').trim().split(' ');
+  return children.map(Number).find(pid => pid !== not && isAlive(pid) && !isHeir(pid));
+}
+
+/** What is left of a dead daemon for a moment, and is no daemon. */
+function isHeir(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/comm`, 'utf8').trim() === 'uffd-heir';
+  } catch {
+    return true;
+  }
+}
+
 /** A promise, and who keeps it. */
 export function promised<T>(): { promise: Promise<T>; resolve: (value: T) => void } {
   let resolve: (value: T) => void = () => {};

@@ -1,10 +1,8 @@
 /** Drives `userfaultfd-faulter`: a process that faults when it is told to, on threads of its own. */
 
-import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer, type Socket } from 'node:net';
 import { dirname, join } from 'node:path';
-import { createInterface } from 'node:readline';
 
 import type { ExecutionContext } from 'ava';
 import {
@@ -16,7 +14,11 @@ import {
 } from 'userfaultfd';
 
 import { PEER } from '../../examples/support/peer.js';
+import { Commanded } from './commanded.js';
 import { canRun, folder } from './serving.js';
+
+/** Where the executable is. */
+export const FAULTER: string = join(dirname(PEER), 'userfaultfd-faulter');
 
 /** Bits of features, as the kernel numbers them. */
 export const FORK = 1 << 1;
@@ -28,28 +30,11 @@ export const THREAD_ID = 1 << 8;
 /** The process, and its userfaultfd here. */
 export class Faulter {
   readonly uffd: Userfaultfd;
-  readonly #child: ChildProcess;
-  readonly #waiting = new Map<
-    number,
-    { resolve: (words: string[]) => void; reject: (error: Error) => void }
-  >();
-  #last = 0;
+  readonly #process: Commanded;
 
-  private constructor(child: ChildProcess, uffd: Userfaultfd) {
-    this.#child = child;
+  private constructor(child: Commanded, uffd: Userfaultfd) {
+    this.#process = child;
     this.uffd = uffd;
-    if (!child.stdout) throw new Error('a pipe is missing');
-    createInterface({ input: child.stdout }).on('line', line => {
-      const [id, how, ...words] = line.split(' ');
-      const one = this.#waiting.get(Number(id));
-      this.#waiting.delete(Number(id));
-      if (how === 'ok') one?.resolve(words);
-      else one?.reject(new Error(words.join(' ')));
-    });
-    child.on('exit', (status, signal) => {
-      for (const one of this.#waiting.values()) one.reject(new Error(`it ended: ${signal ?? status}`));
-      this.#waiting.clear();
-    });
   }
 
   /** Starts one; `undefined`, and said, where that cannot be. */
@@ -58,13 +43,10 @@ export class Faulter {
     const path = join(folder(t), 'faulter.sock');
     const server = createServer({ pauseOnConnect: true }).listen(path);
     await once(server, 'listening');
-    const child = spawn(join(dirname(PEER), 'userfaultfd-faulter'), [path, `0x${features.toString(16)}`], {
-      stdio: ['pipe', 'pipe', 'inherit'],
-    });
+    const child = new Commanded(FAULTER, [path, `0x${features.toString(16)}`]);
     t.teardown(async () => {
-      const ended = child.exitCode === null && child.signalCode === null ? once(child, 'exit') : undefined;
-      child.kill('SIGKILL');
-      await ended;
+      child.kill();
+      await child.ended;
     });
     const [socket] = (await once(server, 'connection')) as [Socket];
     // oxlint-disable-next-line no-underscore-dangle -- Node has no public name for it
@@ -78,17 +60,12 @@ export class Faulter {
   }
 
   get pid(): number {
-    return this.#child.pid ?? -1;
+    return this.#process.pid;
   }
 
   /** Has a thread of it do something; the words of its answer. */
   async ask(command: string, ...words: (number | bigint)[]): Promise<string[]> {
-    this.#last += 1;
-    const id = this.#last;
-    return new Promise((resolve, reject) => {
-      this.#waiting.set(id, { resolve, reject });
-      this.#child.stdin?.write(`${[id, command, ...words].join(' ')}\n`);
-    });
+    return this.#process.ask(command, ...words);
   }
 
   /** New memory of so many pages, of which the first are registered for missing faults. */
@@ -113,7 +90,7 @@ export class Faulter {
   handle(t: ExecutionContext, callbacks: FaultCallbacks, options?: FaultHandlerOptions): FaultHandler {
     const handler = this.uffd.createHandler(callbacks, options);
     t.teardown(async () => {
-      this.#child.kill('SIGKILL');
+      this.#process.kill();
       await handler.close({ rest: 'zero' });
     });
     return handler;

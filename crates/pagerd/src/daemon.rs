@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, Gone};
 use crate::control::{Control, FromHolder};
+use crate::feeds::Feeds;
 use crate::keeping::{HolderKeeper, source_key};
-use crate::outbox::{Event, Outbox, SourceKey};
+use crate::outbox::{Event, Outbox};
 use crate::sessions::Sessions;
 use crate::sources::Sources;
 use crate::telling::Ask;
@@ -69,8 +70,7 @@ pub(crate) struct Daemon {
     pub(crate) questions: BTreeMap<u64, u64>,
     /// Those of them whose clients may connect again: whose they are, and what these will be told.
     pub(crate) unasked: Vec<(String, Value)>,
-    /// Sessions that an earlier daemon has resumed with another source.
-    pub(crate) feeds: BTreeMap<u64, SourceKey>,
+    pub(crate) feeds: Feeds,
     last: u64,
     stats_at: Instant,
     /// The next session whose counters are looked at.
@@ -91,6 +91,7 @@ impl Daemon {
     pub(crate) fn new(control: Control) -> Result<Self, PagerError> {
         let failed = |errno| PagerError::System { syscall: "eventfd", errno };
         let keeper: Arc<dyn Keeper> = Arc::new(HolderKeeper(Arc::clone(&control.line)));
+        let feeds = Feeds::new(Arc::clone(&control.line));
         let pager = Pager::start(&PagerOptions { keeper: Some(keeper), ..PagerOptions::default() })?;
         // Numbers of an earlier daemon reach nothing of this one's own.
         pager.skip_ids(control.epoch << 32);
@@ -107,7 +108,7 @@ impl Daemon {
             asks: Vec::new(),
             questions: BTreeMap::new(),
             unasked: Vec::new(),
-            feeds: BTreeMap::new(),
+            feeds,
             last: 0,
             stats_at: Instant::now(),
             stats_from: 0,

@@ -9,6 +9,7 @@ mod client;
 mod confine;
 mod control;
 mod daemon;
+mod feeds;
 mod heir;
 mod holder;
 mod keeping;

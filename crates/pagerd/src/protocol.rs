@@ -38,6 +38,8 @@ pub(crate) struct Hello {
     /// Sessions of which it wants to hear how they ended, if they have.
     #[serde(default)]
     pub(crate) sessions: Vec<u64>,
+    /// Sources that it still has. Absent where it does not say so: then it may have all of them.
+    pub(crate) sources: Option<Vec<u64>>,
 }
 
 /// An address. Numbers of JSON are not exact for all of them in every language.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::channel::Message;
 use crate::client::{Gone, MOST_OUTSTANDING};
 use crate::daemon::Daemon;
-use crate::keeping::{SourceValue, feed_key, source_key};
+use crate::keeping::{SourceValue, source_key};
 use crate::outbox::Event;
 use crate::protocol::{
     self, Address, CancelPopulate, Close, CloseSource, Decide, Hello, OfServer, OfSession, OpenSource,
@@ -113,6 +113,7 @@ impl Daemon {
             _ => self.dispatch(client, request, Fds(fds.into_iter().map(Some).collect())),
         };
         let Some(id) = id else { return Ok(()) };
+        let is_welcome = !greeted && outcome.is_ok();
         let message = match outcome {
             Ok(Answer::Now(result)) => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
             Ok(Answer::Later) => {
@@ -127,6 +128,9 @@ impl Daemon {
             }
         };
         self.tell(client, &message);
+        if is_welcome {
+            self.has_returned(client);
+        }
         Ok(())
     }
 
@@ -146,7 +150,9 @@ impl Daemon {
         if let Some(client) = self.clients.get_mut(&client) {
             client.token = Some(hello.client.clone());
         }
-        self.has_returned(client, &hello.client);
+        if let Some(sources) = &hello.sources {
+            self.sources.keep_only(&hello.client, sources);
+        }
         // Announced later: they are being filled, or taken over.
         let pending: Vec<u64> =
             self.sessions.alive.iter().filter(|(_, alive)| alive.info.is_none()).map(|(&id, _)| id).collect();
@@ -344,17 +350,28 @@ impl Daemon {
             Some(source) => {
                 let key = (self.token(client), source);
                 let pages = self.sources.get(&key)?;
-                let value = serde_json::to_value(key).unwrap_or_default();
-                self.control.line.say(&Message::Keep { key: feed_key(resume.session), value }, &[])?;
-                Some(pages)
+                Some((key, pages))
             }
         };
         let (outbox, session) = (Arc::clone(&self.outbox), resume.session);
-        let deliver = self.answering(client, id, move |()| {
+        let answer = self.answering(client, id, move |()| {
             outbox.push(Event::Resumed { session });
             json!({})
         });
-        self.pager.resume(session, source, deliver);
+        let Some((key, pages)) = source else {
+            self.pager.resume(session, None, answer);
+            return Ok(Answer::Later);
+        };
+        let before = self.feeds.put(session, Some(key))?;
+        let feeds = self.feeds.clone();
+        let deliver = Box::new(move |outcome: Result<(), PagerError>| {
+            // It goes on from the one that it had. A holder that takes nothing will hear no more of this session.
+            if outcome.is_err() {
+                let _ = feeds.put(session, before);
+            }
+            answer(outcome);
+        });
+        self.pager.resume(session, Some(pages), deliver);
         Ok(Answer::Later)
     }
 

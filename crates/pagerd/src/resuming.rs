@@ -34,7 +34,7 @@ impl Daemon {
         for Kept { key, value, .. } in kept.iter().filter(|kept| kept.key.starts_with(FEED)) {
             let id = key.strip_prefix(FEED).and_then(|id| id.parse().ok());
             if let (Some(id), Ok(source)) = (id, serde_json::from_value(value.clone())) {
-                self.feeds.insert(id, source);
+                self.feeds.restore(id, source);
             }
         }
         let (left, kept) = Left::of(kept);
@@ -139,8 +139,8 @@ impl Daemon {
     ) -> Result<(), PagerError> {
         let nowhere = || PagerError::NoImage("nothing says where its memory comes from".to_owned());
         let label = label.ok_or_else(nowhere)?;
-        let source = self.feeds.get(&value.session.id).or(label.source.as_ref()).ok_or_else(nowhere)?;
-        let source = self.sources.get(source)?;
+        let source = self.feeds.get(value.session.id).or_else(|| label.source.clone()).ok_or_else(nowhere)?;
+        let source = self.sources.get(&source)?;
         let server = label.server.and_then(|server| self.servers.get(&server)).map(|server| server.internal);
         let observer = Arc::new(Told { outbox: Arc::clone(&self.outbox), server: label.server });
         let successor = Successor { source, observer, server };

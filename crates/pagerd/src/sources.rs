@@ -116,6 +116,19 @@ impl Sources {
             .ok_or_else(|| PagerError::NoImage(format!("source {} is not open", key.1)))
     }
 
+    /// A client has connected again, and these are the sources that it still has.
+    pub(crate) fn keep_only(&mut self, owner: &str, numbers: &[u64]) {
+        let keys: Vec<SourceKey> = self
+            .open
+            .keys()
+            .filter(|(of, number)| of == owner && !numbers.contains(number))
+            .cloned()
+            .collect();
+        for key in keys {
+            self.close(&key, true);
+        }
+    }
+
     /// Takes what a client has brought for a request of one of its sources.
     pub(crate) fn answer(&self, key: &SourceKey, request: u64, bytes: Result<OwnedFd, String>) {
         let Some(asked) = self.open.get(key).and_then(|open| open.asked.as_ref()) else { return };

@@ -38,27 +38,21 @@ impl Daemon {
         self.awaited.insert(token.to_owned(), Instant::now() + RETURNING);
     }
 
-    /// It is there: it is asked for what has waited for it.
-    pub(crate) fn has_returned(&mut self, client: u64, token: &str) {
-        self.awaited.remove(token);
-        let (its, others) =
-            std::mem::take(&mut self.asks).into_iter().partition(|ask: &Ask| ask.source.0 == token);
-        self.asks = others;
-        let its: Vec<Ask> = its;
-        for ask in its {
+    /// It is there, and has been welcomed: it is asked for what has waited for it.
+    pub(crate) fn has_returned(&mut self, client: u64) {
+        let token = self.token(client);
+        self.awaited.remove(&token);
+        for ask in self.asks.extract_if(.., |ask| ask.source.0 == token).collect::<Vec<_>>() {
             self.ask(client, &ask);
         }
-        for question in self.unasked_of(token) {
+        for question in self.unasked_of(&token) {
             self.tell(client, &question);
         }
     }
 
     fn unasked_of(&mut self, token: &str) -> Vec<Value> {
-        let (its, others) =
-            std::mem::take(&mut self.unasked).into_iter().partition(|(owner, _)| owner == token);
-        self.unasked = others;
-        let its: Vec<(String, Value)> = its;
-        its.into_iter().map(|(_, question)| question).collect()
+        let its = self.unasked.extract_if(.., |(owner, _)| owner == token);
+        its.map(|(_, question)| question).collect()
     }
 
     pub(crate) fn stop_awaiting(&mut self, now: Instant) {
@@ -67,9 +61,7 @@ impl Daemon {
         for token in late {
             self.awaited.remove(&token);
             self.sources.abandon(&token);
-            let asks = std::mem::take(&mut self.asks);
-            let (its, others): (Vec<Ask>, _) = asks.into_iter().partition(|ask| ask.source.0 == token);
-            self.asks = others;
+            let its: Vec<Ask> = self.asks.extract_if(.., |ask| ask.source.0 == token).collect();
             its.iter().for_each(|ask| self.nobody_answers(ask));
             for question in self.unasked_of(&token) {
                 self.nobody_chooses(question["params"]["session"]["id"].as_u64().unwrap_or_default());
@@ -97,6 +89,7 @@ impl Daemon {
             }
             Notice::SessionEnded { id, end } => {
                 let alive = self.sessions.end(id);
+                self.feeds.forget(id);
                 params = ended(id, &end);
                 params["server"] = server.into();
                 if let Some(info) = alive.and_then(|alive| alive.info) {

@@ -1,5 +1,5 @@
 //! `userfaultfd-faulter SOCKET FEATURES`: a process that faults when it is told to, on threads of its own, for the tests of
-//! handlers. It makes a userfaultfd, hands it over on a Unix socket, and obeys lines of standard input, each on a thread of its
+//! handlers. It makes a userfaultfd, hands it over on a Unix socket (`-`: not before it is told to `offer` it), and obeys lines of standard input, each on a thread of its
 //! own: `ID COMMAND WORDS...`. The answer to each is `ID ok WORDS...` or `ID error TEXT`, when it is done.
 //!
 //! ```text
@@ -8,6 +8,9 @@
 //! load ADDRESS                the byte there, and the id of the thread that loaded it
 //! store ADDRESS BYTE          the id of the thread
 //! dump ADDRESS LEN            the bytes, in hexadecimal
+//! look ADDRESS                has the kernel load the page: the word of 8 bytes that all of it consists of, in hexadecimal;
+//!                             `mixed` where it does not; `poisoned` where it cannot be loaded
+//! peek ADDRESS                the same, loaded by this process: poison ends it
 //! discard ADDRESS LEN         madvise(MADV_DONTNEED)
 //! unmap ADDRESS LEN           munmap
 //! remap ADDRESS OLD NEW       mremap, which may move: the new address
@@ -17,6 +20,9 @@
 //!                             each thread has the kernel load from every page in an order of its own: how many it could
 //!                             load from, and then the numbers of the pages it could not (poisoned), of every thread. The
 //!                             first byte of page N has to be N % 251 + 1
+//! offer SOCKET ADDRESS REGIONS PAGES APART
+//!                             hands the userfaultfd over as Firecracker does: so many regions of so many pages, one behind
+//!                             the other, whose bytes are so far apart in the image
 //! bench ADDRESS PAGES THREADS each thread loads from its share of the pages: nanoseconds in all, the median and the 99th
 //!                             percentile of one load
 //! ```
@@ -63,8 +69,9 @@ fn run() -> Result<(), String> {
     let socket = words.next().ok_or("SOCKET is missing")?;
     let features = number(&words.next().ok_or("FEATURES is missing")?)?;
     let uffd = create(features as u64)?;
-    let stream = UnixStream::connect(socket).map_err(text)?;
-    send(&stream, uffd)?;
+    if socket != "-" {
+        hand_over(&socket, uffd, &[1])?;
+    }
     for line in io::stdin().lock().lines() {
         let line = line.map_err(text)?;
         thread::spawn(move || {
@@ -103,9 +110,16 @@ fn create(features: u64) -> Result<i32, String> {
     }
 }
 
-fn send(stream: &UnixStream, fd: i32) -> Result<(), String> {
-    let mut byte = [1_u8];
-    let mut piece = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+/// Firecracker keeps its connection as long as it lives, and so does this.
+fn hand_over(socket: &str, fd: i32, bytes: &[u8]) -> Result<(), String> {
+    let stream = UnixStream::connect(socket).map_err(text)?;
+    send(&stream, fd, bytes)?;
+    std::mem::forget(stream);
+    Ok(())
+}
+
+fn send(stream: &UnixStream, fd: i32, bytes: &[u8]) -> Result<(), String> {
+    let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut control = [0_u64; 4];
     // SAFETY: all zeros is a message without anything.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -128,7 +142,7 @@ fn send(stream: &UnixStream, fd: i32) -> Result<(), String> {
     unsafe { data.cast::<i32>().write_unaligned(fd) };
     // SAFETY: everything that the message points to lives across the call.
     match unsafe { libc::sendmsg(stream.as_raw_fd(), &raw const message, 0) } {
-        1 => Ok(()),
+        sent if usize::try_from(sent) == Ok(bytes.len()) => Ok(()),
         _ => Err(failed("sendmsg")),
     }
 }
@@ -154,6 +168,9 @@ fn pointer(address: usize) -> *mut libc::c_void {
 
 fn obey(uffd: i32, words: &[&str]) -> Answer {
     let (&command, rest) = words.split_first().ok_or("no command")?;
+    if let ("offer", Some((&socket, rest))) = (command, rest.split_first()) {
+        return offer(uffd, socket, rest);
+    }
     let numbers = rest.iter().map(|word| number(word)).collect::<Result<Vec<_>, _>>()?;
     match (command, numbers.as_slice()) {
         ("map", &[pages]) => map(pages * PAGE).map(|address| address.to_string()),
@@ -167,6 +184,8 @@ fn obey(uffd: i32, words: &[&str]) -> Answer {
         ("dump", &[address, len]) => {
             Ok((address..address + len).map(|at| format!("{:02x}", load(at))).collect())
         }
+        ("look", &[address]) => Ok(look(address)),
+        ("peek", &[address]) => Ok(word_of(|at| Some(load(address + at)))),
         ("discard", &[address, len]) => {
             // SAFETY: the driver names memory of its own; nothing in this process refers to it.
             done("madvise", unsafe { libc::madvise(pointer(address), len, libc::MADV_DONTNEED) })
@@ -247,15 +266,50 @@ fn fork(address: usize) -> Answer {
     }
 }
 
-/// A byte that the kernel loads: nothing where the page is poisoned, which would end this process.
-fn load_checked(address: usize) -> Option<u8> {
-    let mut byte = 0_u8;
-    let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    let remote = libc::iovec { iov_base: pointer(address), iov_len: 1 };
+/// Bytes that the kernel loads: nothing where a page is poisoned, which would end this process.
+fn load_checked<const LEN: usize>(address: usize) -> Option<[u8; LEN]> {
+    let mut bytes = [0_u8; LEN];
+    let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: LEN };
+    let remote = libc::iovec { iov_base: pointer(address), iov_len: LEN };
     let process = std::process::id() as i32;
-    // SAFETY: one byte each; the kernel checks the remote side.
+    // SAFETY: as many bytes on either side; the kernel checks the remote one.
     let read = unsafe { libc::process_vm_readv(process, &raw const local, 1, &raw const remote, 1, 0) };
-    (read == 1).then_some(byte)
+    (read == LEN as isize).then_some(bytes)
+}
+
+fn look(address: usize) -> String {
+    let bytes = load_checked::<PAGE>(address);
+    word_of(|at| bytes.as_ref().and_then(|bytes| bytes.get(at).copied()))
+}
+
+/// What a page consists of.
+fn word_of(byte: impl Fn(usize) -> Option<u8>) -> String {
+    const WORD: usize = 8;
+    let Some(bytes) = (0..PAGE).map(byte).collect::<Option<Vec<u8>>>() else { return "poisoned".to_owned() };
+    let mut words = bytes.chunks(WORD);
+    let first = words.next().unwrap_or_default();
+    if words.any(|word| word != first) {
+        return "mixed".to_owned();
+    }
+    first.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn offer(uffd: i32, socket: &str, words: &[&str]) -> Answer {
+    let numbers = words.iter().map(|word| number(word)).collect::<Result<Vec<_>, _>>()?;
+    let &[address, regions, pages, apart] = numbers.as_slice() else {
+        return Err("offer SOCKET ADDRESS REGIONS PAGES APART".to_owned());
+    };
+    let size = pages * PAGE;
+    let region = |at: usize| {
+        format!(
+            r#"{{"base_host_virt_addr":{},"size":{size},"offset":{},"page_size":{PAGE},"page_size_kib":{PAGE}}}"#,
+            address + at * size,
+            at * apart
+        )
+    };
+    let list: Vec<String> = (0..regions).map(region).collect();
+    hand_over(socket, uffd, format!("[{}]", list.join(",")).as_bytes())?;
+    Ok(String::new())
 }
 
 fn storm(address: usize, pages: usize, threads: usize, seed: usize) -> Answer {
@@ -271,9 +325,9 @@ fn storm(address: usize, pages: usize, threads: usize, seed: usize) -> Answer {
         }
         let mut poisoned = Vec::new();
         for &page in &order {
-            match load_checked(address + page * PAGE) {
-                Some(found) if usize::from(found) == page % 251 + 1 => {}
-                Some(found) => return Err(format!("page {page} begins with {found}")),
+            match load_checked::<1>(address + page * PAGE) {
+                Some([found]) if usize::from(found) == page % 251 + 1 => {}
+                Some([found]) => return Err(format!("page {page} begins with {found}")),
                 None => poisoned.push(page),
             }
         }

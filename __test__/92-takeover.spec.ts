@@ -15,8 +15,19 @@ import {
 } from 'userfaultfd';
 
 import { handedOver } from './helpers/adopting.js';
-import { daemon, isAlive, killed, openIn, promised, remotely, startPeer, until } from './helpers/daemon.js';
+import {
+  daemon,
+  isAlive,
+  killed,
+  openIn,
+  promised,
+  remotely,
+  servingSince,
+  startPeer,
+  until,
+} from './helpers/daemon.js';
 import { canRun, folder, image, IMAGE_SIZE, PAGE } from './helpers/serving.js';
+import { monotonic, watchStalls } from './helpers/stalls.js';
 
 const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
@@ -170,6 +181,8 @@ test('nobody who is served waits longer than the daemon is away, at random momen
   if (!canRun(t)) return;
   const outages: number[] = [];
   const waits: number[] = [];
+  const stalled: number[] = [];
+  const stalls = watchStalls(t);
   const [DAEMONS, KILLS] = [4, 25];
   for (let n = 0; n < DAEMONS; n += 1) {
     // Another one, because so many deaths in so short a time are a storm for one holder.
@@ -180,9 +193,11 @@ test('nobody who is served waits longer than the daemon is away, at random momen
       peer.send('touch', 'order=random', `seed=${n * KILLS + kill}`);
       await until(() => session.stats().faults > 0, 'faults come');
       await sleep(Math.random() * 20);
-      const started = performance.now();
+      stalls.forget();
+      const started = monotonic();
       await killed(client);
-      outages.push(performance.now() - started);
+      outages.push((await servingSince(client)) - started);
+      stalled.push(stalls.worst());
       waits.push((await peer.answer<'touch'>()).max_ns / 1e6 - (outages.at(-1) ?? 0));
       t.is((await peer.ask('hash')).sha256, sha256(bytes));
       peer.kill();
@@ -197,7 +212,8 @@ test('nobody who is served waits longer than the daemon is away, at random momen
   );
   t.log(`away: median ${median.toFixed(1)} ms, 90 % ${ninth.toFixed(1)} ms, worst ${worst.toFixed(1)} ms`);
   t.log(`longest wait of a fault beyond that: ${Math.max(...waits).toFixed(1)} ms`);
-  t.true(ninth < 100, `${ninth} ms`);
+  t.log(`this machine let a thread of ours wait for ${Math.max(...stalled).toFixed(1)} ms at most meanwhile`);
+  for (const [n, outage] of outages.entries()) t.true(outage - (stalled[n] ?? 0) < 100, `${outage} ms`);
   t.true(Math.max(...waits) < 100);
 });
 

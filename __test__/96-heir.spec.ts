@@ -1,5 +1,6 @@
-/** What only the table of a daemon has when that is killed: children that were being forked, connections that were being accepted. */
+/** Who waits for a daemon's death: its heir, with what only its table has, and the daemon that is to come. */
 
+import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';
 import { createConnection } from 'node:net';
@@ -8,15 +9,15 @@ import test, { type ExecutionContext } from 'ava';
 import { capabilities, fileSource, type PagerClient, type Session } from 'userfaultfd';
 
 import { handedOver } from './helpers/adopting.js';
-import { daemon, isAlive, openIn, remotely, startPeer, until } from './helpers/daemon.js';
+import { daemon, isAlive, killed, openIn, remotely, startPeer, until } from './helpers/daemon.js';
 import { canRun, image, IMAGE_SIZE, PAGE } from './helpers/serving.js';
 
 /** Fork and remove events. */
 const FOLLOWING = 'a';
 const SIZE = 64 * PAGE;
 
-/** The heir of a daemon, among its children. */
-function heirOf(pid: number): number | undefined {
+/** The children of a process that have this name. */
+function childrenOf(pid: number, name: string): number[] {
   const children = readdirSync(`/proc/${pid}/task`).flatMap(task => {
     try {
       return readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').split(' ').filter(Boolean);
@@ -24,14 +25,16 @@ function heirOf(pid: number): number | undefined {
       return [];
     }
   });
-  return children.map(Number).find(child => {
+  return children.map(Number).filter(child => {
     try {
-      return readFileSync(`/proc/${child}/comm`, 'utf8') === 'uffd-heir\n' && isAlive(child);
+      return readFileSync(`/proc/${child}/comm`, 'utf8') === `${name}\n` && isAlive(child);
     } catch {
       return false;
     }
   });
 }
+
+const heirOf = (daemonPid: number): number | undefined => childrenOf(daemonPid, 'uffd-heir')[0];
 
 async function heir(pid: number, other?: number): Promise<number> {
   let found: number | undefined;
@@ -147,4 +150,32 @@ test('an heir ends with its daemon, however that ends, and one that does nothing
   await client.close();
 
   await until(() => !isAlive(three), 'it ends with a daemon that ends in order');
+});
+
+test('the next daemon waits beside the one that serves; killed, it is started when it is needed; nothing is left of any', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const { connect, bytes } = await remotely(t, client);
+  const { peer } = await connect();
+  const { holderPid = 0 } = client;
+  const spare = async (): Promise<number> => {
+    const those = (): number[] =>
+      childrenOf(holderPid, 'uffd-daemon').filter(pid => pid !== client.daemonPid);
+    await until(() => those().length === 1, 'one waits');
+    return those()[0] ?? 0;
+  };
+  const first = await spare();
+
+  await killed(client);
+
+  t.is(client.daemonPid, first, 'it was there already');
+  const second = await spare();
+  process.kill(second, 'SIGKILL');
+  await until(() => !isAlive(second), 'it is dead');
+  await killed(client);
+  t.not(client.daemonPid, second);
+  t.is((await peer.ask('hash')).sha256, createHash('sha256').update(bytes).digest('hex'));
+  const last = await spare();
+  await client.close();
+  await until(() => !isAlive(last), 'it ends with the holder');
 });

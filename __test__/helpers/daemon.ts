@@ -1,6 +1,9 @@
 /** A daemon for one test; it and everything of it is gone when the test ends. */
 
+import { once } from 'node:events';
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { createConnection } from 'node:net';
+import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
@@ -103,6 +106,16 @@ function isHeir(pid: number): boolean {
   } catch {
     return true;
   }
+}
+
+/** Since when a daemon serves, by its own clock: CLOCK_MONOTONIC in milliseconds. */
+export async function servingSince({ socketPath }: PagerClient): Promise<number> {
+  const socket = createConnection(socketPath);
+  const params = { protocol: 1, version: '0.0.0', client: 'asks', sessions: [] };
+  socket.write(`${JSON.stringify({ jsonrpc: '2.0', id: 1, method: 'hello', params })}\n`);
+  const [line] = (await once(createInterface({ input: socket }), 'line')) as [string];
+  socket.destroy();
+  return (JSON.parse(line) as { result: { servingSince: number } }).result.servingSince;
 }
 
 /** A promise, and who keeps it. */

@@ -31,6 +31,8 @@ pub(crate) enum Message {
     Upgrade { executable: String },
     /// The value is in the last descriptor.
     Spilled { key: String },
+    /// To a daemon that is to wait until it is needed: it gives up now what it will not need.
+    Prepare(Confinement),
     /// The daemon's heir, whose pidfd comes along.
     Heir,
     /// What a daemon that is dead has had in its table, by the numbers there; `all` with the last of it.

@@ -2,17 +2,21 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{SockFlag, accept4};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Uid;
+use pager::PagerError;
 use uffd::fd_passing::{self, Credentials};
 
 use serde_json::Value;
 
-use crate::channel::{Channel, Go, Message};
+use crate::args::Confinement;
+use crate::channel::{Channel, ChannelError, Go, Message};
 use crate::confine::confine;
 use crate::heir::Heir;
 use crate::keeping::Line;
@@ -36,6 +40,8 @@ pub(crate) struct Control {
     heirs: usize,
     /// What was given up.
     pub(crate) confined: Value,
+    /// CLOCK_MONOTONIC, in milliseconds.
+    pub(crate) serving_since: Option<f64>,
 }
 
 /// What the holder says while the daemon runs.
@@ -53,20 +59,29 @@ pub(crate) struct Kept {
 }
 
 impl Control {
-    /// Takes everything that the holder has, until it says to begin.
-    pub(crate) fn receive(channel: Channel, signals: Signals) -> Result<(Self, Vec<Kept>), String> {
+    /// Takes everything that the holder has, until it says to begin, and gives up what it says.
+    ///
+    /// # Errors
+    ///
+    /// That the holder is gone; or what cannot be.
+    pub(crate) fn receive(channel: Channel, signals: Signals) -> Result<(Self, Vec<Kept>), ChannelError> {
+        let failed = |what: &dyn std::fmt::Display| ChannelError::Failed(what.to_string());
         let mut listener = None;
         let mut kept = Vec::new();
+        let mut confined = None;
         let go = loop {
-            match channel.receive().map_err(|error| error.to_string())? {
-                None => wait_for(channel.as_fd()).map_err(|errno| errno.to_string())?,
+            match channel.receive()? {
+                Some((Message::Prepare(level), _)) => confined = Some(give_up(level)),
+                None => wait_for(channel.as_fd()).map_err(|errno| failed(&errno))?,
                 Some((Message::Go(go), _)) => break go,
                 Some((Message::Keep { key, .. }, mut fds)) if key == LISTENER => listener = fds.pop(),
                 Some((Message::Keep { key, value }, fds)) => kept.push(Kept { key, value, fds }),
                 Some(_) => {}
             }
         };
-        let listener = listener.ok_or("the holder gave no listening socket")?;
+        let listener = listener.ok_or_else(|| failed(&"the holder gave no listening socket"))?;
+        // Before there is another thread.
+        let confined = confined.unwrap_or_else(|| give_up(go.confine));
         let (epoch, takeover) = (go.epoch, go.takeover);
         Ok((
             Self {
@@ -79,7 +94,8 @@ impl Control {
                 told_lost: false,
                 heir: None,
                 heirs: 0,
-                confined: Value::Null,
+                confined,
+                serving_since: None,
             },
             kept,
         ))
@@ -98,6 +114,17 @@ impl Control {
         self.signals.came()
     }
 
+    /// Says that clients are answered from now on.
+    ///
+    /// # Errors
+    ///
+    /// A holder that takes nothing.
+    pub(crate) fn serving(&mut self) -> Result<(), PagerError> {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).ok();
+        self.serving_since = now.map(|now| now.as_secs_f64() * 1000.0);
+        self.line.say(&Message::Serving, &[])
+    }
+
     /// The holder's process, while it lives.
     pub(crate) fn holder_pid(&self) -> Option<i32> {
         (!self.line.is_lost()).then_some(self.go.holder)
@@ -113,14 +140,6 @@ impl Control {
                 FromHolder::Lost
             }
         }
-    }
-
-    /// Gives up what the holder has said, before there is another thread.
-    pub(crate) fn confine(&mut self) {
-        // An heir that ends is nobody's to wait for.
-        // SAFETY: no handler of this program is replaced, and none runs.
-        let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) };
-        self.confined = confine(self.go.confine);
     }
 
     /// Starts who hands on what this process's table has when it dies, unless too many of those have died.
@@ -169,6 +188,13 @@ impl Control {
             }
         }
     }
+}
+
+fn give_up(level: Confinement) -> Value {
+    // An heir that ends is nobody's to wait for.
+    // SAFETY: no handler of this program is replaced, and none runs.
+    let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) };
+    confine(level)
 }
 
 fn wait_for(fd: BorrowedFd<'_>) -> Result<(), Errno> {

@@ -4,14 +4,13 @@
 use std::collections::VecDeque;
 use std::fs::{self, Permissions};
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -27,6 +26,7 @@ use crate::control::{Kept, LISTENER};
 use crate::keeping::END;
 use crate::left::{self, LEFT};
 use crate::policy;
+use crate::running::Running;
 use crate::signals::Signals;
 
 /// Starts within this time are counted.
@@ -48,21 +48,6 @@ enum Ended {
     Died(String),
 }
 
-/// The child, and the line to it.
-struct Running {
-    child: Child,
-    process: PidFd,
-    channel: Channel,
-    since: Instant,
-    /// It serves.
-    serving: bool,
-    /// It has said that it ends in order.
-    stopping: bool,
-    upgrading: bool,
-    /// Who hands on what its table has.
-    heir: Option<PidFd>,
-}
-
 /// What came of listening to a daemon.
 #[derive(PartialEq, Eq)]
 enum Heard {
@@ -82,6 +67,8 @@ struct Holder {
     /// In the place of this very executable.
     executable: Option<String>,
     starts: VecDeque<Instant>,
+    /// Started already, for when this one dies.
+    spare: Option<Running>,
     told_ready: bool,
     told_stopping: bool,
     /// It was told to end.
@@ -114,6 +101,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         lingering: Vec::new(),
         executable: None,
         starts: VecDeque::new(),
+        spare: None,
         told_ready: false,
         told_stopping: false,
         stopping: false,
@@ -205,36 +193,24 @@ impl Holder {
     fn start(&mut self) -> Result<Running, String> {
         self.starts.push_back(Instant::now());
         self.go.epoch += 1;
-        let words = |error: &dyn std::fmt::Display| format!("the daemon cannot be started: {error}");
-        let (ours, theirs) = Channel::pair().map_err(|errno| words(&errno))?;
-        let theirs = theirs.into_fd();
-        // Only this one thread starts processes: no other child can inherit it.
-        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|errno| words(&errno))?;
-        let child = Command::new(self.executable.as_deref().unwrap_or("/proc/self/exe"))
-            .args(["--daemon", &theirs.as_raw_fd().to_string()])
-            .env_remove("LISTEN_PID")
-            .env_remove("LISTEN_FDS")
-            .env_remove("LISTEN_FDNAMES")
-            .env_remove("NOTIFY_SOCKET")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(|error| words(&error))?;
-        drop(theirs);
-        let process = PidFd::open(child.id() as i32).map_err(|error| words(&error))?;
-        let running = Running {
-            child,
-            process,
-            channel: ours,
-            since: Instant::now(),
-            serving: false,
-            stopping: false,
-            upgrading: false,
-            heir: None,
+        let running = match self.spare.take() {
+            Some(spare) => Running { since: Instant::now(), ..spare },
+            None => Running::start(self.executable.as_deref())?,
         };
         // One that dies of it is noticed by its end.
         let _ = self.hand_over(&running.channel);
         Ok(running)
+    }
+
+    /// Starts the next daemon, which does everything that does not depend on what it will be given, and waits for that. One that cannot be
+    /// started now is started when it is needed.
+    fn keep_spare(&mut self) {
+        if !self.go.takeover || self.spare.is_some() || self.stopping {
+            return;
+        }
+        let spare = Running::start(self.executable.as_deref());
+        self.spare =
+            spare.ok().filter(|spare| spare.channel.send(&Message::Prepare(self.go.confine), &[]).is_ok());
     }
 
     fn hand_over(&self, channel: &Channel) -> Result<(), ChannelError> {
@@ -258,6 +234,10 @@ impl Holder {
             if open {
                 fds.push(PollFd::new(running.channel.as_fd(), PollFlags::POLLIN));
             }
+            let spare = self.spare.as_ref().map(|spare| {
+                fds.push(PollFd::new(spare.process.as_fd(), PollFlags::POLLIN));
+                fds.len() - 1
+            });
             let lingering = fds.len();
             fds.extend(self.lingering.iter().filter_map(process_of));
             let timeout = if running.serving {
@@ -276,6 +256,10 @@ impl Holder {
             if ready.iter().skip(lingering).any(|&ended| ended) {
                 self.lingering.retain(|kept| process_of(kept).is_none_or(|process| !has_ended(process)));
             }
+            if spare.is_some_and(|at| ready.get(at) == Some(&true)) {
+                crate::log(format_args!("the spare daemon has died: the next is started when it is needed"));
+                self.spare = None;
+            }
             if ready.get(1) == Some(&true) && signals.came() {
                 self.stops();
                 self.stopping = true;
@@ -287,7 +271,7 @@ impl Holder {
             }
             if ready.first() == Some(&true) {
                 self.hear_the_last(running);
-                return running.child.wait().map_err(|error| format!("wait: {error}"));
+                return running.child.0.wait().map_err(|error| format!("wait: {error}"));
             }
         }
     }
@@ -339,9 +323,11 @@ impl Holder {
             Message::Serving => {
                 running.serving = true;
                 self.ready(running);
+                self.keep_spare();
             }
             Message::Upgrade { executable } => {
                 self.executable = Some(executable);
+                self.spare = None;
                 running.upgrading = true;
                 // The same path as any other death, on purpose: there is no second way that could be wrong.
                 let _ = running.process.send_signal(libc::SIGKILL);
@@ -355,7 +341,7 @@ impl Holder {
                 left::keep(&mut self.kept, running.process.pid(), &numbers, fds, all);
             }
             Message::TakenOver => self.kept.retain(|kept| !kept.key.starts_with(LEFT)),
-            Message::Spilled { .. } | Message::Go(_) | Message::Stop => {}
+            Message::Spilled { .. } | Message::Go(_) | Message::Prepare(_) | Message::Stop => {}
         }
         Heard::Something
     }

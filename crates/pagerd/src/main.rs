@@ -19,6 +19,7 @@ mod policy;
 mod protocol;
 mod requests;
 mod resuming;
+mod running;
 mod serving;
 mod sessions;
 mod signals;
@@ -36,7 +37,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_name;
 
 use crate::args::Role;
-use crate::channel::{Channel, Message};
+use crate::channel::{Channel, ChannelError, Message};
 use crate::control::Control;
 use crate::daemon::Daemon;
 use crate::signals::Signals;
@@ -97,13 +98,17 @@ fn serve(fd: i32) -> Result<(), String> {
     fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(words)?;
     // SAFETY: it is open, and nobody else in this new process knows of it: the holder passed it for this.
     let channel = Channel::of(unsafe { OwnedFd::from_raw_fd(fd) });
-    let (mut control, kept) = Control::receive(channel, signals)?;
-    control.confine();
+    let (mut control, kept) = match Control::receive(channel, signals) {
+        Ok(received) => received,
+        // It was to wait until it is needed, and never was.
+        Err(ChannelError::Closed) => return Ok(()),
+        Err(error) => return Err(error.to_string()),
+    };
     // Before there is anything that only this table has.
     control.start_heir();
     let mut daemon = Daemon::new(control).map_err(|error| error.to_string())?;
     daemon.resume(kept);
-    daemon.control.line.say(&Message::Serving, &[]).map_err(|error| error.to_string())?;
+    daemon.control.serving().map_err(|error| error.to_string())?;
     daemon.run().map_err(words)?;
     let said = daemon.control.line.say(&Message::Stopping, &[]);
     daemon.farewell();

@@ -181,6 +181,7 @@ impl Daemon {
             "holder": self.control.holder_pid(),
             "takeover": self.control.takeover,
             "confined": self.control.confined,
+            "servingSince": self.control.serving_since,
             "sessions": sessions,
             "pending": pending,
             "servers": servers,

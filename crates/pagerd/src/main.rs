@@ -1,7 +1,7 @@
 //! `userfaultfd-pagerd`: the pager in a process of its own, which its clients may come to and go from.
 //!
-//! Two processes: the **holder**, which keeps descriptors and does nothing else, and the **daemon**, its child, which
-//! serves; and the daemon's heir, which shares its descriptors and waits. When the daemon dies, the holder starts another, which goes on with everything that was kept.
+//! The **holder** keeps descriptors and does nothing else; the **daemon**, its child, serves. Beside them wait the next daemon, and the
+//! **heir** of this one, which shares its descriptors. When the daemon dies, the next goes on with everything that was kept.
 
 mod args;
 mod channel;

@@ -24,7 +24,7 @@ import type { Peer } from '../examples/support/peer.js';
 
 import { handedOver } from './helpers/adopting.js';
 import { daemon, EXECUTABLE, isAlive, killed, remotely, startPeer, until } from './helpers/daemon.js';
-import { canRun, folder, image, IMAGE_SIZE, PAGE } from './helpers/serving.js';
+import { canRun, folder, image, IMAGE_SIZE, nextRejection, PAGE } from './helpers/serving.js';
 
 type Remote = Awaited<ReturnType<typeof remotely>>;
 
@@ -214,6 +214,28 @@ async function byNobody(t: ExecutionContext): Promise<PagerClient> {
   t.teardown(() => client.disconnect());
   return client;
 }
+
+test("a daemon that may not kill says so before it serves, down to the kernel's word", async t => {
+  if (!canRun(t)) return;
+  if (process.getuid?.() !== 0) {
+    t.log('skipped: only root can become another user');
+    t.pass();
+    return;
+  }
+  const { server, socketPath } = await remotely(t, await byNobody(t), {
+    peer: { uid: 0 },
+    onFailure: 'kill',
+  });
+  const rejected = nextRejection(server);
+  const peer = startPeer(t, ['--socket', socketPath, '--region', `${IMAGE_SIZE}`]);
+
+  const { error } = await rejected;
+
+  t.is(error.code, 'ERR_UFFD_NOT_PERMITTED');
+  t.like(error.cause, { code: 'EPERM', errno: 1 });
+  await peer.ready();
+  t.is((await peer.ask('probe', 0)).result, 'efault');
+});
 
 test("a function that says 'kill' of a process which the daemon may not kill: it is poisoned", async t => {
   if (!canRun(t)) return;

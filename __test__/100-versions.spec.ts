@@ -6,13 +6,13 @@ import { chmodSync, closeSync, statSync } from 'node:fs';
 import { createConnection, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
 
 import test, { type ExecutionContext } from 'ava';
 import { MiB, PagerClient, sendFds, serveFirecracker, zeroSource } from 'userfaultfd';
 
 import { handedOver } from './helpers/adopting.js';
 import { daemon, EXECUTABLE, isAlive, until } from './helpers/daemon.js';
+import { program } from './helpers/programs.js';
 import { canRun, folder, image, PAGE } from './helpers/serving.js';
 
 test('another user is let in by --allow-uid, and no other', async t => {
@@ -31,12 +31,8 @@ test('another user is let in by --allow-uid, and no other', async t => {
     await until(() => !isAlive(holder.pid ?? 0), 'the holder has ended');
   });
   await once(createInterface({ input: holder.stdout }), 'line');
-  const stranger = async (uid: string): Promise<string> => {
-    const path = fileURLToPath(new URL('fixtures/stranger.js', import.meta.url));
-    const other = spawn(process.execPath, [path, socketPath, uid], { stdio: ['ignore', 'pipe', 'inherit'] });
-    const [said] = (await once(createInterface({ input: other.stdout }), 'line')) as [string];
-    return said;
-  };
+  const stranger = async (uid: string): Promise<string> =>
+    (await program(t, 'stranger', socketPath, uid)).said;
 
   t.is(statSync(socketPath).mode & 0o777, 0o666);
   t.is(await stranger('65534'), 'connected');

@@ -1,17 +1,13 @@
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 
 import test from 'ava';
 import { KiB, MiB } from 'userfaultfd';
 
 import { Peer } from '../examples/support/peer.js';
+import { program } from './helpers/programs.js';
 import { canRun, folder, image, IMAGE_SIZE, PAGE, resources, serving } from './helpers/serving.js';
-
-const ABANDON = fileURLToPath(new URL('fixtures/abandon.js', import.meta.url));
 
 test('a process that is killed ends its session by itself, within 100 ms', async t => {
   if (!canRun(t)) return;
@@ -169,17 +165,12 @@ for (const [how, policy, status] of [
     if (!canRun(t)) return;
     const socketPath = join(folder(t), 's');
     const { path, bytes } = image(t);
-    const program = spawn(process.execPath, [ABANDON, socketPath, path, how, policy], {
-      stdio: ['pipe', 'pipe', 'ignore'],
-    });
-    t.teardown(() => program.kill('SIGKILL'));
-    const ended = once(program, 'exit');
-    await once(program.stdout, 'data');
+    const { say, ended } = await program(t, 'abandon', socketPath, path, how, policy);
     const peer = new Peer(['--socket', socketPath, '--region', `${IMAGE_SIZE}`]);
     t.teardown(() => peer.kill());
     await peer.ready();
     t.is((await peer.ask('read', 0, 8)).hex, bytes.subarray(0, 8).toString('hex'));
-    program.stdin.write('end');
+    say('end');
 
     t.deepEqual(await ended, [status, null]);
 

@@ -1,11 +1,10 @@
 // Which image for whom: `memory` as a function, and what becomes of processes that get none.
 
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { truncateSync } from 'node:fs';
 import { createConnection } from 'node:net';
 import { join } from 'node:path';
-import { fileURLToPath, pathToFileURL } from 'node:url';
+import { pathToFileURL } from 'node:url';
 
 import test, { type ExecutionContext } from 'ava';
 import {
@@ -18,6 +17,7 @@ import {
 } from 'userfaultfd';
 
 import { Peer } from '../examples/support/peer.js';
+import { program } from './helpers/programs.js';
 import {
   canRun,
   folder,
@@ -28,8 +28,6 @@ import {
   resources,
   serving,
 } from './helpers/serving.js';
-
-const ASKED = fileURLToPath(new URL('fixtures/asked.js', import.meta.url));
 
 /** A promise, and what settles it. */
 function deferred<T>(): { promise: Promise<T>; resolve: (value: T) => void } {
@@ -307,12 +305,7 @@ for (const policy of ['poison', 'kill'] as const) {
   test(`a program that ends while it decides leaves no zeros and no hang (${policy})`, async t => {
     if (!canRun(t)) return;
     const socketPath = join(folder(t), 's');
-    const program = spawn(process.execPath, [ASKED, socketPath, policy], {
-      stdio: ['ignore', 'pipe', 'inherit'],
-    });
-    t.teardown(() => program.kill('SIGKILL'));
-    const ended = once(program, 'exit');
-    await once(program.stdout, 'data');
+    const { ended } = await program(t, 'asked', socketPath, policy);
     const peer = new Peer(['--socket', socketPath, '--region', `${IMAGE_SIZE}`]);
     t.teardown(() => peer.kill());
     if (policy === 'poison') await peer.ready();

@@ -1,12 +1,10 @@
 /** The pager in a process of its own: serving, protocol, who may. */
 
-import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { chmodSync, existsSync, statSync } from 'node:fs';
 import { createConnection, createServer } from 'node:net';
 import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
 
 import test from 'ava';
 import {
@@ -25,6 +23,7 @@ import {
 
 import { handedOver } from './helpers/adopting.js';
 import { daemon, isAlive, openIn, remotely, startPeer, until } from './helpers/daemon.js';
+import { program } from './helpers/programs.js';
 import { canRun, counted, folder, image, IMAGE_SIZE, nextRejection, PAGE } from './helpers/serving.js';
 
 const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
@@ -376,14 +375,7 @@ test('another user is refused by a daemon, unless it was told otherwise', async 
   }
   const directory = folder(t);
   const client = await daemon(t, { socketPath: `${directory}/pager.sock` });
-  const stranger = async (): Promise<string> => {
-    const path = fileURLToPath(new URL('fixtures/stranger.js', import.meta.url));
-    const other = spawn(process.execPath, [path, client.socketPath], {
-      stdio: ['ignore', 'pipe', 'inherit'],
-    });
-    const [said] = (await once(createInterface({ input: other.stdout }), 'line')) as [string];
-    return said;
-  };
+  const stranger = async (): Promise<string> => (await program(t, 'stranger', client.socketPath)).said;
   chmodSync(directory, 0o755);
   t.regex(await stranger(), /^ERR_UFFD_SOCKET .*EACCES/, 'the socket is private');
 

@@ -1,6 +1,6 @@
 // Sessions that are held, and functions that say what happens to memory that cannot be served.
 
-import { spawn, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { once } from 'node:events';
 import { copyFileSync, truncateSync, writeFileSync } from 'node:fs';
@@ -23,6 +23,7 @@ import {
 
 import { Peer } from '../examples/support/peer.js';
 import { mapped, PAGE } from './helpers/faults.js';
+import { program } from './helpers/programs.js';
 import { canRun, folder, image, IMAGE_SIZE, serving } from './helpers/serving.js';
 
 const PAGES = 16;
@@ -330,12 +331,7 @@ test('a program that ends while it holds leaves no zeros and no hang', async t =
   if (!canRun(t)) return;
   const { path } = image(t);
   const socketPath = join(folder(t), 'vm.sock');
-  const program = spawn(process.execPath, [HOLDING, 'exit', socketPath, path], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  t.teardown(() => program.kill('SIGKILL'));
-  const ended = once(program, 'exit');
-  await once(program.stdout, 'data');
+  const { ended } = await program(t, 'holding', 'exit', socketPath, path);
   const peer = new Peer(['--socket', socketPath, '--region', `${IMAGE_SIZE}`]);
   t.teardown(() => peer.kill());
   await peer.ready();

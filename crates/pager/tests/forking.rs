@@ -303,7 +303,7 @@ fn every_event_in_a_child(made: Made) {
 }
 
 fn first_word(page: usize, page_size: usize) -> [u8; 8] {
-    ((page * page_size / 8) as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_ne_bytes()
+    support::word(page * page_size / 8).to_ne_bytes()
 }
 
 #[test]

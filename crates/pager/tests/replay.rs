@@ -40,9 +40,19 @@ fn recorded(source: &Arc<dyn PageSource>, pages: impl IntoIterator<Item = usize>
 /// Serves memory page by page, and replays a run that wanted these pages.
 fn replaying(source: Arc<dyn PageSource>, pages: &[usize], hold_back: bool) -> Option<Served> {
     let trace = recorded(&source, pages.iter().copied());
+    replaying_by(source, &trace, hold_back, Some(PAGE as u64))
+}
+
+/// Serves memory by windows of this size, and replays a recording of a source that may not be read any more.
+fn replaying_by(
+    source: Arc<dyn PageSource>,
+    trace: &Trace,
+    hold_back: bool,
+    window: Option<u64>,
+) -> Option<Served> {
     serve(Mapping::new(PAGES * PAGE, MappingKind::Private).unwrap(), source, |options| {
-        options.window = Some(PAGE as u64);
-        options.working_set.replay = Some(Arc::new(Replay::new(&trace, hold_back)));
+        options.window = window;
+        options.working_set.replay = Some(Arc::new(Replay::new(trace, hold_back)));
     })
 }
 
@@ -129,16 +139,8 @@ fn faults_that_come_first_are_late_those_nobody_expected_are_missed_and_both_get
     let source = Gated::new(bytes.clone());
     let trace = recorded(&(Arc::<Gated>::clone(&source) as Arc<dyn PageSource>), 0..64);
     let gate = source.shut();
-    let Some(served) = serve(
-        Mapping::new(PAGES * PAGE, MappingKind::Private).unwrap(),
-        Arc::<Gated>::clone(&source) as _,
-        |options| {
-            options.window = Some(PAGE as u64);
-            options.working_set.replay = Some(Arc::new(Replay::new(&trace, false)));
-        },
-    ) else {
-        return;
-    };
+    let serving = replaying_by(Arc::<Gated>::clone(&source) as _, &trace, false, Some(PAGE as u64));
+    let Some(served) = serving else { return };
     let waiting: Vec<_> = [5, 700]
         .map(|page| {
             let mapping = Arc::clone(&served.mapping);
@@ -164,15 +166,8 @@ fn what_was_given_back_while_it_was_read_stays_zero() {
     let source = Gated::new(bytes.clone());
     let trace = recorded(&(Arc::<Gated>::clone(&source) as Arc<dyn PageSource>), 0..64);
     let gate = source.shut();
-    let Some(served) = serve(
-        Mapping::new(PAGES * PAGE, MappingKind::Private).unwrap(),
-        Arc::<Gated>::clone(&source) as _,
-        |options| {
-            options.working_set.replay = Some(Arc::new(Replay::new(&trace, false)));
-        },
-    ) else {
-        return;
-    };
+    let serving = replaying_by(Arc::<Gated>::clone(&source) as _, &trace, false, None);
+    let Some(served) = serving else { return };
     until(&served, "the read", |stats| stats.worker_reads == 1);
     let mapping = Arc::clone(&served.mapping);
     finish(&elsewhere(move || mapping.discard(10 * PAGE, 5 * PAGE).unwrap()));
@@ -227,16 +222,8 @@ fn a_fault_is_answered_however_many_reads_of_the_replay_are_stuck() {
         wanted.iter().copied().filter(|&page| page >= 64),
     );
     *source.open.lock().unwrap() = false;
-    let Some(served) = serve(
-        Mapping::new(PAGES * PAGE, MappingKind::Private).unwrap(),
-        Arc::<Stuck>::clone(&source) as _,
-        |options| {
-            options.window = Some(PAGE as u64);
-            options.working_set.replay = Some(Arc::new(Replay::new(&trace, false)));
-        },
-    ) else {
-        return;
-    };
+    let serving = replaying_by(Arc::<Stuck>::clone(&source) as _, &trace, false, Some(PAGE as u64));
+    let Some(served) = serving else { return };
     until(&served, "as many reads as may be", |stats| stats.worker_reads == 16);
 
     assert!(read(&served.mapping, 3 * PAGE, PAGE) == bytes[3 * PAGE..4 * PAGE]);
@@ -273,12 +260,7 @@ fn one_page_in_sixty_four_is_held_back_and_those_that_are_wanted_are_counted() {
 fn a_page_held_back_that_a_neighbour_brings_along_tells_nothing() {
     let source: Arc<dyn PageSource> = Arc::new(Bytes(image(PAGES)));
     let trace = recorded(&source, 0..PAGES);
-    let Some(served) = serve(Mapping::new(PAGES * PAGE, MappingKind::Private).unwrap(), source, |options| {
-        options.window = Some(2 << 20);
-        options.working_set.replay = Some(Arc::new(Replay::new(&trace, true)));
-    }) else {
-        return;
-    };
+    let Some(served) = replaying_by(source, &trace, true, Some(2 << 20)) else { return };
     until_replayed(&served);
 
     // Windows bring runs of missing pages, and pages that are held back are rarely neighbours.
@@ -332,15 +314,8 @@ fn a_session_that_ends_before_tells_who_waits_and_one_that_replays_nothing_as_we
     let source = Gated::new(image(PAGES));
     let trace = recorded(&(Arc::<Gated>::clone(&source) as Arc<dyn PageSource>), 0..64);
     let gate = source.shut();
-    let Some(served) = serve(
-        Mapping::new(PAGES * PAGE, MappingKind::Private).unwrap(),
-        Arc::<Gated>::clone(&source) as _,
-        |options| {
-            options.working_set.replay = Some(Arc::new(Replay::new(&trace, false)));
-        },
-    ) else {
-        return;
-    };
+    let serving = replaying_by(Arc::<Gated>::clone(&source) as _, &trace, false, None);
+    let Some(served) = serving else { return };
     let waiting = replayed(&served);
     served.pager.close_session(served.id, Rest::Zero);
     drop(gate);

@@ -9,8 +9,8 @@ use uffd::{Left, Modes, left_in};
 use crate::handshakes::Random;
 use crate::memory::at;
 use crate::support::area::{Area, Made, all_events, new_uffd, register};
-use crate::support::kept::{Kept, PagerProcess, Source, to_serve, word};
-use crate::support::{PAGE, elsewhere};
+use crate::support::kept::{Kept, PagerProcess, Source, to_serve};
+use crate::support::{PAGE, elsewhere, word};
 
 /// 128 MiB.
 const PAGES: usize = 1 << 15;

@@ -186,10 +186,7 @@ impl Area {
     /// For children: whether page `page` holds the words of page `of` of [`super::image`]. Does not allocate.
     pub fn holds(self, page: usize, of: usize) -> bool {
         let words = self.page / 8;
-        (0..words).all(|word| {
-            let expected = ((of * words + word) as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            self.word(page * words + word) == expected
-        })
+        (0..words).all(|word| self.word(page * words + word) == super::word(of * words + word))
     }
 
     /// For children: whether page `page` is zero. Does not allocate.

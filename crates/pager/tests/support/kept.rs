@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use uffd::liveness::PidFd;
 use uffd::{Userfaultfd, fd_passing};
 
-use super::{Bytes, DEADLINE, image};
+use super::{Bytes, DEADLINE, image, word};
 
 const PROCESS: &str = "PAGER_TEST_PROCESS";
 const LONGEST: usize = 1 << 16;
@@ -409,11 +409,6 @@ impl Source {
             Self::Never(pages) => Arc::new(Waited(image(pages), Duration::from_secs(3600))),
         }
     }
-}
-
-/// The word of [`image`] at an index.
-pub fn word(index: usize) -> u64 {
-    (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// An image of so many pages that takes no memory.

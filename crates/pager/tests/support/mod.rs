@@ -38,10 +38,14 @@ pub fn told() -> (Arc<dyn Observer>, Receiver<Notice>) {
     (Arc::new(Told(Mutex::new(sender))), receiver)
 }
 
+/// The word of [`image`] at an index.
+pub fn word(index: usize) -> u64 {
+    (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 /// Bytes that tell where they are: no two pages are alike, none is zero.
 pub fn image(pages: usize) -> Vec<u8> {
-    let words = (0..pages * PAGE / 8).map(|word| (word as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    words.flat_map(u64::to_ne_bytes).collect()
+    (0..pages * PAGE / 8).map(word).flat_map(u64::to_ne_bytes).collect()
 }
 
 /// Memory as a source, always at hand.

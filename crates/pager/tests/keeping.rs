@@ -25,5 +25,5 @@ mod memory;
 /// Not a test: what a pager process runs (see `support/kept.rs`).
 #[test]
 fn pager_process() {
-    support::kept::run_if_asked("pager_process");
+    support::kept::inside::run_if_asked("pager_process");
 }

@@ -15,7 +15,8 @@ use uffd::{Modes, Userfaultfd, fd_passing};
 
 use crate::memory::page;
 use crate::support::area::{Area, Made, all_events, ended, new_uffd, register, started};
-use crate::support::kept::{PagerProcess, Source, Told, server_options};
+use crate::support::kept::inside::server_options;
+use crate::support::kept::{PagerProcess, Source, Told};
 use crate::support::{DEADLINE, PAGE, finish, image, told};
 
 const PAGES: usize = 64;

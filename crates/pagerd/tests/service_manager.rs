@@ -136,7 +136,14 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // An error says that it has ended.
+        if matches!(self.0.try_wait(), Ok(None)) {
+            // In order: a daemon whose holder is killed goes on.
+            let _ = kill(Pid::from_raw(self.pid()), Signal::SIGTERM);
+        }
+        let until = Instant::now() + DEADLINE;
+        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::yield_now();
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

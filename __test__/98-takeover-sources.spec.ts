@@ -1,4 +1,4 @@
-/** Sources, and who is asked for them, while one daemon follows another. */
+/** Sources, who is asked for them, and heirs, while one daemon follows another. */
 
 import { createHash } from 'node:crypto';
 import { truncateSync, writeFileSync } from 'node:fs';
@@ -17,7 +17,7 @@ import {
 
 import { handedOver } from './helpers/adopting.js';
 import { Commanded } from './helpers/commanded.js';
-import { daemon, daemonOf, openIn, remotely, startPeer, until } from './helpers/daemon.js';
+import { daemon, daemonOf, heirOf, isAlive, openIn, remotely, startPeer, until } from './helpers/daemon.js';
 import { canRun, folder, image, IMAGE_SIZE, PAGE } from './helpers/serving.js';
 import { APART, imageBytes, PAGE as GUEST_PAGE } from './property/image.js';
 
@@ -208,4 +208,22 @@ test('a source that its client has closed is not kept because daemons change', a
   await session.closed;
 
   await until(() => !openIn(client.daemonPid).includes(path), 'the next daemon lets go of it');
+});
+
+test('a daemon ends in order although its holder hears of its heirs when they are dead', async t => {
+  const client = await daemon(t);
+  const { holderPid = 0, daemonPid } = client;
+  process.kill(holderPid, 'SIGSTOP');
+  // Those that die too often are not replaced.
+  for (let [times, last] = [0, 0]; times < 32; times += 1) {
+    await until(() => (heirOf(daemonPid) ?? last) !== last, 'there is another heir');
+    last = heirOf(daemonPid) ?? 0;
+    process.kill(last, 'SIGKILL');
+  }
+  await until(() => heirOf(daemonPid) === undefined, 'there is none');
+  process.kill(holderPid, 'SIGCONT');
+
+  await client.close();
+
+  t.false(isAlive(daemonPid) || isAlive(holderPid));
 });

@@ -93,10 +93,27 @@ export function isAlive(pid: number): boolean {
   }
 }
 
+/** The daemons of a holder: the one that serves, or comes to, and the one that waits. */
+export function daemonsOf(holder: number): number[] {
+  const children = readFileSync(`/proc/${holder}/task/${holder}/children`, 'utf8').trim().split(' ');
+  return children.map(Number).filter(pid => isAlive(pid) && !isHeir(pid));
+}
+
 /** The daemon that a holder has, or is starting, other than this; `undefined` where there is none. */
 export function daemonOf(holder: number, not: number): number | undefined {
-  const children = readFileSync(`/proc/${holder}/task/${holder}/children`, 'utf8').trim().split(' ');
-  return children.map(Number).find(pid => pid !== not && isAlive(pid) && !isHeir(pid));
+  return daemonsOf(holder).find(pid => pid !== not);
+}
+
+/** The process that shares a daemon's descriptors, where there is one at this moment. */
+export function heirOf(pid: number): number | undefined {
+  try {
+    return readdirSync(`/proc/${pid}/task`)
+      .flatMap(task => readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').trim().split(' '))
+      .map(Number)
+      .find(child => child > 0 && isHeir(child));
+  } catch {
+    return undefined;
+  }
 }
 
 /** What is left of a dead daemon for a moment, and is no daemon. */

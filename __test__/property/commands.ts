@@ -126,7 +126,25 @@ const killDaemon: Arbitrary = fc.constant(
     'kill the daemon',
     '',
     model => model.deaths < MOST_DEATHS,
-    async (model, rig) => rig.killDaemon(model),
+    async (model, rig) => rig.killDaemon(model, false),
+  ),
+);
+
+const killBoth: Arbitrary = fc.constant(
+  command(
+    'kill the daemon and its heir',
+    '',
+    model => model.deaths < MOST_DEATHS,
+    async (model, rig) => rig.killDaemon(model, true),
+  ),
+);
+
+const killHeir: Arbitrary = fc.constant(
+  command(
+    'kill the heir',
+    '',
+    () => true,
+    async (_, rig) => rig.killHeir(),
   ),
 );
 
@@ -225,6 +243,8 @@ export const commands: Arbitrary[] = [
   ...often(2, resume),
   ...often(2, killDaemon),
   ...often(2, setSource),
+  killBoth,
+  killHeir,
   upgrade,
   killNode,
   startNode,

@@ -9,7 +9,7 @@ import { PagerClient } from 'userfaultfd';
 
 import { ByHand } from '../helpers/by-hand.js';
 import { Commanded } from '../helpers/commanded.js';
-import { daemonOf, isAlive, openIn, until } from '../helpers/daemon.js';
+import { daemonOf, daemonsOf, heirOf, isAlive, openIn, until } from '../helpers/daemon.js';
 import { FAULTER } from '../helpers/faulter.js';
 import { APART, imageBytes, PAGE, PAGES, REGION_PAGES, REGIONS } from './image.js';
 import { type Access, type Discard, Guest, type Kind, type Model, POLICIES, type Policy } from './model.js';
@@ -83,6 +83,7 @@ export class Rig {
     this.#deaths = [];
     this.daemons += 1;
     await this.#node.ask('connect', this.#path);
+    await until(() => daemonsOf(this.#holder).length === 2, 'the next daemon waits');
     this.#open = (await this.#openNow()).length;
   }
 
@@ -245,12 +246,21 @@ export class Rig {
     await child?.ended;
   }
 
-  async killDaemon(model: Model): Promise<void> {
+  /** With its heir, or alone. */
+  async killDaemon(model: Model, withHeir: boolean): Promise<void> {
     const pid = await this.#daemon();
+    const heir = withHeir ? heirOf(pid) : undefined;
     model.daemonEnds();
     this.#deaths.push(performance.now());
     this.#lastKilled = pid;
     process.kill(pid, 'SIGKILL');
+    if (heir !== undefined && isAlive(heir)) process.kill(heir, 'SIGKILL');
+  }
+
+  /** The daemon makes another one. */
+  async killHeir(): Promise<void> {
+    const heir = heirOf(await this.#daemon());
+    if (heir !== undefined && isAlive(heir)) process.kill(heir, 'SIGKILL');
   }
 
   async upgrade(model: Model): Promise<void> {

@@ -298,8 +298,11 @@ impl Holder {
             crate::log(format_args!("the daemon's heir did nothing for {} ms", HEIR.as_millis()));
             let _ = heir.send_signal(libc::SIGKILL);
         }
-        // It is this process's child since the daemon's end. Where it is not, another has waited for it.
-        let _ = waitpid(Pid::from_raw(heir.pid()), None);
+        // It is this process's child since the daemon's end. Where it is not, another has waited for it; where that was before
+        // it was told of here, it has no number, and -1 would be any child: the daemon.
+        if heir.pid() > 0 {
+            let _ = waitpid(Pid::from_raw(heir.pid()), None);
+        }
     }
 
     /// Takes one message.

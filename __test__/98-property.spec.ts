@@ -23,8 +23,8 @@ const SEQUENCES = 200;
 test('random sequences of deaths, holds and broken sources leave every page as the model says', async t => {
   if (!canRun(t)) return;
   t.timeout(300_000);
-  // What went wrong once is played again with the seed that is told.
-  const seed = Number(process.env['UFFD_SEED'] ?? Date.now() % 2 ** 31);
+  // The same each time: what fails here was changed, or is a matter of time. New ones are drawn by `npm run soak`.
+  const seed = Number(process.env['UFFD_SEED'] ?? 77);
   const { sequences, daemons, milliseconds, done } = await play(SEQUENCES, seed, () => {}, false);
   const often = Object.entries(done).map(([what, times]) => `${times} ${what}`);
   t.log(`seed ${seed}: ${sequences} sequences, ${daemons} holders, ${(milliseconds / 1000).toFixed(1)} s`);

@@ -314,7 +314,8 @@ export class Session extends EventEmitter<SessionEvents> {
 
   /**
    * Goes on with a session that is held: every fault that was kept is answered, from another source where one is given. A
-   * session that is not held goes on as it was. If it fails again, its policy is applied again.
+   * session that is not held goes on as it was; what it was reading is read again, so that no failure from before this counts. If
+   * it fails again, its policy is applied again.
    *
    * @throws {@linkcode UffdError} `ERR_UFFD_PROTOCOL` (the source is too short, or its process has done what cannot be followed:
    *   it is held on), `ERR_UFFD_USE_AFTER_CLOSE` (it is over, or the source is), `ERR_UFFD_WOULD_DEADLOCK`, `ERR_UFFD_SOURCE`

@@ -17,7 +17,7 @@ const ROOT_NEEDS = [
   'native.d.cts',
   'package.json',
 ];
-/** `src` is what the declaration maps point into. */
+/** `src` is what the declaration maps point into; nobody imports the command line, which has none. */
 const ROOT_MAY =
   /^(?:dist\/.*\.(?:js|d\.ts|d\.ts\.map)|src\/.*\.ts|index\.ts|native\.cjs|native\.d\.cts|[A-Z]+(?:\.md)?|package\.json)$/;
 

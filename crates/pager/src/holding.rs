@@ -83,7 +83,8 @@ impl Pager {
     }
 
     /// Goes on with a session that is held, from another source where one is given; every fault that was kept is answered.
-    /// One that is not held goes on as it was, from the other source. `deliver` hears when it is so;
+    /// One that is not held goes on as it was, from the other source. Reads that were under way are made again, so a failure
+    /// from before this holds it no more. `deliver` hears when it is so;
     /// [`PagerError::Protocol`] where the source is too short, or its process cannot be followed any more (it is held on);
     /// or [`PagerError::SessionOver`].
     pub fn resume(&self, session: u64, source: Option<Arc<dyn PageSource>>, deliver: DeliverPopulated) {
@@ -193,9 +194,10 @@ impl Session {
                 )));
             }
             self.source = source;
-            // What the other one still brings is not wanted, and who waits for it is answered from this one.
-            self.give_up_reads();
         }
+        // What was asked before is asked again: neither are bytes of another source wanted, nor does a failure from before this hold
+        // it once more. Who waits is answered by what is read from now on.
+        self.give_up_reads();
         self.phase = Phase::Serving;
         self.keep_ending();
         self.holding.suspect = None;

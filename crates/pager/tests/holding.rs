@@ -5,9 +5,9 @@
 mod alone;
 mod support;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -45,6 +45,33 @@ impl PageSource for Failing {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
         if self.fails.load(Ordering::SeqCst) {
             return Err(PagerError::Protocol("the store does not answer".to_owned()));
+        }
+        buffer.copy_from_slice(&self.bytes[offset as usize..][..buffer.len()]);
+        Ok(())
+    }
+}
+
+/// Its first read fails, when it is let; all others bring the bytes.
+#[derive(Debug)]
+struct FailingLate {
+    bytes: Vec<u8>,
+    reads: AtomicUsize,
+    gate: Mutex<Receiver<()>>,
+}
+
+impl PageSource for FailingLate {
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_now(&self, _: u64, _: &mut [u8]) -> Result<ReadNow, PagerError> {
+        Ok(ReadNow::WouldBlock)
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
+        if self.reads.fetch_add(1, Ordering::SeqCst) == 0 {
+            let _ = self.gate.lock().unwrap().recv_timeout(DEADLINE);
+            return Err(PagerError::Protocol("the store did not answer".to_owned()));
         }
         buffer.copy_from_slice(&self.bytes[offset as usize..][..buffer.len()]);
         Ok(())
@@ -240,6 +267,28 @@ fn bytes_of_the_failed_source_that_come_late_are_never_installed() {
             Err(error) => panic!("{error}"),
         }
     }
+    served.close();
+}
+
+#[test]
+fn a_failure_from_before_it_was_resumed_does_not_hold_it_again() {
+    let bytes = image(PAGES);
+    let (fail, gate) = channel();
+    let (reads, gate) = (AtomicUsize::new(0), Mutex::new(gate));
+    let source = Arc::new(FailingLate { bytes: bytes.clone(), reads, gate });
+    let Some(served) = held(Arc::<FailingLate>::clone(&source), HOLD) else { return };
+    let waiting = reading(&served.mapping, 3);
+    let deadline = Instant::now() + DEADLINE;
+    while source.reads.load(Ordering::SeqCst) == 0 {
+        assert!(Instant::now() < deadline, "nothing is read");
+        std::thread::yield_now();
+    }
+
+    resume(&served, None).unwrap();
+    fail.send(()).unwrap();
+
+    assert!(finish(&waiting).unwrap() == page_of(&bytes, 3));
+    assert!(read(&served.mapping, 0, PAGES * PAGE) == bytes);
     served.close();
 }
 

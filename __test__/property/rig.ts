@@ -29,6 +29,15 @@ const STORM = 10_000;
 const NODE_PROGRAM = join(import.meta.dirname, 'node-program.js');
 const bytes = imageBytes();
 
+/** It may be ending by itself: one whose daemon is dead does. */
+function killIfThere(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+  }
+}
+
 /** Everything that runs; goes on through many sequences. */
 export class Rig {
   readonly #folder = mkdtempSync(join(tmpdir(), 'userfaultfd-'));
@@ -254,13 +263,13 @@ export class Rig {
     this.#deaths.push(performance.now());
     this.#lastKilled = pid;
     process.kill(pid, 'SIGKILL');
-    if (heir !== undefined && isAlive(heir)) process.kill(heir, 'SIGKILL');
+    if (heir !== undefined) killIfThere(heir);
   }
 
   /** The daemon makes another one. */
   async killHeir(): Promise<void> {
     const heir = heirOf(await this.#daemon());
-    if (heir !== undefined && isAlive(heir)) process.kill(heir, 'SIGKILL');
+    if (heir !== undefined) killIfThere(heir);
   }
 
   async upgrade(model: Model): Promise<void> {

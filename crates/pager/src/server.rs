@@ -86,6 +86,26 @@ pub struct ServerOptions {
     pub label: String,
 }
 
+impl ServerOptions {
+    /// Processes of the caller's own user are served in windows around faults; what cannot be had is poisoned. A source may take
+    /// 30 s for a read, a handshake 5 s; 1024 are served at one time.
+    #[must_use]
+    pub fn new(images: Images) -> Self {
+        Self {
+            images,
+            policy: FailurePolicy::Poison,
+            window: None,
+            fill: FillOptions::default(),
+            source_timeout: SOURCE_TIMEOUT,
+            peer_uid: None,
+            handshake_timeout: Duration::from_secs(5),
+            max_sessions: 1024,
+            working_set: WorkingSet::default(),
+            label: String::new(),
+        }
+    }
+}
+
 pub(crate) struct Server {
     pub(crate) id: u64,
     /// Gone once the server is closing, or draining.
@@ -147,16 +167,10 @@ impl Server {
     /// One that only turns away what has come to another, for which it stands in.
     pub(crate) fn standing_in(id: u64, policy: FailurePolicy, observer: Arc<dyn Observer>) -> Self {
         let options = ServerOptions {
-            images: Images::Asked,
             policy,
-            window: None,
-            fill: FillOptions::default(),
-            source_timeout: SOURCE_TIMEOUT,
-            peer_uid: None,
             handshake_timeout: Duration::ZERO,
             max_sessions: usize::MAX,
-            working_set: WorkingSet::default(),
-            label: String::new(),
+            ..ServerOptions::new(Images::Asked)
         };
         Self { id, listener: None, options, observer, alive: 0, refused: 0, paused_until: None }
     }

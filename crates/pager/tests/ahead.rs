@@ -4,14 +4,12 @@
 mod support;
 
 use std::sync::Arc;
-use std::thread;
-use std::time::Instant;
 
-use pager::{PageSource, StatsSnapshot};
+use pager::PageSource;
 use uffd::{Mapping, MappingKind, Residency};
 
 use support::area::Gated;
-use support::{Bytes, DEADLINE, PAGE, Served, elsewhere, finish, image, read, serve};
+use support::{Bytes, PAGE, Served, elsewhere, finish, image, read, serve};
 
 /// Pages of a block of 16 MiB; there are two.
 const BLOCK: usize = 4096;
@@ -38,18 +36,6 @@ fn want_half(served: &Served) {
     touch(served, &half());
 }
 
-fn stats(served: &Served) -> StatsSnapshot {
-    served.info.stats.snapshot()
-}
-
-fn until(served: &Served, what: &str, is_so: impl Fn(StatsSnapshot) -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !is_so(stats(served)) {
-        assert!(Instant::now() < deadline, "never: {what}; {:?}", stats(served));
-        thread::yield_now();
-    }
-}
-
 fn present(served: &Served, first: usize, pages: usize) -> usize {
     let states = served.mapping.residency(first * PAGE, pages * PAGE).unwrap();
     states.into_iter().filter(|&state| state == Residency::Present).count()
@@ -61,11 +47,11 @@ fn a_block_of_which_half_was_wanted_comes_as_a_whole_and_no_other() {
     let Some(served) = serve_blocks(Arc::new(Bytes(bytes.clone()))) else { return };
 
     want_half(&served);
-    until(&served, "the rest of the block", |stats| stats.pages_prefetched == HALF as u64);
-    let faults = stats(&served).faults;
+    served.until("the rest of the block", |stats| stats.pages_prefetched == HALF as u64);
+    let faults = served.stats().faults;
 
     assert!(read(&served.mapping, 0, BLOCK * PAGE) == bytes[..BLOCK * PAGE]);
-    assert_eq!(stats(&served).faults, faults, "nobody had to wait for the second half");
+    assert_eq!(served.stats().faults, faults, "nobody had to wait for the second half");
     assert_eq!(present(&served, 0, BLOCK), BLOCK);
     assert_eq!(present(&served, BLOCK, BLOCK), 0);
     served.close();
@@ -77,12 +63,12 @@ fn what_lies_before_a_stream_comes_without_faults_and_ever_more_of_it() {
     let Some(served) = serve_blocks(Arc::new(Bytes(bytes.clone()))) else { return };
 
     touch(&served, &[0, 16, 32, 64]);
-    until(&served, "behind 256 KiB", |stats| stats.pages_prefetched == 64);
+    served.until("behind 256 KiB", |stats| stats.pages_prefetched == 64);
     assert_eq!(present(&served, 0, 192), 192);
     touch(&served, &[100, 191, 192]);
-    until(&served, "behind 512 KiB", |stats| stats.pages_prefetched == 64 + 192);
+    served.until("behind 512 KiB", |stats| stats.pages_prefetched == 64 + 192);
 
-    assert_eq!(stats(&served).faults, 5);
+    assert_eq!(served.stats().faults, 5);
     assert_eq!(present(&served, 0, BLOCK), 448);
     assert!(read(&served.mapping, 0, 2 * BLOCK * PAGE) == bytes);
     served.close();
@@ -96,7 +82,7 @@ fn a_page_given_back_before_a_stream_reaches_it_stays_zero() {
     finish(&elsewhere(move || mapping.discard(150 * PAGE, 8 * PAGE).unwrap()));
 
     touch(&served, &[0, 16, 32, 64]);
-    until(&served, "what is left of it", |stats| stats.pages_prefetched == 64 - 8);
+    served.until("what is left of it", |stats| stats.pages_prefetched == 64 - 8);
 
     let mut expected = bytes[..192 * PAGE].to_vec();
     expected[150 * PAGE..158 * PAGE].fill(0);
@@ -113,7 +99,7 @@ fn less_than_half_is_left_at_that() {
     read(&served.mapping, BLOCK * PAGE, 1);
     read(&served.mapping, (BLOCK + 16) * PAGE, 1);
 
-    assert_eq!(stats(&served).pages_prefetched, 0);
+    assert_eq!(served.stats().pages_prefetched, 0);
     assert_eq!(present(&served, 0, BLOCK), HALF - 64);
     served.close();
 }
@@ -126,7 +112,7 @@ fn what_was_given_back_stays_zero_also_where_the_block_is_filled_later() {
     finish(&elsewhere(move || mapping.discard((HALF + 100) * PAGE, 8 * PAGE).unwrap()));
 
     want_half(&served);
-    until(&served, "the rest of the block", |stats| stats.pages_prefetched == HALF as u64 - 8);
+    served.until("the rest of the block", |stats| stats.pages_prefetched == HALF as u64 - 8);
 
     let mut expected = bytes[HALF * PAGE..BLOCK * PAGE].to_vec();
     expected[100 * PAGE..108 * PAGE].fill(0);
@@ -143,23 +129,23 @@ fn reads_ahead_leave_room_for_those_of_faults() {
     let (&last, rest) = half.split_last().unwrap();
     touch(&served, rest);
     // Where windows took long on a busy machine, pages went before the rest of them.
-    until(&served, "all that was touched", |_| present(&served, 0, HALF) == HALF - 64);
-    let before = stats(&served);
+    served.until("all that was touched", |_| present(&served, 0, HALF) == HALF - 64);
+    let before = served.stats();
 
     let gate = source.shut();
     let mapping = Arc::clone(&served.mapping);
     let last = elsewhere(move || read(&mapping, last * PAGE, 1));
     // The fault's own, and those ahead: half of what may be under way at once.
-    until(&served, "as many reads ahead as may be", |stats| stats.worker_reads == before.worker_reads + 16);
+    served.until("as many reads ahead as may be", |stats| stats.worker_reads == before.worker_reads + 16);
     let mapping = Arc::clone(&served.mapping);
     let other = elsewhere(move || read(&mapping, BLOCK * PAGE, PAGE));
-    until(&served, "the read of a fault", |stats| stats.worker_reads == before.worker_reads + 17);
+    served.until("the read of a fault", |stats| stats.worker_reads == before.worker_reads + 17);
     drop(gate);
 
     assert!(finish(&other) == bytes[BLOCK * PAGE..(BLOCK + 1) * PAGE]);
     finish(&last);
-    assert_eq!(stats(&served).deferred, 0, "no fault was put off");
-    until(&served, "the rest of the block", |_| present(&served, 0, BLOCK) == BLOCK);
+    assert_eq!(served.stats().deferred, 0, "no fault was put off");
+    served.until("the rest of the block", |_| present(&served, 0, BLOCK) == BLOCK);
     assert!(read(&served.mapping, 0, BLOCK * PAGE) == bytes[..BLOCK * PAGE]);
     served.close();
 }

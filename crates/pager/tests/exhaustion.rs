@@ -20,13 +20,12 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use pager::{
-    EndReason, FailurePolicy, FillOptions, Images, Listener, Notice, PageSource, Pager, PagerError,
-    PagerOptions, ReadNow, ServerOptions, SessionEnd, WorkingSet,
+    EndReason, FailurePolicy, Images, Listener, Notice, Pager, PagerOptions, ServerOptions, SessionEnd,
 };
 use uffd::fd_passing::send_all;
 use uffd::{Features, Mapping, MappingKind, Modes};
 
-use support::area::{Area, Made, all_events, ended, new_uffd, register, serve_area, started};
+use support::area::{Area, Gated, Made, all_events, ended, new_uffd, register, serve_area, started};
 use support::children::fork;
 use support::{Bytes, DEADLINE, PAGE, elsewhere, finish, image, told};
 
@@ -120,16 +119,10 @@ fn begin(peer: &mut Child) {
 fn server(pager: &Pager, path: &Path) -> Receiver<Notice> {
     let (observer, notices) = told();
     let options = ServerOptions {
-        label: String::new(),
-        images: Images::One(Arc::new(Bytes(image(WANTED / PAGE)))),
         policy: FailurePolicy::Kill,
-        window: None,
-        fill: FillOptions::default(),
-        source_timeout: pager::SOURCE_TIMEOUT,
-        peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 10,
-        working_set: WorkingSet::default(),
+        ..ServerOptions::new(Images::One(Arc::new(Bytes(image(WANTED / PAGE)))))
     };
     pager.serve_firecracker(Listener::bind(path, None).unwrap(), options, observer);
     notices
@@ -180,25 +173,6 @@ fn memory_cgroup_full_where_the_kernel_kills_ends_the_session_and_no_other() {
     with_a_full_group(test, true, |end| assert_eq!(end.reason, EndReason::PeerExited, "{:?}", end.error));
 }
 
-/// A source that is never at hand.
-#[derive(Debug)]
-struct Slow(Vec<u8>);
-
-impl PageSource for Slow {
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_now(&self, _: u64, _: &mut [u8]) -> Result<ReadNow, PagerError> {
-        Ok(ReadNow::WouldBlock)
-    }
-
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
-        buffer.copy_from_slice(&self.0[offset as usize..][..buffer.len()]);
-        Ok(())
-    }
-}
-
 #[test]
 fn out_of_threads_is_named_and_goes_through_the_policy() {
     let test = "out_of_threads_is_named_and_goes_through_the_policy";
@@ -210,7 +184,7 @@ fn out_of_threads_is_named_and_goes_through_the_policy() {
         let Some(uffd) = new_uffd(all_events()) else { return };
         let area = Area::new(Made::Private, 16);
         register(&uffd, area, Modes::MISSING);
-        let serving = serve_area(uffd, area, Arc::new(Slow(image(16))), |options| {
+        let serving = serve_area(uffd, area, Gated::new(image(16)), |options| {
             options.policy = FailurePolicy::Hold { timeout: None };
         });
         let (ready, go) = std::sync::mpsc::channel::<()>();

@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pager::{
-    EndReason, FailurePolicy, FileSource, Images, Listener, Notice, PageSource, Pager, PagerError,
-    PagerOptions, ReadNow, Rest, ServerOptions,
+    EndReason, FileSource, Images, Listener, Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow,
+    Rest, ServerOptions,
 };
 use uffd::fd_passing::send_all;
-use uffd::{CopyOptions, Mapping, MappingError, MappingKind, Modes, Residency, Userfaultfd};
+use uffd::{CopyOptions, Mapping, MappingKind, Modes, Residency, Userfaultfd};
 
-use support::{Bytes, DEADLINE, PAGE, Served, elsewhere, finish, image, read, serve, told};
+use support::{Bytes, DEADLINE, PAGE, Served, elsewhere, finish, image, page_of, read, reading, serve, told};
 
 /// What a read of the source does next.
 #[derive(Debug)]
@@ -107,19 +107,6 @@ const PAGES: usize = 8;
 fn served(source: Arc<dyn PageSource>) -> Option<Served> {
     let mapping = Mapping::new(PAGES * PAGE, MappingKind::Private).unwrap();
     serve(mapping, source, |options| options.window = Some(PAGE as u64))
-}
-
-/// A page read on another thread: its bytes, or why it cannot be had.
-fn reading(mapping: &Arc<Mapping>, page: usize) -> Receiver<Result<Vec<u8>, MappingError>> {
-    let mapping = Arc::clone(mapping);
-    elsewhere(move || {
-        let mut bytes = vec![0; PAGE];
-        mapping.read_checked(page * PAGE, &mut bytes).map(|()| bytes)
-    })
-}
-
-fn page_of(bytes: &[u8], page: usize) -> &[u8] {
-    &bytes[page * PAGE..(page + 1) * PAGE]
 }
 
 /// The session has ended for this reason, and all pages but those that were there are poisoned.
@@ -290,16 +277,10 @@ fn a_thread_that_sleeps_over_a_page_that_is_there_is_woken() {
 fn server(pager: &Pager, path: &Path, bytes: &[u8]) -> Receiver<Notice> {
     let (observer, notices) = told();
     let options = ServerOptions {
-        images: Images::One(Arc::new(Bytes(bytes.to_vec()))),
-        policy: FailurePolicy::Poison,
         window: Some(PAGE as u64),
-        fill: pager::FillOptions::default(),
-        source_timeout: pager::SOURCE_TIMEOUT,
-        peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 1000,
-        working_set: pager::WorkingSet::default(),
-        label: String::new(),
+        ..ServerOptions::new(Images::One(Arc::new(Bytes(bytes.to_vec()))))
     };
     pager.serve_firecracker(Listener::bind(path, None).unwrap(), options, observer);
     notices

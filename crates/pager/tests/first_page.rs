@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pager::{PageSource, PagerError, ReadNow};
 use uffd::{Mapping, MappingKind};
 
-use support::{DEADLINE, PAGE, Served, elsewhere, finish, image, read, serve};
+use support::{PAGE, Served, elsewhere, finish, image, read, serve};
 
 const WINDOW: usize = 16;
 const PAGES: usize = 4 * WINDOW;
@@ -71,15 +71,10 @@ fn served(pages_at_hand: bool) -> Option<(Served, Arc<Slow>, usize)> {
 }
 
 fn until(served: &Served, installed: u64, reads: u64) {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        let stats = served.info.stats.snapshot();
-        if (stats.pages_installed, stats.worker_reads) == (installed, reads) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "never {installed} pages by {reads} reads: {stats:?}");
-        thread::yield_now();
-    }
+    let counted = (installed, reads);
+    served.until("as many pages by as many reads", |stats| {
+        (stats.pages_installed, stats.worker_reads) == counted
+    });
 }
 
 #[test]

@@ -9,9 +9,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use nix::sys::wait::WaitStatus;
-use pager::{
-    EndReason, FailurePolicy, FileSource, Notice, Pager, PagerOptions, Rest, ServerOptions, SessionInfo,
-};
+use pager::{EndReason, FileSource, Notice, Pager, PagerOptions, Rest, ServerOptions, SessionInfo};
 use uffd::{Features, Modes, fd_passing};
 
 use support::area::{Area, Gated, Made, Serving, all_events, ended, new_uffd, register, serve_area, started};
@@ -208,16 +206,10 @@ fn one_child_too_many_is_poisoned_by_name_and_its_parent_goes_on() {
     let pager = Pager::start(&PagerOptions::default()).unwrap();
     let (observer, notices) = told();
     let options = ServerOptions {
-        images: pager::Images::One(Arc::new(FileSource::open(&image_path).unwrap())),
-        policy: FailurePolicy::Poison,
         window: Some(PAGE as u64),
-        fill: pager::FillOptions::default(),
-        source_timeout: pager::SOURCE_TIMEOUT,
-        peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 2,
-        working_set: pager::WorkingSet::default(),
-        label: String::new(),
+        ..ServerOptions::new(pager::Images::One(Arc::new(FileSource::open(&image_path).unwrap())))
     };
     let listener = pager::Listener::bind(&socket_path, None).unwrap();
     let server = pager.serve_firecracker(listener, options, observer);

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pager::{
-    AddressMap, EndReason, FailurePolicy, Handshake, Images, Listener, Notice, Pager, PagerError,
-    PagerOptions, Region, Rest, ServerOptions, parse_handshake,
+    AddressMap, EndReason, Handshake, Images, Listener, Notice, Pager, PagerError, PagerOptions, Region,
+    Rest, ServerOptions, parse_handshake,
 };
 use serde_json::Value;
 use uffd::fd_passing::send_all;
@@ -218,16 +218,9 @@ fn a_server_survives_mutated_handshakes_and_keeps_nothing_of_them() {
     let pager = Pager::start(&PagerOptions::default()).unwrap();
     let (observer, notices) = told();
     let options = ServerOptions {
-        images: Images::One(Arc::new(Bytes(bytes.clone()))),
-        policy: FailurePolicy::Poison,
-        window: None,
-        fill: pager::FillOptions::default(),
-        source_timeout: pager::SOURCE_TIMEOUT,
-        peer_uid: None,
         handshake_timeout: Duration::from_secs(60),
         max_sessions: 8,
-        working_set: pager::WorkingSet::default(),
-        label: String::new(),
+        ..ServerOptions::new(Images::One(Arc::new(Bytes(bytes.clone()))))
     };
     let path = dir.path().join("s");
     pager.serve_firecracker(Listener::bind(&path, None).unwrap(), options, observer);

@@ -5,78 +5,23 @@
 mod alone;
 mod support;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use pager::{EndReason, FailurePolicy, Hold, Notice, PageSource, PagerError, ReadNow, Rest, SessionOptions};
-use uffd::{Mapping, MappingError, MappingKind};
+use pager::{EndReason, FailurePolicy, Hold, Notice, PageSource, PagerError, Rest, SessionOptions};
+use uffd::{Mapping, MappingKind};
 
 use support::area::{Area, Gated, Made, all_events, new_uffd, register, serve_area};
-use support::{Bytes, DEADLINE, PAGE, Served, elsewhere, finish, image, read, serve};
+use support::sources::{Failing, FailingLate};
+use support::{
+    Bytes, DEADLINE, PAGE, Reading, Served, elsewhere, finish, image, page_of, read, reading, serve,
+};
 
 const PAGES: usize = 16;
 const HOLD: FailurePolicy = FailurePolicy::Hold { timeout: None };
-
-/// Fails while it is told to.
-#[derive(Debug)]
-struct Failing {
-    bytes: Vec<u8>,
-    fails: AtomicBool,
-}
-
-impl Failing {
-    fn new(bytes: &[u8]) -> Arc<Self> {
-        Arc::new(Self { bytes: bytes.to_vec(), fails: AtomicBool::new(true) })
-    }
-}
-
-impl PageSource for Failing {
-    fn size(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<ReadNow, PagerError> {
-        self.read(offset, buffer).map(|()| ReadNow::Done)
-    }
-
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
-        if self.fails.load(Ordering::SeqCst) {
-            return Err(PagerError::Protocol("the store does not answer".to_owned()));
-        }
-        buffer.copy_from_slice(&self.bytes[offset as usize..][..buffer.len()]);
-        Ok(())
-    }
-}
-
-/// Its first read fails, when it is let; all others bring the bytes.
-#[derive(Debug)]
-struct FailingLate {
-    bytes: Vec<u8>,
-    reads: AtomicUsize,
-    gate: Mutex<Receiver<()>>,
-}
-
-impl PageSource for FailingLate {
-    fn size(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    fn read_now(&self, _: u64, _: &mut [u8]) -> Result<ReadNow, PagerError> {
-        Ok(ReadNow::WouldBlock)
-    }
-
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), PagerError> {
-        if self.reads.fetch_add(1, Ordering::SeqCst) == 0 {
-            let _ = self.gate.lock().unwrap().recv_timeout(DEADLINE);
-            return Err(PagerError::Protocol("the store did not answer".to_owned()));
-        }
-        buffer.copy_from_slice(&self.bytes[offset as usize..][..buffer.len()]);
-        Ok(())
-    }
-}
 
 fn page_by_page(policy: FailurePolicy) -> impl FnOnce(&mut SessionOptions) {
     move |options| {
@@ -90,30 +35,11 @@ fn held(source: Arc<dyn PageSource>, policy: FailurePolicy) -> Option<Served> {
     serve(mapping, source, page_by_page(policy))
 }
 
-type Reading = Receiver<Result<Vec<u8>, MappingError>>;
-
-/// A page read on another thread: its bytes, or why it cannot be had.
-fn reading(mapping: &Arc<Mapping>, page: usize) -> Reading {
-    let mapping = Arc::clone(mapping);
-    elsewhere(move || {
-        let mut bytes = vec![0; PAGE];
-        mapping.read_checked(page * PAGE, &mut bytes).map(|()| bytes)
-    })
-}
-
 /// It is told that the session is held.
 fn told(served: &Served) -> Hold {
     match served.notices.recv_timeout(DEADLINE).unwrap() {
         Notice::Held { id, hold, .. } if id == served.id => hold,
         other => panic!("{other:?}"),
-    }
-}
-
-fn wait_for_faults(served: &Served, faults: u64) {
-    let deadline = Instant::now() + DEADLINE;
-    while served.info.stats.snapshot().faults < faults {
-        assert!(Instant::now() < deadline, "{:?}", served.info.stats.snapshot());
-        std::thread::yield_now();
     }
 }
 
@@ -133,10 +59,6 @@ fn resume(served: &Served, source: Option<Arc<dyn PageSource>>) -> Result<(), Pa
     answer(|deliver| served.pager.resume(served.id, source, deliver))
 }
 
-fn page_of(bytes: &[u8], page: usize) -> &[u8] {
-    &bytes[page * PAGE..(page + 1) * PAGE]
-}
-
 #[test]
 fn faults_of_a_source_that_fails_are_held_and_all_are_answered_when_it_is_resumed() {
     for swapped in [false, true] {
@@ -150,7 +72,7 @@ fn faults_of_a_source_that_fails_are_held_and_all_are_answered_when_it_is_resume
         let failure = hold.failure.expect("why it is held");
         assert_eq!(failure.reason, EndReason::SourceFailed);
         assert!(failure.error.is_some() && hold.until.is_none() && !hold.asks);
-        wait_for_faults(&served, PAGES as u64);
+        served.until("its faults", |stats| stats.faults >= PAGES as u64);
         assert!(waiting.iter().chain([&again]).all(|answer| answer.try_recv().is_err()));
 
         source.fails.store(swapped, Ordering::SeqCst);
@@ -190,7 +112,7 @@ fn what_is_discarded_while_it_is_held_reads_zero_when_it_goes_on() {
     let Some(served) = held(Arc::<Failing>::clone(&source), HOLD) else { return };
     let waiting: Vec<Reading> = (0..4).map(|page| reading(&served.mapping, page)).collect();
     told(&served);
-    wait_for_faults(&served, 4);
+    served.until("its faults", |stats| stats.faults >= 4);
 
     let mapping = Arc::clone(&served.mapping);
     finish(&elsewhere(move || mapping.discard(2 * PAGE, 4 * PAGE).unwrap()));
@@ -245,7 +167,7 @@ fn bytes_of_the_failed_source_that_come_late_are_never_installed() {
     };
     let waiting: Vec<Reading> = (0..4).map(|page| reading(&served.mapping, page)).collect();
     assert_eq!(told(&served).failure.unwrap().reason, EndReason::Stalled);
-    wait_for_faults(&served, 4);
+    served.until("its faults", |stats| stats.faults >= 4);
 
     // The same pages are being read of both at the same time.
     let new = Gated::new(bytes.clone());
@@ -273,9 +195,7 @@ fn bytes_of_the_failed_source_that_come_late_are_never_installed() {
 #[test]
 fn a_failure_from_before_it_was_resumed_does_not_hold_it_again() {
     let bytes = image(PAGES);
-    let (fail, gate) = channel();
-    let (reads, gate) = (AtomicUsize::new(0), Mutex::new(gate));
-    let source = Arc::new(FailingLate { bytes: bytes.clone(), reads, gate });
+    let (source, fail) = FailingLate::new(&bytes);
     let Some(served) = held(Arc::<FailingLate>::clone(&source), HOLD) else { return };
     let waiting = reading(&served.mapping, 3);
     let deadline = Instant::now() + DEADLINE;
@@ -338,7 +258,7 @@ fn a_session_held_on_purpose_answers_nothing_and_loses_nothing() {
     hold(&served).unwrap();
     assert!(told(&served).failure.is_none());
     let waiting = reading(&served.mapping, 1);
-    wait_for_faults(&served, 2);
+    served.until("its faults", |stats| stats.faults >= 2);
     assert!(waiting.recv_timeout(Duration::from_millis(50)).is_err());
     // What is there is there.
     assert!(read(&served.mapping, 0, PAGE) == page_of(&bytes, 0));
@@ -435,7 +355,7 @@ fn a_held_session_costs_no_time() {
         let Some(served) = held(Failing::new(&bytes), HOLD) else { return };
         let waiting: Vec<Reading> = (0..PAGES).map(|page| reading(&served.mapping, page)).collect();
         told(&served);
-        wait_for_faults(&served, PAGES as u64);
+        served.until("its faults", |stats| stats.faults >= PAGES as u64);
         let before = busy();
         std::thread::sleep(Duration::from_millis(300));
         let used = busy().saturating_sub(before);

@@ -13,8 +13,8 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use pager::{
-    EndReason, MinorMemory, PageSource, Pager, PagerError, PagerOptions, Region, Rest, SessionModes,
-    SessionOptions,
+    EndReason, LostSource, MinorMemory, PageSource, Pager, PagerError, PagerOptions, Region, Rest,
+    SessionModes, SessionOptions,
 };
 use uffd::{Features, Mapping, MappingKind, Modes};
 
@@ -270,20 +270,8 @@ fn writes_to_pages_of_a_file_are_tracked() {
 
 #[test]
 fn what_cannot_be_had_is_poisoned_also_where_the_file_has_something() {
-    #[derive(Debug)]
-    struct Broken;
-    impl PageSource for Broken {
-        fn size(&self) -> u64 {
-            4 * PAGE as u64
-        }
-        fn read_now(&self, _: u64, _: &mut [u8]) -> Result<pager::ReadNow, PagerError> {
-            Err(PagerError::Exhausted("a source that is broken".to_owned()))
-        }
-        fn read(&self, _: u64, _: &mut [u8]) -> Result<(), PagerError> {
-            Err(PagerError::Exhausted("a source that is broken".to_owned()))
-        }
-    }
-    let Some(shared) = serving(4, BOTH, Arc::new(Broken), minor) else { return };
+    let broken = LostSource::new(PagerError::Exhausted("a source that is broken".to_owned()));
+    let Some(shared) = serving(4, BOTH, Arc::new(broken), minor) else { return };
     shared.file.write_all_at(&[0xee; PAGE], PAGE as u64).unwrap();
 
     assert_eq!(shared.peek(1), Err(libc::EFAULT));

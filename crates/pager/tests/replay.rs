@@ -5,11 +5,10 @@ mod support;
 
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Instant;
 
 use pager::{
     Notice, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region, Replay, Rest, SessionOptions,
-    StatsSnapshot, Trace, TraceEnd, TraceFault, TraceHeader, TraceKind, WorkingSet,
+    Trace, TraceEnd, TraceFault, TraceHeader, TraceKind, WorkingSet,
 };
 use uffd::{Mapping, MappingKind, Modes, Residency};
 
@@ -67,18 +66,6 @@ fn until_replayed(served: &Served) {
     replayed(served).recv_timeout(DEADLINE).unwrap().unwrap();
 }
 
-fn stats(served: &Served) -> StatsSnapshot {
-    served.info.stats.snapshot()
-}
-
-fn until(served: &Served, what: &str, is_so: impl Fn(StatsSnapshot) -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !is_so(stats(served)) {
-        assert!(Instant::now() < deadline, "never: {what}; {:?}", stats(served));
-        std::thread::yield_now();
-    }
-}
-
 fn present(served: &Served) -> Vec<usize> {
     let states = served.mapping.residency(0, PAGES * PAGE).unwrap();
     (0..PAGES).filter(|&page| states[page] == Residency::Present).collect()
@@ -103,7 +90,7 @@ fn what_was_recorded_is_there_without_a_fault_and_nothing_else() {
         let mut sorted = wanted.clone();
         sorted.sort_unstable();
         assert_eq!(present(&served), sorted);
-        let counted = stats(&served);
+        let counted = served.stats();
         assert_eq!((counted.faults, counted.replay_late, counted.replay_missed), (0, 0, 0));
         assert_eq!(
             (counted.replay_pages, counted.replay_installed),
@@ -111,7 +98,7 @@ fn what_was_recorded_is_there_without_a_fault_and_nothing_else() {
         );
         assert_eq!(counted.replay_done, 1);
         assert!(read(&served.mapping, 0, PAGES * PAGE) == bytes);
-        assert_eq!(stats(&served).replay_missed, (PAGES - wanted.len()) as u64);
+        assert_eq!(served.stats().replay_missed, (PAGES - wanted.len()) as u64);
         until_replayed(&served);
         served.close();
     }
@@ -124,12 +111,12 @@ fn a_slow_source_is_asked_for_neighbours_together() {
 
     until_replayed(&served);
 
-    assert_eq!(stats(&served).worker_reads, PAGES as u64 / 64, "one read for each block of 64 pages");
+    assert_eq!(served.stats().worker_reads, PAGES as u64 / 64, "one read for each block of 64 pages");
     served.close();
     // Those that are far apart are not.
     let Some(served) = replaying(Gated::new(image(PAGES)), &[0, 30, 63, 200], false) else { return };
     until_replayed(&served);
-    assert_eq!((stats(&served).worker_reads, present(&served)), (4, vec![0, 30, 63, 200]));
+    assert_eq!((served.stats().worker_reads, present(&served)), (4, vec![0, 30, 63, 200]));
     served.close();
 }
 
@@ -147,13 +134,13 @@ fn faults_that_come_first_are_late_those_nobody_expected_are_missed_and_both_get
             elsewhere(move || read(&mapping, page * PAGE, PAGE))
         })
         .into();
-    until(&served, "both faults", |stats| stats.faults == 2 && stats.replay_late + stats.replay_missed == 2);
+    served.until("both faults", |stats| stats.faults == 2 && stats.replay_late + stats.replay_missed == 2);
     drop(gate);
 
     assert!(finish(&waiting[0]) == bytes[5 * PAGE..6 * PAGE]);
     assert!(finish(&waiting[1]) == bytes[700 * PAGE..701 * PAGE]);
     until_replayed(&served);
-    let counted = stats(&served);
+    let counted = served.stats();
     assert_eq!((counted.replay_late, counted.replay_missed), (1, 1));
     assert_eq!(counted.replay_installed, 63, "all but the one that a fault brought");
     assert_eq!(present(&served), (0..64).chain([700]).collect::<Vec<_>>());
@@ -168,7 +155,7 @@ fn what_was_given_back_while_it_was_read_stays_zero() {
     let gate = source.shut();
     let serving = replaying_by(Arc::<Gated>::clone(&source) as _, &trace, false, None);
     let Some(served) = serving else { return };
-    until(&served, "the read", |stats| stats.worker_reads == 1);
+    served.until("the read", |stats| stats.worker_reads == 1);
     let mapping = Arc::clone(&served.mapping);
     finish(&elsewhere(move || mapping.discard(10 * PAGE, 5 * PAGE).unwrap()));
     drop(gate);
@@ -178,7 +165,7 @@ fn what_was_given_back_while_it_was_read_stays_zero() {
     let mut expected = bytes[..64 * PAGE].to_vec();
     expected[10 * PAGE..15 * PAGE].fill(0);
     assert!(read(&served.mapping, 0, 64 * PAGE) == expected);
-    assert_eq!(stats(&served).replay_installed, 59);
+    assert_eq!(served.stats().replay_installed, 59);
     served.close();
 }
 
@@ -224,7 +211,7 @@ fn a_fault_is_answered_however_many_reads_of_the_replay_are_stuck() {
     *source.open.lock().unwrap() = false;
     let serving = replaying_by(Arc::<Stuck>::clone(&source) as _, &trace, false, Some(PAGE as u64));
     let Some(served) = serving else { return };
-    until(&served, "as many reads as may be", |stats| stats.worker_reads == 16);
+    served.until("as many reads as may be", |stats| stats.worker_reads == 16);
 
     assert!(read(&served.mapping, 3 * PAGE, PAGE) == bytes[3 * PAGE..4 * PAGE]);
 
@@ -242,15 +229,15 @@ fn one_page_in_sixty_four_is_held_back_and_those_that_are_wanted_are_counted() {
     let all: Vec<usize> = (0..PAGES).collect();
     let Some(served) = replaying(Arc::new(Bytes(bytes.clone())), &all, true) else { return };
     until_replayed(&served);
-    let held = stats(&served).replay_held;
+    let held = served.stats().replay_held;
 
     assert_eq!(present(&served).len() as u64, PAGES as u64 - held);
     assert!((1..100).contains(&held), "about 16: {held}");
     assert!(read(&served.mapping, 0, PAGES / 2 * PAGE) == bytes[..PAGES / 2 * PAGE]);
-    let half = stats(&served).replay_held_faults;
-    assert_eq!((stats(&served).replay_late, stats(&served).replay_missed), (0, 0));
+    let half = served.stats().replay_held_faults;
+    assert_eq!((served.stats().replay_late, served.stats().replay_missed), (0, 0));
     assert!(read(&served.mapping, PAGES / 2 * PAGE, PAGES / 2 * PAGE) == bytes[PAGES / 2 * PAGE..]);
-    let counted = stats(&served);
+    let counted = served.stats();
     assert!(half <= held && counted.replay_held_faults == held && counted.faults == held);
     assert_eq!(counted.replay_held_hidden, 0);
     served.close();
@@ -266,7 +253,7 @@ fn a_page_held_back_that_a_neighbour_brings_along_tells_nothing() {
     // Windows bring runs of missing pages, and pages that are held back are rarely neighbours.
     read(&served.mapping, 0, PAGES * PAGE);
 
-    let counted = stats(&served);
+    let counted = served.stats();
     assert_eq!(counted.replay_held_faults + counted.replay_held_hidden, counted.replay_held);
     served.close();
 }

@@ -27,16 +27,10 @@ const PAGES: usize = 8;
 fn server(pager: &Pager, path: &Path) -> (u64, Receiver<Notice>) {
     let (observer, notices) = told();
     let options = ServerOptions {
-        label: String::new(),
-        images: Images::Asked,
-        policy: FailurePolicy::Poison,
         window: Some(PAGE as u64),
-        fill: FillOptions::default(),
-        source_timeout: pager::SOURCE_TIMEOUT,
-        peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 10,
-        working_set: WorkingSet::default(),
+        ..ServerOptions::new(Images::Asked)
     };
     (pager.serve_firecracker(Listener::bind(path, None).unwrap(), options, observer), notices)
 }

@@ -16,8 +16,7 @@ use std::time::Duration;
 
 use nix::libc;
 use pager::{
-    FailurePolicy, FillOptions, Images, Listener, Notice, Pager, PagerOptions, Region, ServerOptions,
-    SessionOptions, WorkingSet,
+    FailurePolicy, Images, Listener, Notice, Pager, PagerOptions, Region, ServerOptions, SessionOptions,
 };
 use uffd::fd_passing::send_all;
 use uffd::liveness::PidFd;
@@ -197,16 +196,11 @@ fn start_peer(test: &str, path: &Path, uid: Option<u32>) -> std::process::Child 
 fn serve(pager: &Pager, listener: Listener, peer_uid: Option<u32>) -> Receiver<Notice> {
     let (observer, notices) = told();
     let options = ServerOptions {
-        label: String::new(),
-        images: Images::One(Arc::new(Bytes(image(PAGES)))),
         policy: FailurePolicy::Kill,
-        window: None,
-        fill: FillOptions::default(),
-        source_timeout: pager::SOURCE_TIMEOUT,
         peer_uid,
         handshake_timeout: DEADLINE,
         max_sessions: 10,
-        working_set: WorkingSet::default(),
+        ..ServerOptions::new(Images::One(Arc::new(Bytes(image(PAGES)))))
     };
     pager.serve_firecracker(listener, options, observer);
     notices

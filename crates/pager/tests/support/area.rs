@@ -6,7 +6,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use nix::errno::Errno;
 use pager::{
@@ -16,7 +15,7 @@ use pager::{
 use uffd::{CreateOptions, Factory, Features, Modes, Userfaultfd};
 
 use super::huge::HUGE;
-use super::{DEADLINE, PAGE, elsewhere, finish, told};
+use super::{DEADLINE, PAGE, elsewhere, finish, told, until_counted};
 
 /// What an area is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -288,11 +287,7 @@ impl Serving {
 
     /// Waits until the counters say so.
     pub fn until(&self, what: &str, is_so: impl Fn(StatsSnapshot) -> bool) {
-        let deadline = Instant::now() + DEADLINE;
-        while !is_so(self.stats()) {
-            assert!(Instant::now() < deadline, "never: {what}; {:?}", self.stats());
-            std::thread::yield_now();
-        }
+        until_counted(&self.info, what, is_so);
     }
 
     /// Waits until exactly so many pages are counted: those who waited for them go on before they are.

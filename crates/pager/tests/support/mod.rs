@@ -7,6 +7,7 @@ pub mod area;
 pub mod children;
 pub mod huge;
 pub mod kept;
+pub mod sources;
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -14,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use pager::{
     EndReason, Notice, Observer, PageSource, Pager, PagerError, PagerOptions, ReadNow, Region, SessionEnd,
-    SessionInfo, SessionOptions,
+    SessionInfo, SessionOptions, StatsSnapshot,
 };
-use uffd::{CreateOptions, Factory, Features, Mapping, Modes, Userfaultfd};
+use uffd::{CreateOptions, Factory, Features, Mapping, MappingError, Modes, Userfaultfd};
 
 /// Long enough for a busy machine; a test that waits this long has failed.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -46,6 +47,11 @@ pub fn word(index: usize) -> u64 {
 /// Bytes that tell where they are: no two pages are alike, none is zero.
 pub fn image(pages: usize) -> Vec<u8> {
     (0..pages * PAGE / 8).map(word).flat_map(u64::to_ne_bytes).collect()
+}
+
+/// One page of these bytes.
+pub fn page_of(bytes: &[u8], page: usize) -> &[u8] {
+    &bytes[page * PAGE..(page + 1) * PAGE]
 }
 
 /// Memory as a source, always at hand.
@@ -124,6 +130,15 @@ pub fn serve_by(
 }
 
 impl Served {
+    pub fn stats(&self) -> StatsSnapshot {
+        self.info.stats.snapshot()
+    }
+
+    /// Waits until the counters say so.
+    pub fn until(&self, what: &str, is_so: impl Fn(StatsSnapshot) -> bool) {
+        until_counted(&self.info, what, is_so);
+    }
+
     /// How the session ended.
     pub fn end(&self) -> SessionEnd {
         loop {
@@ -137,6 +152,15 @@ impl Served {
     pub fn close(&self) {
         self.pager.close_session(self.id, pager::Rest::Zero);
         assert_eq!(self.end().reason, EndReason::Closed);
+    }
+}
+
+/// Waits until the counters of a session say so.
+pub fn until_counted(info: &SessionInfo, what: &str, is_so: impl Fn(StatsSnapshot) -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so(info.stats.snapshot()) {
+        assert!(Instant::now() < deadline, "never: {what}; {:?}", info.stats.snapshot());
+        std::thread::yield_now();
     }
 }
 
@@ -167,6 +191,18 @@ pub fn held_up<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> R
 
 pub fn finish<T>(answer: &Receiver<T>) -> T {
     answer.recv_timeout(DEADLINE).expect("it still waits")
+}
+
+/// What [`reading`] comes to.
+pub type Reading = Receiver<Result<Vec<u8>, MappingError>>;
+
+/// A page read on another thread: its bytes, or why it cannot be had.
+pub fn reading(mapping: &Arc<Mapping>, page: usize) -> Reading {
+    let mapping = Arc::clone(mapping);
+    elsewhere(move || {
+        let mut bytes = vec![0; PAGE];
+        mapping.read_checked(page * PAGE, &mut bytes).map(|()| bytes)
+    })
 }
 
 /// Reads a part of a mapping on another thread, under the deadline.

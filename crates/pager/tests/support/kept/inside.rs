@@ -91,16 +91,13 @@ fn carry_out(pager: &Pager, order: Order, fds: Vec<OwnedFd>, holder: &Arc<Holder
 /// How the servers of these tests serve.
 pub fn server_options(source: Option<Source>) -> pager::ServerOptions {
     pager::ServerOptions {
-        images: source.map_or(pager::Images::Asked, |source| pager::Images::One(source.open())),
-        policy: pager::FailurePolicy::Poison,
         window: Some(PAGE as u64),
-        fill: pager::FillOptions::default(),
-        source_timeout: pager::SOURCE_TIMEOUT,
-        peer_uid: None,
         handshake_timeout: DEADLINE,
         max_sessions: 10,
-        working_set: pager::WorkingSet::default(),
         label: "of the server".to_owned(),
+        ..pager::ServerOptions::new(
+            source.map_or(pager::Images::Asked, |source| pager::Images::One(source.open())),
+        )
     }
 }
 

@@ -70,14 +70,11 @@ fn link(error: &(dyn Error + 'static), above: Option<String>) -> Cause {
         let message = above.iter().fold(message, |message, call| format!("{message}, {call}"));
         return Cause { code: format!("{errno:?}"), message, errno: Some(*errno as i32), syscall: above };
     }
-    let code = match error.downcast_ref::<AdoptError>() {
-        Some(AdoptError::ProcessGone) => "ERR_UFFD_CLOSED",
-        Some(AdoptError::System { .. }) | None => "ERR_UFFD_SYSTEM",
-        Some(_) => "ERR_UFFD_PROTOCOL",
-    };
-    let syscall = match error.downcast_ref::<AdoptError>() {
-        Some(AdoptError::System { operation, .. }) => Some(operation.to_string()),
-        _ => None,
+    let (code, syscall) = match error.downcast_ref::<AdoptError>() {
+        Some(AdoptError::ProcessGone) => ("ERR_UFFD_CLOSED", None),
+        Some(AdoptError::System { operation, .. }) => ("ERR_UFFD_SYSTEM", Some(operation.to_string())),
+        Some(_) => ("ERR_UFFD_PROTOCOL", None),
+        None => ("ERR_UFFD_SYSTEM", None),
     };
     Cause { code: code.to_owned(), message, errno: None, syscall }
 }

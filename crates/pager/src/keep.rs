@@ -30,13 +30,12 @@ use crate::error::PagerError;
 use crate::fill::FillOptions;
 use crate::left::LeftBehind;
 use crate::notice::Observer;
-use crate::offer::Refused;
 use crate::pager::{Message, Pager, next_id, skip_ids};
 use crate::policy::{FailurePolicy, SessionEnd};
 use crate::record::Record;
 use crate::server::Server;
 use crate::session::Parts;
-use crate::source::PageSource;
+use crate::source::{LostSource, PageSource};
 use crate::supervise::{Peer, Supervised};
 use crate::taking_over::TakingOver;
 use crate::trace::WorkingSet;
@@ -180,7 +179,8 @@ impl Pager {
         why: PagerError,
         observer: Arc<dyn Observer>,
     ) -> Result<(), PagerError> {
-        let source: Arc<dyn PageSource> = Arc::new(Refused("a session that nobody could take over"));
+        let no_image = PagerError::Internal("a session that nobody could take over has no image".to_owned());
+        let source: Arc<dyn PageSource> = Arc::new(LostSource::new(no_image));
         let (parts, mut taking_over) = match self.prepare(session, descriptors, Arc::clone(&source)) {
             Err(PagerError::Record(reason)) if !in_use(descriptors) => {
                 let uffd = adopt(descriptors)?;
@@ -267,7 +267,7 @@ impl Pager {
         };
         let parts = parts_of(session, descriptors, uffd, map, tracking, source)?;
         record.take_ownership()?;
-        let table = lock(&self.left).table(record.ring_of(), record.forks()?);
+        let table = lock(&self.left).table(record.ring_of(), &record.forks()?);
         Ok((parts, TakingOver::new(record, applied, table)))
     }
 

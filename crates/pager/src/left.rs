@@ -30,9 +30,10 @@ impl LeftBehind {
     }
 
     /// Takes out what `numbers` name in the table of process `pid`.
-    pub(crate) fn table(&mut self, pid: i32, numbers: impl Iterator<Item = i32>) -> LeftTable {
+    pub(crate) fn table(&mut self, pid: i32, numbers: &[i32]) -> LeftTable {
         let Some(table) = self.0.get_mut(&pid) else { return LeftTable::default() };
-        let fds = numbers.filter_map(|number| Some((number, table.fds.remove(&number)?))).collect();
+        let of = |&number: &i32| Some((number, table.fds.remove(&number)?));
+        let fds = numbers.iter().filter_map(of).collect();
         LeftTable { fds, whole: table.whole }
     }
 }

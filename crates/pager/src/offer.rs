@@ -18,7 +18,7 @@ use crate::pager::SOURCE_TIMEOUT;
 use crate::policy::FailurePolicy;
 use crate::server::Image;
 use crate::session::Parts;
-use crate::source::{PageSource, ReadNow};
+use crate::source::LostSource;
 use crate::supervise::{Peer, Supervised};
 use crate::trace::WorkingSet;
 
@@ -102,10 +102,11 @@ impl Offer {
             .fold(0, u64::saturating_add);
         let map = if said <= MOST_POISONED { self.map(u64::MAX).ok() } else { None };
         let known = map.is_some();
+        let why = PagerError::Internal("a process that was turned away has no image".to_owned());
         // One window for all: no fault is answered from a source any more.
         let image = Image {
             label: String::new(),
-            source: Arc::new(Refused("a process that was turned away")),
+            source: Arc::new(LostSource::new(why)),
             policy,
             window: Some(uffd::page_size() as u64),
             fill: FillOptions::default(),
@@ -118,23 +119,5 @@ impl Offer {
     /// The descriptor that becomes readable when its process has exited.
     pub(crate) fn process_fd(&self) -> Option<BorrowedFd<'_>> {
         self.process.as_ref().map(AsFd::as_fd)
-    }
-}
-
-/// The image of a process that gets none, which is called like this.
-#[derive(Debug)]
-pub(crate) struct Refused(pub(crate) &'static str);
-
-impl PageSource for Refused {
-    fn size(&self) -> u64 {
-        u64::MAX
-    }
-
-    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> Result<ReadNow, PagerError> {
-        self.read(offset, buffer).map(|()| ReadNow::Done)
-    }
-
-    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), PagerError> {
-        Err(PagerError::Internal(format!("{} has no image", self.0)))
     }
 }

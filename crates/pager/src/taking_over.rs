@@ -109,21 +109,19 @@ impl Record {
         }
         Ok(())
     }
-}
 
-impl Record {
     /// The descriptors of children that its ring names.
     ///
     /// # Errors
     ///
     /// [`PagerError::System`] when it cannot be read.
-    pub(crate) fn forks(&self) -> Result<impl Iterator<Item = i32>, PagerError> {
+    pub(crate) fn forks(&self) -> Result<Vec<i32>, PagerError> {
         let ring = self.ring()?;
         let forks = left_in(&ring).filter_map(|(_, left)| match left {
             Left::Fork { fd } => Some(fd),
             Left::Event(_) => None,
         });
-        Ok(forks.collect::<Vec<_>>().into_iter())
+        Ok(forks.collect())
     }
 }
 

@@ -20,6 +20,7 @@ use crate::channel::{Channel, ChannelError, Go, Message};
 use crate::confine::confine;
 use crate::heir::Heir;
 use crate::keeping::Line;
+use crate::kept::Kept;
 use crate::signals::Signals;
 
 /// The listening socket's key among what is kept.
@@ -49,13 +50,6 @@ pub(crate) enum FromHolder {
     Nothing,
     Stop,
     Lost,
-}
-
-/// Something that an earlier daemon had kept.
-pub(crate) struct Kept {
-    pub(crate) key: String,
-    pub(crate) value: Value,
-    pub(crate) fds: Vec<OwnedFd>,
 }
 
 impl Control {
@@ -157,7 +151,8 @@ impl Control {
                 self.heir = Some(heir);
             }
             Err(errno) => crate::log(format_args!(
-                "no process could be started that shares this daemon's descriptors ({errno}): a child that is forked in the very moment in                  which the daemon dies would be lost"
+                "no process could be started that shares this daemon's descriptors ({errno}): a child that is forked in \
+                 the very moment in which the daemon dies would be lost"
             )),
         }
     }

@@ -185,7 +185,8 @@ impl Bundle {
     }
 
     fn send(&mut self, channel: RawFd, all: bool) -> bool {
-        let fds = self.fds.get(..self.len).unwrap_or(&[]);
+        let len = std::mem::take(&mut self.len);
+        let fds = self.fds.get(..len).unwrap_or(&[]);
         let mut text = Text { bytes: [0; TEXT], len: 0 };
         text.push(br#"{"left":{"fds":["#);
         for (nth, &fd) in fds.iter().enumerate() {
@@ -194,13 +195,8 @@ impl Bundle {
         }
         text.push(br#"],"all":"#);
         text.push(if all { b"true}}" } else { b"false}}" });
-        self.len = 0;
-        transmit(channel, text.get(), fds_of(&self.fds, fds.len()))
+        transmit(channel, text.get(), fds)
     }
-}
-
-fn fds_of(fds: &[RawFd; AT_ONCE], len: usize) -> &[RawFd] {
-    fds.get(..len).unwrap_or(&[])
 }
 
 /// Sends a packet; whether it was taken.

@@ -22,8 +22,9 @@ use uffd::liveness::PidFd;
 
 use crate::args::Options;
 use crate::channel::{Channel, ChannelError, Go, Message};
-use crate::control::{Kept, LISTENER};
+use crate::control::LISTENER;
 use crate::keeping::END;
+use crate::kept::Kept;
 use crate::left::{self, LEFT};
 use crate::policy;
 use crate::running::Running;

@@ -2,17 +2,13 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use nix::errno::Errno;
 use nix::sys::socket::{UnixAddr, getsockname};
 use nix::sys::stat::fstat;
 use pager::{FailurePolicy, LeftBehind};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::control::Kept;
-use crate::keeping::{SERVER, ServerValue};
-use crate::protocol::Listen;
-use crate::serving::policy_of;
+use crate::kept::{Kept, take};
 
 /// Begins its key.
 pub(crate) const LEFT: &str = "left:";
@@ -34,10 +30,9 @@ pub(crate) struct Left {
 
 impl Left {
     /// Takes it out of what was kept.
-    pub(crate) fn of(kept: Vec<Kept>) -> (Self, Vec<Kept>) {
-        let (left, kept): (Vec<Kept>, _) = kept.into_iter().partition(|kept| kept.key.starts_with(LEFT));
+    pub(crate) fn take(kept: &mut Vec<Kept>) -> Self {
         let mut all = Self::default();
-        for Kept { value, mut fds, .. } in left {
+        for Kept { value, mut fds, .. } in take(kept, LEFT) {
             let Ok(LeftValue { process, number }) = serde_json::from_value(value) else { continue };
             match (number, fds.pop()) {
                 (Some(_), Some(fd)) if getsockname::<UnixAddr>(fd.as_raw_fd()).is_ok() => {
@@ -47,7 +42,7 @@ impl Left {
                 _ => all.children.is_whole(process),
             }
         }
-        (all, kept)
+        all
     }
 
     /// Each connection, with the one server among those kept that is bound to its name, and the policy of that.
@@ -69,11 +64,9 @@ impl Left {
 }
 
 fn server_of(kept: &Kept) -> Option<(u64, UnixAddr, FailurePolicy)> {
-    let value: ServerValue =
-        serde_json::from_value(kept.value.clone()).ok().filter(|_| kept.key.starts_with(SERVER))?;
-    let listen: Listen = serde_json::from_value(value.listen).ok()?;
+    let (number, policy) = kept.server()?;
     let name = getsockname(kept.fds.first()?.as_raw_fd()).ok()?;
-    Some((value.server, name, policy_of(listen.serving.on_failure)))
+    Some((number, name, policy))
 }
 
 /// Keeps what the table of a process had, unless it is kept already.
@@ -110,5 +103,5 @@ fn is_same(one: &OwnedFd, other: &OwnedFd) -> bool {
     let (one, other) = (one.as_fd().as_raw_fd() as u64, other.as_fd().as_raw_fd() as u64);
     // SAFETY: takes numbers, and compares.
     let order = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, one, other) };
-    Errno::result(order).is_ok_and(|order| order == 0) || order < 0
+    order <= 0
 }

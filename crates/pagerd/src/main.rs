@@ -13,6 +13,7 @@ mod feeds;
 mod heir;
 mod holder;
 mod keeping;
+mod kept;
 mod left;
 mod outbox;
 mod policy;

@@ -10,12 +10,10 @@ use pager::{
     PagerOptions, SessionEnd,
 };
 
-use crate::control::Kept;
 use crate::holder::remember_end;
-use crate::keeping::{self, CONNECTION, END, Label, SERVER, SESSION, ServerValue, SessionValue};
+use crate::keeping::{self, CONNECTION, END, Label, SESSION, SessionValue};
+use crate::kept::{Kept, take};
 use crate::left::Left;
-use crate::protocol::Listen;
-use crate::serving::policy_of;
 
 /// How long all of it may take. What is not over then is killed with its process, or stays open with the holder.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -69,8 +67,7 @@ pub(crate) fn apply(kept: &mut Vec<Kept>, lingering: &mut Vec<Kept>, why: &str) 
             return 0;
         }
     };
-    let (left, others) = Left::of(std::mem::take(kept));
-    *kept = others;
+    let left = Left::take(kept);
     let accepted = left.servers(kept);
     pager.inherit(left.children);
     let sessions = take(kept, SESSION);
@@ -136,20 +133,9 @@ fn await_all(
     }
 }
 
-/// Takes what is kept under keys that begin like this.
-fn take(kept: &mut Vec<Kept>, beginning: &str) -> Vec<Kept> {
-    let (these, others) = std::mem::take(kept).into_iter().partition(|kept| kept.key.starts_with(beginning));
-    *kept = others;
-    these
-}
-
 /// The policy of the server that a connection has come to.
 fn policy_for(kept: &[Kept], connection: &KeptConnection) -> FailurePolicy {
     let server = Label::of(&connection.label).and_then(|label| label.server);
-    let values = kept.iter().filter(|kept| kept.key.starts_with(SERVER));
-    values
-        .filter_map(|kept| serde_json::from_value::<ServerValue>(kept.value.clone()).ok())
-        .find(|value| Some(value.server) == server)
-        .and_then(|value| serde_json::from_value::<Listen>(value.listen).ok())
-        .map_or(FailurePolicy::Poison, |listen| policy_of(listen.serving.on_failure))
+    let mut servers = kept.iter().filter_map(Kept::server);
+    servers.find(|&(number, _)| Some(number) == server).map_or(FailurePolicy::Poison, |(_, policy)| policy)
 }

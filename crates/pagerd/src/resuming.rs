@@ -8,11 +8,11 @@ use std::time::Duration;
 use pager::{FailurePolicy, KeptConnection, LeftBehind, PagerError, Successor};
 
 use crate::channel::Message;
-use crate::control::Kept;
 use crate::daemon::Daemon;
 use crate::keeping::{
     self, CONNECTION, END, FEED, Label, SERVER, SESSION, SOURCE, ServerValue, SessionValue, SourceValue,
 };
+use crate::kept::{Kept, take};
 use crate::left::Left;
 use crate::outbox::Told;
 use crate::protocol::Listen;
@@ -37,12 +37,11 @@ impl Daemon {
                 self.feeds.restore(id, source);
             }
         }
-        let (left, kept) = Left::of(kept);
+        let left = Left::take(&mut kept);
         let servers = left.servers(&kept);
         self.pager.inherit(left.children);
         // They come last: those who were served before them have their places.
-        let (connections, kept): (Vec<Kept>, _) =
-            kept.into_iter().partition(|kept| kept.key.starts_with(CONNECTION));
+        let connections = take(&mut kept, CONNECTION);
         for Kept { key, value, fds } in kept.into_iter().chain(connections) {
             let taken = if key.starts_with(SOURCE) {
                 serde_json::from_value(value)

@@ -73,7 +73,7 @@ impl EventLoop {
 
     /// Goes on with a connection of an earlier process.
     pub(super) fn take_connection(&mut self, id: u64, socket: OwnedFd, to: To) {
-        let (server, why) = match to {
+        let (mut server, why) = match to {
             To::Server(server) if self.servers.contains_key(&server) => {
                 return self.welcome(id, server, socket, true);
             }
@@ -86,7 +86,6 @@ impl EventLoop {
             }
             To::Nobody { server, why } => (*server, why),
         };
-        let mut server = server;
         server.options.peer_uid = fd_passing::peer_credentials(socket.as_fd()).ok().map(|peer| peer.uid);
         let number = server.id;
         self.servers.insert(number, server);

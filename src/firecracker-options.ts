@@ -6,6 +6,7 @@ import type { RestoreMode } from './fill-options.js';
 import { UffdError } from './errors.js';
 import {
   type ChooseImage,
+  IMAGE_OPTIONS,
   type MemoryImage,
   openMemory,
   type OpenMemory,
@@ -16,11 +17,11 @@ import { LONGEST_TIMEOUT } from './limits.js';
 import { native } from './native.js';
 import { Pager } from './pager.js';
 import { PagerClient } from './pager-client.js';
-import { FAILURE_OPTIONS, type FailureOptions, type OnFailure } from './policy.js';
+import type { FailureOptions, OnFailure } from './policy.js';
 import { RemoteServer, type ServerEngine } from './remote-server.js';
 import { fileSource, PageSource, passing } from './sources.js';
 import { readStatsInterval } from './stats-reports.js';
-import { TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
+import type { TraceOptions } from './trace-options.js';
 import {
   argumentError,
   got,
@@ -99,18 +100,13 @@ const OPTIONS = [
   'socketPath',
   'fd',
   'memory',
-  ...FAILURE_OPTIONS,
-  'window',
-  'mode',
-  'collapse',
-  'sourceTimeout',
   'peer',
   'handshakeTimeout',
   'maxSessions',
   'cpu',
   'statsInterval',
   'pager',
-  ...TRACE_OPTIONS,
+  ...IMAGE_OPTIONS,
 ];
 
 /** @hidden What the addon needs to know, and what it is not told. */

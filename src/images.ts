@@ -57,6 +57,16 @@ export interface Served<Image> {
   onFailure: OnFailure;
 }
 
+/** @hidden Options that say how an image is served. */
+export const IMAGE_OPTIONS: readonly Exclude<keyof ImageChoice, 'memory' | 'overlays'>[] = [
+  ...FAILURE_OPTIONS,
+  'window',
+  'mode',
+  'collapse',
+  'sourceTimeout',
+  ...TRACE_OPTIONS,
+];
+
 /** @hidden The one place where what users give as memory becomes what the addon opens. */
 export function readMemory(name: string, memory: unknown): string | PageSource {
   if (memory instanceof PageSource) return memory;
@@ -109,16 +119,7 @@ export async function readChoice(
   if (typeof choice !== 'object' || choice === null || isImage) {
     return { image: { ...defaults, ...(await open(readMemory(name, choice))) }, onFailure };
   }
-  validateOptions(name, choice, [
-    'memory',
-    ...FAILURE_OPTIONS,
-    'window',
-    'mode',
-    'collapse',
-    'sourceTimeout',
-    'overlays',
-    ...TRACE_OPTIONS,
-  ]);
+  validateOptions(name, choice, ['memory', 'overlays', ...IMAGE_OPTIONS]);
   const { memory, overlays, ...own } = choice as ImageChoice;
   const read = readDefaults(name, own);
   const settings = { ...defaults, ...read.image };

@@ -375,7 +375,11 @@ export class RemoteEngine implements PagingEngine {
       if (held) this.#hear(held as Told);
       else if (known?.held) this.#hear({ kind: 'resumed', at: Date.now(), server, id });
     }
-    const servers = new Set(welcome.servers.map(({ id }) => id));
+    this.#closeAllBut(new Set(welcome.servers.map(({ id }) => id)));
+  }
+
+  /** Servers of this client's that are none of the daemon's any more. */
+  #closeAllBut(servers: ReadonlySet<number>): void {
     for (const id of [...this.#servers.keys(), ...this.#closing.keys()]) {
       if (!servers.has(id)) this.#hear({ kind: 'closed', at: Date.now(), server: id });
     }
@@ -388,9 +392,7 @@ export class RemoteEngine implements PagingEngine {
     };
     this.#lookAtTold();
     for (const id of this.#known.keys()) this.#hear(lostNotice(id, why));
-    for (const id of [...this.#servers.keys(), ...this.#closing.keys()]) {
-      this.#hear({ kind: 'closed', at: Date.now(), server: id });
-    }
+    this.#closeAllBut(new Set());
     this.onLost();
   }
 

@@ -2,11 +2,11 @@ import { isAbsolute, join, relative, resolve } from 'node:path';
 
 import { validateSignal } from './exited.js';
 import { type FirecrackerServerOptions, readOptions, type Start } from './firecracker-options.js';
-import { readMemory, withOverlays } from './images.js';
+import { IMAGE_OPTIONS, readMemory, withOverlays } from './images.js';
 import { LONGEST_TIMEOUT } from './limits.js';
-import { FAILURE_OPTIONS, type FailureOptions } from './policy.js';
+import type { FailureOptions } from './policy.js';
 import type { Overlay } from './sources.js';
-import { TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
+import type { TraceOptions } from './trace-options.js';
 import {
   argumentError,
   got,
@@ -75,15 +75,7 @@ export interface Restore {
 }
 
 /** What its server is given as it is. */
-const PASSED_ON = [
-  ...FAILURE_OPTIONS,
-  'window',
-  'mode',
-  'collapse',
-  'sourceTimeout',
-  'peer',
-  ...TRACE_OPTIONS,
-] as const;
+const PASSED_ON = [...IMAGE_OPTIONS, 'peer'] as const;
 const OPTIONS = [
   'apiSocket',
   'state',

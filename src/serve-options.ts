@@ -3,18 +3,18 @@ import type { NativeServeOptions } from '#native';
 import { type AdoptRegion, readRegions, refuseMemfd } from './adopting.js';
 import { validateSignal } from './exited.js';
 import { readMode, type RestoreMode } from './fill-options.js';
+import { IMAGE_OPTIONS } from './images.js';
 import { readSourceTimeout } from './limits.js';
 import { MODES, type RegisterMode } from './names.js';
 import {
   type DecideFailure,
-  FAILURE_OPTIONS,
   type FailureOptions,
   type FailurePolicy,
   type OnFailure,
   readFailureOptions,
 } from './policy.js';
 import { overlaid, type Overlay, PageSource } from './sources.js';
-import { readTraceOptions, TRACE_OPTIONS, type TraceOptions, type TraceSettings } from './trace-options.js';
+import { readTraceOptions, type TraceOptions, type TraceSettings } from './trace-options.js';
 import { KiB, MiB } from './units.js';
 import {
   argumentError,
@@ -89,18 +89,7 @@ export interface AdoptOptions extends ServeOptions {
   pidfd?: number;
 }
 
-const SERVE: readonly string[] = [
-  'source',
-  ...FAILURE_OPTIONS,
-  'window',
-  'mode',
-  'collapse',
-  'signal',
-  'sourceTimeout',
-  'modes',
-  'overlays',
-  ...TRACE_OPTIONS,
-];
+const SERVE: readonly string[] = ['source', 'signal', 'modes', 'overlays', ...IMAGE_OPTIONS];
 const ADOPT: readonly string[] = [...SERVE, 'regions', 'memfd', 'pageSize', 'pidfd'];
 
 /** Options of a session, checked. @hidden */

@@ -93,6 +93,16 @@ export function isAlive(pid: number): boolean {
   }
 }
 
+/** Kills a process that may be ending by itself, as an heir whose daemon is dead does; `false` where it has ended. */
+export function killIfThere(pid: number): boolean {
+  try {
+    return process.kill(pid, 'SIGKILL');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+    return false;
+  }
+}
+
 /** The daemons of a holder: the one that serves, or comes to, and the one that waits. */
 export function daemonsOf(holder: number): number[] {
   const children = readFileSync(`/proc/${holder}/task/${holder}/children`, 'utf8').trim().split(' ');

@@ -121,23 +121,15 @@ const killGuest: Arbitrary = guest.map(number =>
   ),
 );
 
-const killDaemon: Arbitrary = fc.constant(
-  command(
-    'kill the daemon',
-    '',
-    model => model.deaths < MOST_DEATHS,
-    async (model, rig) => rig.killDaemon(model, false),
-  ),
-);
-
-const killBoth: Arbitrary = fc.constant(
-  command(
-    'kill the daemon and its heir',
-    '',
-    model => model.deaths < MOST_DEATHS,
-    async (model, rig) => rig.killDaemon(model, true),
-  ),
-);
+const killDaemon = (withHeir: boolean): Arbitrary =>
+  fc.constant(
+    command(
+      withHeir ? 'kill the daemon and its heir' : 'kill the daemon',
+      '',
+      model => model.deaths < MOST_DEATHS,
+      async (model, rig) => rig.killDaemon(model, withHeir),
+    ),
+  );
 
 const killHeir: Arbitrary = fc.constant(
   command(
@@ -241,9 +233,9 @@ export const commands: Arbitrary[] = [
   ...often(3, discard),
   ...often(2, hold),
   ...often(2, resume),
-  ...often(2, killDaemon),
+  ...often(2, killDaemon(false)),
   ...often(2, setSource),
-  killBoth,
+  killDaemon(true),
   killHeir,
   upgrade,
   killNode,

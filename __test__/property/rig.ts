@@ -9,7 +9,7 @@ import { PagerClient } from 'userfaultfd';
 
 import { ByHand } from '../helpers/by-hand.js';
 import { Commanded } from '../helpers/commanded.js';
-import { daemonOf, daemonsOf, heirOf, isAlive, openIn, until } from '../helpers/daemon.js';
+import { daemonOf, daemonsOf, heirOf, isAlive, killIfThere, openIn, until } from '../helpers/daemon.js';
 import { FAULTER } from '../helpers/faulter.js';
 import { APART, imageBytes, PAGE, PAGES, REGION_PAGES, REGIONS } from './image.js';
 import { type Access, type Discard, Guest, type Kind, type Model, POLICIES, type Policy } from './model.js';
@@ -28,15 +28,6 @@ const STORM = 10_000;
 
 const NODE_PROGRAM = join(import.meta.dirname, 'node-program.js');
 const bytes = imageBytes();
-
-/** It may be ending by itself: one whose daemon is dead does. */
-function killIfThere(pid: number): void {
-  try {
-    process.kill(pid, 'SIGKILL');
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
-  }
-}
 
 /** Everything that runs; goes on through many sequences. */
 export class Rig {
@@ -257,13 +248,19 @@ export class Rig {
 
   /** With its heir, or alone. */
   async killDaemon(model: Model, withHeir: boolean): Promise<void> {
-    const pid = await this.#daemon();
-    const heir = withHeir ? heirOf(pid) : undefined;
     model.daemonEnds();
     this.#deaths.push(performance.now());
+    while (!(await this.#killOne(withHeir)));
+  }
+
+  /** `false`: after an upgrade it may be the one before, which has ended by itself. */
+  async #killOne(withHeir: boolean): Promise<boolean> {
+    const pid = await this.#daemon();
+    const heir = withHeir ? heirOf(pid) : undefined;
     this.#lastKilled = pid;
-    process.kill(pid, 'SIGKILL');
+    if (!killIfThere(pid)) return false;
     if (heir !== undefined) killIfThere(heir);
+    return true;
   }
 
   /** The daemon makes another one. */

@@ -1,6 +1,8 @@
 /** The daemon dies, and another goes on: nobody who is served notices more than a pause. */
 
 import { createHash } from 'node:crypto';
+import { once } from 'node:events';
+import { createConnection } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import test from 'ava';
@@ -115,6 +117,34 @@ test('an upgrade is a take-over on purpose, and one that fails leaves the daemon
 
   t.not(client.daemonPid, second);
   t.is((await peer.ask('hash')).sha256, sha256(bytes));
+});
+
+test('an upgrade that is asked for while a daemon is being replaced is over when the one after the next serves', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const holder = client.holderPid ?? 0;
+  // Until it goes on, the client cannot have another daemon, and knows that it has none.
+  process.kill(holder, 'SIGSTOP');
+  const first = client.daemonPid;
+  const socket = createConnection(client.socketPath);
+  await once(socket, 'connect');
+  process.kill(first, 'SIGKILL');
+  await once(socket.resume(), 'close');
+
+  const upgraded = client.upgrade();
+  process.kill(holder, 'SIGCONT');
+  await upgraded;
+
+  const reached = client.daemonPid;
+  t.not(reached, first);
+  const { path: memory } = image(t);
+  await serveFirecracker({ pager: client, socketPath: `${folder(t)}/vm.sock`, memory });
+  // What is numbered by the daemon says which one it is.
+  t.deepEqual(
+    (await client.servers()).map(({ id }) => Math.floor(id / 2 ** 32)),
+    [3],
+  );
+  t.is(client.daemonPid, reached);
 });
 
 test('an end while nobody listened is told to who connects again', async t => {

@@ -256,11 +256,15 @@ export class RemoteEngine implements PagingEngine {
   /** This program ends: what the daemon serves goes on. */
   abandon(): void {}
 
-  /** Resolves when another daemon has been reached. */
+  /** Resolves when a daemon has been reached that came after the one that was asked. */
   async upgrade(executable: string): Promise<void> {
+    // One that is being replaced already takes no request, and the next one is not what was asked for.
+    while (this.#reconnecting) await this.#reconnecting;
     const before = this.welcome?.pid;
     const { promise, resolve, reject } = withResolvers<void>();
-    this.#upgraded = resolve;
+    this.#upgraded = () => {
+      if (this.welcome?.pid !== before) resolve();
+    };
     try {
       await this.request('upgrade', { executable });
       const late = setTimeout(() => reject(lost()), this.#patience);
@@ -268,7 +272,6 @@ export class RemoteEngine implements PagingEngine {
     } finally {
       this.#upgraded = () => {};
     }
-    if (this.welcome?.pid === before) throw lost();
   }
 
   /** Ends the daemon: nothing is to be reached again. */

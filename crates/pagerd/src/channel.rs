@@ -1,6 +1,7 @@
 //! Between the holder and the daemon: one JSON object a packet, with descriptors riding on it.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -116,6 +117,10 @@ impl Channel {
             Ok(received) if received.len == 0 => return Err(ChannelError::Closed),
             Ok(received) => received,
             Err(FdPassingError::WouldBlock) => return Ok(None),
+            // Said once, of another side that died with packets unread: what it has sent itself is still to come.
+            Err(FdPassingError::System(error)) if error.kind() == ErrorKind::ConnectionReset => {
+                return self.receive();
+            }
             Err(error) => return Err(error.into()),
         };
         let text = packet.get(..received.len).unwrap_or_default();
@@ -142,5 +147,22 @@ impl Channel {
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_other_side_said_is_heard_although_it_died_with_packets_unread() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.send(&Message::Stop, &[]).unwrap();
+        theirs.send(&Message::Serving, &[]).unwrap();
+
+        drop(theirs);
+
+        assert!(matches!(ours.receive(), Ok(Some((Message::Serving, _)))));
+        assert!(matches!(ours.receive(), Err(ChannelError::Closed)));
     }
 }

@@ -13,10 +13,17 @@
  * - a successor forgets that a session is held: 16, a page is answered
  */
 
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+
 import test from 'ava';
 
+import { isAlive } from './helpers/daemon.js';
 import { canRun } from './helpers/serving.js';
-import { play } from './property/sequences.js';
+import { Player } from './property/sequences.js';
 
 const SEQUENCES = 200;
 
@@ -25,9 +32,39 @@ test('random sequences of deaths, holds and broken sources leave every page as t
   t.timeout(300_000);
   // The same each time: what fails here was changed, or is a matter of time. New ones are drawn by `npm run soak`.
   const seed = Number(process.env['UFFD_SEED'] ?? 77);
-  const { sequences, daemons, milliseconds, done } = await play(SEQUENCES, seed, () => {}, false);
+  const start = performance.now();
+  const player = new Player();
+  try {
+    await player.play(SEQUENCES, seed, false);
+    await player.compareOpen();
+  } finally {
+    await player.close();
+  }
+  const { played, holders, done } = player;
   const often = Object.entries(done).map(([what, times]) => `${times} ${what}`);
-  t.log(`seed ${seed}: ${sequences} sequences, ${daemons} holders, ${(milliseconds / 1000).toFixed(1)} s`);
+  const seconds = ((performance.now() - start) / 1000).toFixed(1);
+  t.log(`seed ${seed}: ${played} sequences, ${holders} holders, ${seconds} s`);
   t.log(often.join(', '));
-  t.is(sequences, SEQUENCES);
+  t.is(played, SEQUENCES);
+});
+
+test('a soak that is told to end says how far it came and leaves no process', async t => {
+  if (!canRun(t)) return;
+  const program = join(import.meta.dirname, 'soak', 'property.js');
+  const soak = spawn(process.execPath, [program, '0', '77', '3'], { stdio: ['ignore', 'pipe', 'ignore'] });
+  t.teardown(() => soak.kill('SIGKILL'));
+  const ended = once(soak, 'close');
+  const lines: string[] = [];
+  const told = createInterface({ input: soak.stdout }).on('line', line => lines.push(line));
+  await once(told, 'line');
+  const children = readFileSync(`/proc/${soak.pid}/task/${soak.pid}/children`, 'utf8').trim().split(' ');
+
+  soak.kill('SIGTERM');
+
+  t.deepEqual(await ended, [128 + 15, null]);
+  t.regex(lines.at(-3) ?? '', /^\d+ sequences in [\d.]+ s from seed 77 on/);
+  t.is(lines.at(-1), 'ended by SIGTERM');
+  // Among them a holder, which ends after all that it holds.
+  t.true(children.length >= 3);
+  t.deepEqual(children.map(Number).filter(isAlive), []);
 });

@@ -23,12 +23,22 @@ function killGroup(child) {
   }
 }
 
-// The groups are not the terminal's, so its Ctrl-C reaches only this process.
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
-  process.once(signal, () => {
-    running.forEach(killGroup);
-    process.exit(128 + constants.signals[signal]);
-  });
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'];
+
+function endAll(signal) {
+  running.forEach(killGroup);
+  process.exit(128 + constants.signals[signal]);
+}
+
+// The groups are not the terminal's, so its Ctrl-C reaches only this process. What is imported when nothing runs any more ends as it likes.
+function begun(child) {
+  if (running.size === 0) for (const signal of SIGNALS) process.on(signal, endAll);
+  running.add(child);
+}
+
+function ended(child) {
+  running.delete(child);
+  if (running.size === 0) for (const signal of SIGNALS) process.off(signal, endAll);
 }
 
 /**
@@ -59,7 +69,7 @@ export async function run(command, { name, env = {}, separate = false, deadline 
     });
     child.once('error', error => settle({ error }));
     if (child.pid === undefined) return;
-    running.add(child);
+    begun(child);
     let timedOut = false;
     const timer = setTimeout(() => {
       timedOut = true;
@@ -67,7 +77,7 @@ export async function run(command, { name, env = {}, separate = false, deadline 
     }, deadline);
     child.once('exit', (status, signal) => {
       clearTimeout(timer);
-      running.delete(child);
+      ended(child);
       killGroup(child);
       settle({ status, signal, timedOut });
     });

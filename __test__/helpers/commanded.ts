@@ -23,7 +23,8 @@ export class Commanded {
 
   /** Starts it. */
   constructor(executable: string, args: readonly string[]) {
-    const child = spawn(executable, args, { stdio: ['pipe', 'pipe', 'inherit'] });
+    // Apart, so that a terminal's Ctrl+C is heard by who commands it; that is gone when its input ends.
+    const child = spawn(executable, args, { stdio: ['pipe', 'pipe', 'inherit'], detached: true });
     this.#child = child;
     // What was killed does not read its commands any more.
     child.stdin.on('error', () => {});

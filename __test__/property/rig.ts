@@ -7,15 +7,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { PagerClient } from 'userfaultfd';
 
-import { ByHand } from '../helpers/by-hand.js';
 import { Commanded } from '../helpers/commanded.js';
-import { daemonOf, daemonsOf, heirOf, isAlive, killIfThere, openIn, until } from '../helpers/daemon.js';
+import { daemonOf, daemonsOf, heirOf, isAlive, killIfThere, until } from '../helpers/daemon.js';
 import { FAULTER } from '../helpers/faulter.js';
 import { APART, imageBytes, PAGE, PAGES, REGION_PAGES, REGIONS } from './image.js';
+import { type Daemon, footprintOf, nothingIsLeft, openOf, PATIENCE } from './leftovers.js';
 import { type Access, type Discard, Guest, type Kind, type Model, POLICIES, type Policy } from './model.js';
 
-/** Nobody waits longer, on a machine that is busy with other things. */
-const PATIENCE = 8000;
 /** Sessions are told in this time. */
 const TOLD = 5000;
 /** Where it is not known whether there is one any more. */
@@ -84,7 +82,7 @@ export class Rig {
     this.daemons += 1;
     await this.#node.ask('connect', this.#path);
     await until(() => daemonsOf(this.#holder).length === 2, 'the next daemon waits');
-    this.#open = (await this.#openNow()).length;
+    this.#open = openOf(await this.#whole()).length;
   }
 
   /** The daemon that is there, or that is starting. */
@@ -349,7 +347,7 @@ export class Rig {
     await this.#compareSessions(model);
     await this.#endGuests(model);
     await this.#node.ask('close');
-    await this.#nothingIsLeft();
+    await nothingIsLeft(await this.#whole());
     this.check();
     this.played += 1;
   }
@@ -391,45 +389,26 @@ export class Rig {
     this.#processes.clear();
   }
 
-  /** Servers of Nodes that were killed go on, and are closed here; everything else has to be gone. */
-  async #nothingIsLeft(): Promise<void> {
-    const daemon = await this.#daemon();
-    const hand = await ByHand.connect(this.#path);
-    for (const { id } of hand.hello['servers'] as { id: number }[]) {
-      await hand.ask('firecracker.close', { server: id, rest: 'poison' });
-    }
-    const deadline = performance.now() + PATIENCE;
-    while (true) {
-      const { sessions, pending, servers } = (await hand.ask('hello', {
-        protocol: 1,
-        client: 'by hand',
-        sessions: [],
-      })) as Record<string, unknown[]>;
-      const left = [sessions, pending, servers].map(list => list?.length ?? 0);
-      if (left.every(count => count === 0)) break;
-      if (performance.now() > deadline)
-        throw new Error(`sessions, pending, servers are left: ${left.join(', ')}`);
-    }
-    hand.close();
-    for (const pid of [daemon, this.#holder]) {
-      const kept = (): string[] => openIn(pid).filter(path => /\[userfaultfd\]|memfd/.test(path));
-      await until(() => kept().length === 0, `process ${pid} has closed ${kept().join(', ')}`);
-    }
+  async #whole(): Promise<Daemon> {
+    return { path: this.#path, daemon: await this.#daemon(), holder: this.#holder };
   }
 
-  async #openNow(): Promise<string[]> {
-    return [...openIn(await this.#daemon()), ...openIn(this.#holder)].toSorted();
+  /** What its processes have now, in words. */
+  async footprint(): Promise<string> {
+    const { daemon, holder } = await this.#whole();
+    const [ours, theirs] = [footprintOf(this.#node.pid), footprintOf(daemon)];
+    return `Node ${ours}, the daemon ${theirs}, its holder ${footprintOf(holder)}`;
   }
 
   /** Nothing is open but what was at first; a daemon waits for a while for Nodes that it has not seen die. */
   async compareOpen(): Promise<void> {
     const deadline = performance.now() + RETURNING + PATIENCE;
-    let open = await this.#openNow();
+    let open = openOf(await this.#whole());
     while (open.length > this.#open) {
       if (performance.now() > deadline)
         throw new Error(`${open.join(', ')} are open where ${this.#open} were`);
       await sleep(50);
-      open = await this.#openNow();
+      open = openOf(await this.#whole());
     }
   }
 

@@ -6,59 +6,59 @@ import { commands, kind } from './commands.js';
 import { Model } from './model.js';
 import { Rig } from './rig.js';
 
-export interface Played {
-  sequences: number;
-  daemons: number;
-  milliseconds: number;
-  /** How often each thing happened. */
-  done: Record<string, number>;
-}
-
 /** After so many, and at the end, what is open is counted. */
 const COUNTED = 500;
 
-/**
- * Plays so many.
- *
- * @param told Hears how many it were.
- * @param shrink Whether a sequence that goes wrong is made shorter: that takes seconds for each step in which somebody waits.
- * @throws what fast-check reports: the seed, and the sequence
- */
-export async function play(
-  runs: number,
-  seed: number,
-  told: (played: number) => void,
-  shrink: boolean,
-): Promise<Played> {
-  const start = performance.now();
-  let rig: Rig | undefined;
-  let sequences = 0;
-  let daemons = 0;
-  const done: Record<string, number> = {};
-  const property = fc.asyncProperty(
-    fc.array(kind, { minLength: 1, maxLength: 3 }),
-    fc.commands(commands, { maxCommands: 24, size: 'max' }),
-    async (kinds, sequence) => {
-      rig ??= await Rig.start();
-      const model = new Model();
-      try {
-        await rig.begin(model, kinds);
-        await fc.asyncModelRun(async () => ({ model, real: rig as Rig }), sequence);
-        await rig.finish(model);
-        if (rig.played % COUNTED === 0) await rig.compareOpen();
-        sequences += 1;
-        told(sequences);
-        for (const what of model.done) done[what] = (done[what] ?? 0) + 1;
-      } catch (error) {
-        const broken = rig;
-        rig = undefined;
-        daemons += broken.daemons;
-        await broken.close();
-        throw error;
-      }
-    },
-  );
-  try {
+/** One daemon after the other, each for as long as all is well. */
+export class Player {
+  /** Sequences that were played. */
+  played = 0;
+  /** How often each thing happened. */
+  readonly done: Record<string, number> = {};
+  #rig: Rig | undefined;
+  #holders = 0;
+  #stopped = false;
+
+  /** Holders there were. */
+  get holders(): number {
+    return this.#holders + (this.#rig?.daemons ?? 0);
+  }
+
+  /** What its processes have, in words. */
+  async footprint(): Promise<string> {
+    return (await this.#rig?.footprint()) ?? 'there is no daemon';
+  }
+
+  /**
+   * Plays so many: the same ones for the same seed.
+   *
+   * @param shrink Whether a sequence that goes wrong is made shorter: that takes seconds for each step in which somebody waits.
+   * @throws what fast-check reports: the seed, and the sequence
+   */
+  async play(runs: number, seed: number, shrink: boolean): Promise<void> {
+    const property = fc.asyncProperty(
+      fc.array(kind, { minLength: 1, maxLength: 3 }),
+      fc.commands(commands, { maxCommands: 24, size: 'max' }),
+      async (kinds, sequence) => {
+        if (this.#stopped) return;
+        this.#rig ??= await Rig.start();
+        const rig = this.#rig;
+        const model = new Model();
+        try {
+          await rig.begin(model, kinds);
+          await fc.asyncModelRun(async () => ({ model, real: rig }), sequence);
+          await rig.finish(model);
+          if (rig.played % COUNTED === 0) await rig.compareOpen();
+        } catch (error) {
+          this.#rig = undefined;
+          this.#holders += rig.daemons;
+          await rig.close();
+          throw error;
+        }
+        this.played += 1;
+        for (const what of model.done) this.done[what] = (this.done[what] ?? 0) + 1;
+      },
+    );
     await fc.assert(property, {
       numRuns: runs,
       seed,
@@ -66,10 +66,27 @@ export async function play(
       endOnFailure: !shrink,
       includeErrorInReport: true,
     });
-    await rig?.compareOpen();
-  } finally {
-    daemons += rig?.daemons ?? 0;
+  }
+
+  /** What is being played goes to its end; no other begins. */
+  stop(): void {
+    this.#stopped = true;
+  }
+
+  get stopped(): boolean {
+    return this.#stopped;
+  }
+
+  /** Throws where something is open that was not at first. */
+  async compareOpen(): Promise<void> {
+    await this.#rig?.compareOpen();
+  }
+
+  /** Ends everything. */
+  async close(): Promise<void> {
+    const rig = this.#rig;
+    this.#rig = undefined;
+    this.#holders += rig?.daemons ?? 0;
     await rig?.close();
   }
-  return { sequences, daemons, milliseconds: performance.now() - start, done };
 }

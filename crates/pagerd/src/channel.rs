@@ -60,6 +60,9 @@ pub(crate) struct Go {
     /// Users beside the daemon's own that may connect.
     pub(crate) allow: Vec<u32>,
     pub(crate) confine: Confinement,
+    /// What the holder keeps outlives it: in the service manager's store.
+    #[serde(default)]
+    pub(crate) stored: bool,
 }
 
 /// One end.

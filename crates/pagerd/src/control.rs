@@ -136,6 +136,11 @@ impl Control {
         }
     }
 
+    /// Whether the holder is gone, and another will be started that finds everything.
+    pub(crate) fn is_succeeded(&self) -> bool {
+        self.line.is_lost() && self.go.stored
+    }
+
     /// Starts who hands on what this process's table has when it dies, unless too many of those have died.
     pub(crate) fn start_heir(&mut self) {
         self.heir = None;

@@ -130,13 +130,21 @@ impl Daemon {
                     self.take(event);
                 }
             }
-            let mut stop = ready.signal && self.control.signalled();
+            let mut stop = false;
             if ready.holder {
                 match self.control.hear() {
                     FromHolder::Stop => stop = true,
                     FromHolder::Lost => self.holder_lost(),
                     FromHolder::Nothing => {}
                 }
+            }
+            if ready.signal && self.control.signalled() {
+                if self.control.is_succeeded() {
+                    // A service manager clears up behind a holder that has died. No session ends, whatever would be dropped here.
+                    crate::log(format_args!("what is served is left to the next holder"));
+                    std::process::exit(0);
+                }
+                stop = true;
             }
             if ready.heir {
                 crate::log(format_args!("the heir of this daemon has died: there is another"));

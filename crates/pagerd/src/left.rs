@@ -1,6 +1,6 @@
 //! What a daemon's table had that nobody else has: kept by the holder until the next daemon has made something of it.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{UnixAddr, getsockname};
 use nix::sys::stat::fstat;
@@ -8,6 +8,7 @@ use pager::{FailurePolicy, LeftBehind};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::holder::same_open_file;
 use crate::kept::{Kept, take};
 
 /// Begins its key.
@@ -91,17 +92,7 @@ fn is_kept(fd: &OwnedFd, kept: &[Kept]) -> bool {
     let Ok(of) = fstat(fd) else { return false };
     kept.iter().flat_map(|kept| &kept.fds).any(|other| {
         let alike = fstat(other).is_ok_and(|other| (other.st_dev, other.st_ino) == (of.st_dev, of.st_ino));
-        // On older kernels all of their kind have one inode.
-        alike && is_same(fd, other)
+        // On older kernels all of their kind have one inode. Where the kernel does not say, that has to do.
+        alike && same_open_file(fd, other).unwrap_or(true)
     })
-}
-
-/// kcmp(2); where that is not to be had, the inode has to do.
-fn is_same(one: &OwnedFd, other: &OwnedFd) -> bool {
-    const KCMP_FILE: i32 = 0;
-    let pid = std::process::id();
-    let (one, other) = (one.as_fd().as_raw_fd() as u64, other.as_fd().as_raw_fd() as u64);
-    // SAFETY: takes numbers, and compares.
-    let order = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, one, other) };
-    order <= 0
 }

@@ -9,6 +9,18 @@ use uffd::liveness::PidFd;
 
 use crate::channel::Channel;
 
+/// What a service manager says to the holder alone.
+const OF_THE_HOLDER: [&str; 8] = [
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "FDSTORE",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
+
 /// The child, and the line to it. Killed, where it lives, and reaped when dropped.
 pub(crate) struct Running {
     pub(crate) child: Reaped,
@@ -47,12 +59,12 @@ impl Running {
         let theirs = theirs.into_fd();
         // Only this one thread starts processes: no other child can inherit it.
         fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|errno| words(&errno))?;
-        let child = Command::new(executable.unwrap_or("/proc/self/exe"))
+        let mut command = Command::new(executable.unwrap_or("/proc/self/exe"));
+        for name in OF_THE_HOLDER {
+            command.env_remove(name);
+        }
+        let child = command
             .args(["--daemon", &theirs.as_raw_fd().to_string()])
-            .env_remove("LISTEN_PID")
-            .env_remove("LISTEN_FDS")
-            .env_remove("LISTEN_FDNAMES")
-            .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()

@@ -179,6 +179,20 @@ impl AsFd for PidFd {
     }
 }
 
+/// When a process was started, in ticks since the machine was: with its number, that is that process and no other. `None` where it
+/// has ended, reaped or not, or there is no /proc.
+#[must_use]
+pub fn started_at(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may have anything in it.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
 /// Asks uffds whether their process lives by zero-filling one page that was registered with each of them.
 ///
 /// The page is shared memory that this process and those forked from it have at the same address. A check fills it, so

@@ -1,5 +1,7 @@
 //! Who serves the session of a record: one process at a time.
 
+use uffd::liveness;
+
 use super::layout::at;
 use super::{Record, damaged};
 use crate::error::PagerError;
@@ -50,14 +52,6 @@ impl Record {
     }
 }
 
-/// When a process was started, in ticks since the machine was; `None` where it has ended, reaped or not, or there is no /proc.
 fn started_at(pid: u64) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the name, which may have anything in it.
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
+    liveness::started_at(i32::try_from(pid).ok()?)
 }

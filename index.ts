@@ -2,6 +2,7 @@ export type { AdoptRegion } from './src/adopting.js';
 export { callbackSource, type CallbackSourceOptions, type FetchPages } from './src/callback-source.js';
 export { capabilities, type Capabilities, type HugePagePool } from './src/capabilities.js';
 export { DeadUffdChecker } from './src/checker.js';
+export { DaemonRecording } from './src/daemon-recording.js';
 export { DaemonServer, type EndedSession } from './src/daemon-server.js';
 export { peerOf, pidfdOf, type ReceivedFds, receiveFds, sendFds } from './src/descriptors.js';
 export { UffdError, type UffdErrorCode, type UffdErrorKind } from './src/errors.js';

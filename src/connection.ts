@@ -22,6 +22,8 @@ export interface Welcome {
   pending?: number[];
   servers: { id: number; socketPath: string; owner: string }[];
   ends: Record<string, unknown>[];
+  /** Those that are over, and in no file. Absent where the daemon is too old to record. */
+  recordings?: Record<string, unknown>[];
 }
 
 /** Who hears what a daemon says without having been asked. @hidden */
@@ -98,7 +100,12 @@ export class Connection {
     await connected;
     const connection = new Connection(socket, listening);
     try {
-      const welcome = await connection.request('hello', { protocol: PROTOCOL, version: '1', ...hello });
+      const welcome = await connection.request('hello', {
+        protocol: PROTOCOL,
+        version: '1',
+        recordings: true,
+        ...hello,
+      });
       return { connection, welcome: readWelcome(path, welcome) };
     } catch (error) {
       connection.close();

@@ -21,7 +21,7 @@ import type { FailureOptions, OnFailure } from './policy.js';
 import { RemoteServer, type ServerEngine } from './remote-server.js';
 import { fileSource, PageSource, passing } from './sources.js';
 import { readStatsInterval } from './stats-reports.js';
-import type { TraceOptions } from './trace-options.js';
+import { readTraceOptions, type TraceOptions } from './trace-options.js';
 import {
   argumentError,
   got,
@@ -144,21 +144,20 @@ export function readOptions(options: FirecrackerServerOptions): Start {
 }
 
 /** Who serves, and opens what is served. */
-function enginesOf({ pager, cpu, record, replay }: FirecrackerServerOptions): Pick<Start, 'open' | 'engine'> {
+function enginesOf(options: FirecrackerServerOptions): Pick<Start, 'open' | 'engine'> {
+  const { pager, cpu } = options;
   if (pager instanceof PagerClient) {
-    if (cpu !== undefined || record !== undefined || replay !== undefined) {
-      throw new UffdError(
-        'ERR_UFFD_UNSUPPORTED',
-        'a daemon is neither pinned to a `cpu` nor does it `record` or `replay`',
-      );
+    if (cpu !== undefined) {
+      throw new UffdError('ERR_UFFD_UNSUPPORTED', 'a daemon is not pinned to a `cpu`');
     }
     const { remote } = pager;
+    remote.refuseTraces(readTraceOptions('options', options));
     return {
       open: async memory => {
         const source = memory instanceof PageSource ? memory : passing(fileSource(memory));
         return { memory: '', source: await remote.open(source) };
       },
-      engine: (options, notify) => new RemoteServer(remote, options, notify),
+      engine: (given, notify) => new RemoteServer(remote, given, notify),
     };
   }
   if (pager !== undefined && !(pager instanceof Pager)) {
@@ -166,7 +165,7 @@ function enginesOf({ pager, cpu, record, replay }: FirecrackerServerOptions): Pi
   }
   return {
     open: openMemory,
-    engine: (options, notify) => native().startFirecrackerServer(options, notify),
+    engine: (given, notify) => native().startFirecrackerServer(given, notify),
   };
 }
 

@@ -1,5 +1,6 @@
 import { closeSync } from 'node:fs';
 
+import { DaemonRecording } from './daemon-recording.js';
 import { DaemonServer, type EndedSession } from './daemon-server.js';
 import { fromNative, UffdError } from './errors.js';
 import { LONGEST_TIMEOUT } from './limits.js';
@@ -11,12 +12,12 @@ import {
   readAdopting,
   readServing,
   type ServeOptions,
-  type Serving,
 } from './serve-options.js';
 import { executablePath, startDaemon } from './pagerd.js';
 import { Paging } from './paging.js';
 import type { OnFailure, Rest } from './policy.js';
 import { RemoteEngine } from './remote-engine.js';
+import { closePacked, type PackedTraces, packTraces } from './remote-traces.js';
 import { type CloseOptions, type Session } from './session.js';
 import type { PageSource } from './sources.js';
 import { readStatsInterval } from './stats-reports.js';
@@ -179,13 +180,12 @@ export class PagerClient extends Paging {
   async serve(mapping: MemoryMapping, options: ServeOptions): Promise<Session> {
     if (!(mapping instanceof MemoryMapping)) throw wrongType('mapping', 'a MemoryMapping', mapping);
     const { settings, onFailure, signal, traces, source } = readServing(options);
-    refuseTraces(traces);
+    this.#remote.refuseTraces(traces);
     mapping.refuseDeadlock(source.needsThisThread);
     this.refuseClosed();
     if (settings.minor && mapping.fd === undefined) {
       throw new UffdError('ERR_UFFD_UNSUPPORTED', "the mode 'minor' needs memory of a memfd");
     }
-    const opened = await this.#remote.sources.open(source);
     const modes = options.modes ?? ['missing'];
     const uffd = Userfaultfd.create({
       require: [
@@ -201,7 +201,7 @@ export class PagerClient extends Paging {
       const regions = [settings.minor ? { ...region, memfdOffset: 0 } : region];
       const memfd = settings.minor ? mapping.fd : undefined;
       const given = { regions, pageSize: mapping.pageSize, memfd, pidfd: undefined };
-      const id = await this.#adopt(uffd, opened, settings, given);
+      const id = await this.#adopt(uffd, source, { settings, traces, ...given });
       const begun = this.#begun(id, { source, mapping, onFailure }, signal);
       letGo(uffd);
       return await begun;
@@ -215,10 +215,9 @@ export class PagerClient extends Paging {
   async adopt(uffd: Userfaultfd, options: AdoptOptions): Promise<Session> {
     if (!(uffd instanceof Userfaultfd)) throw wrongType('uffd', 'a Userfaultfd', uffd);
     const { settings, onFailure, signal, traces, source, ...memory } = readAdopting(options);
-    refuseTraces(traces);
+    this.#remote.refuseTraces(traces);
     this.refuseClosed();
-    const opened = await this.#remote.sources.open(source);
-    const id = await this.#adopt(uffd, opened, settings, memory);
+    const id = await this.#adopt(uffd, source, { settings, traces, ...memory });
     letGo(uffd);
     this.isForeign(id);
     return this.#begun(id, { source, mapping: undefined, onFailure }, signal);
@@ -226,29 +225,35 @@ export class PagerClient extends Paging {
 
   async #adopt(
     uffd: Userfaultfd,
-    source: number,
-    settings: Adopting['settings'],
-    given: Pick<Adopting, 'regions' | 'pageSize' | 'memfd' | 'pidfd'>,
+    pages: PageSource,
+    given: Pick<Adopting, 'settings' | 'traces' | 'regions' | 'pageSize' | 'memfd' | 'pidfd'>,
   ): Promise<number> {
-    const { regions, pageSize, memfd, pidfd } = given;
+    const { settings, traces, regions, pageSize, memfd, pidfd } = given;
+    const source = await this.#remote.sources.open(pages);
     const fds = [uffd.fd];
+    let packed: PackedTraces = {};
     const at = (fd: number | undefined): number | undefined =>
       fd === undefined ? undefined : fds.push(fd) - 1;
-    const params = {
-      ...settings,
-      source,
-      pageSize,
-      regions: regions.map(region => ({ ...region, address: `0x${region.address.toString(16)}` })),
-      // Of this process the daemon knows by the connection when it has ended.
-      own: uffd.backend !== undefined,
-      uffd: 0,
-      pidfd: at(pidfd),
-      memfd: at(memfd),
-    };
     try {
+      // What is wrong with a recording is said before there is a session.
+      packed = await packTraces(traces, pages, fds);
+      const params = {
+        ...settings,
+        ...packed,
+        mode: settings.mode === 'replay' ? 'windows' : settings.mode,
+        source,
+        pageSize,
+        regions: regions.map(region => ({ ...region, address: `0x${region.address.toString(16)}` })),
+        // Of this process the daemon knows by the connection when it has ended.
+        own: uffd.backend !== undefined,
+        uffd: 0,
+        pidfd: at(pidfd),
+        memfd: at(memfd),
+      };
       const { session } = await this.#remote.request('session.adopt', params, fds, false);
       return session as number;
     } finally {
+      closePacked(fds, packed);
       this.#remote.sources.used(source);
     }
   }
@@ -293,6 +298,18 @@ export class PagerClient extends Paging {
         at: new Date(at),
       }),
     );
+  }
+
+  /**
+   * Recordings that are over and in no file yet: those of programs that ended before their sessions did. A daemon keeps the last 256, and at most
+   * 128 MiB of them; what had to go is told as `'lost'`.
+   *
+   * @throws {@linkcode UffdError} `ERR_UFFD_PAGER_LOST`, `ERR_UFFD_PROTOCOL` (the daemon is older than this package)
+   */
+  async recordings(): Promise<readonly DaemonRecording[]> {
+    const { recordings } = this.remote;
+    const told = await holdOpen(recordings.list());
+    return told.map(one => new DaemonRecording(recordings, one));
   }
 
   /**
@@ -352,10 +369,4 @@ function patienceOf({ reconnectTimeout = 5000 }: ConnectOptions): number {
 /** It is the daemon's now: its events are not to be read here any more, as closing it would. */
 function letGo(uffd: Userfaultfd): void {
   closeSync(uffd.releaseFd());
-}
-
-/** Recordings are files of this process, and replays are its objects. */
-function refuseTraces({ record, replay }: Serving['traces']): void {
-  if (record === undefined && replay === undefined) return;
-  throw new UffdError('ERR_UFFD_UNSUPPORTED', 'sessions of a daemon are neither recorded nor replayed');
 }

@@ -1,14 +1,7 @@
 import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import type {
-  NativeDirty,
-  NativeNotice,
-  NativePolicy,
-  NativePopulated,
-  NativePopulateOptions,
-  NativeStats,
-} from '#native';
+import type { NativeNotice, NativeStats } from '#native';
 
 import { Connection, lost, type Welcome } from './connection.js';
 import type { UffdError } from './errors.js';
@@ -16,20 +9,13 @@ import { withResolvers } from './limits.js';
 import type { PagingEngine } from './paging.js';
 import type { ToldServer } from './daemon-server.js';
 import type { ServerNotice } from './remote-server.js';
-import {
-  answered,
-  GONE,
-  isUnknownMethod,
-  lostNotice,
-  NOT_RECORDED,
-  sessionOf,
-  statsOf,
-  type Told,
-  withAddress,
-} from './remote-told.js';
+import { GONE, isUnknownMethod, lostNotice, sessionOf, statsOf, type Told, tooOld } from './remote-told.js';
 import type { Session } from './session.js';
 import type { Rest } from './policy.js';
 import type { PageSource } from './sources.js';
+import type { TraceSettings } from './trace-options.js';
+import { isOfThisUser, type ToldRecording } from './remote-recordings.js';
+import { RemoteRequests } from './remote-requests.js';
 import { RemoteSources } from './remote-sources.js';
 
 /** Between attempts to reach a daemon again, in milliseconds. */
@@ -53,7 +39,7 @@ interface Known {
  * Sessions of a daemon, seen from here. Connects again when the connection breaks while a daemon accepts: what ended
  * meanwhile is told then; what cannot be reached any more has lost its pager. @hidden
  */
-export class RemoteEngine implements PagingEngine {
+export class RemoteEngine extends RemoteRequests implements PagingEngine {
   readonly sources: RemoteSources;
   readonly #path: string;
   readonly #token = Connection.token();
@@ -80,6 +66,7 @@ export class RemoteEngine implements PagingEngine {
   handOver: (sessions: readonly number[]) => Session[] = () => [];
 
   constructor(path: string, patience: number) {
+    super();
     this.#path = path;
     this.#patience = patience;
     this.sources = new RemoteSources(this);
@@ -193,64 +180,25 @@ export class RemoteEngine implements PagingEngine {
   }
 
   stats(session: number): NativeStats | null {
-    return this.#known.get(session)?.stats ?? null;
+    const stats = this.#known.get(session)?.stats;
+    return stats ? this.recordings.stats(session, stats) : null;
   }
 
   forget(session: number): NativeStats | null {
     const stats = this.stats(session);
     this.#known.delete(session);
+    this.recordings.forget(session);
     return stats;
-  }
-
-  closeSession(session: number, rest: Rest): void {
-    this.repeated('session.close', { session, rest }).catch(() => {});
-  }
-
-  async populate(session: number, options: NativePopulateOptions): Promise<NativePopulated> {
-    const { request, ranges, rate } = options;
-    const pairs = ranges?.flatMap((start, at) =>
-      at % 2 === 0 ? [[`0x${BigInt(start).toString(16)}`, ranges[at + 1]]] : [],
-    );
-    return answered(this.repeated('session.populate', { session, request, ranges: pairs, rate }));
-  }
-
-  cancelPopulate(session: number, request: number): void {
-    this.tell('session.cancelPopulate', { session, request });
-  }
-
-  async detach(session: number): Promise<NativePopulated> {
-    return answered(this.request('session.detach', { session }));
-  }
-
-  async takeDirty(session: number, most: number): Promise<NativeDirty> {
-    const { error, ...told } = await answered(this.request('session.takeDirty', { session, most }));
-    if (error) return { error, ranges: [], more: false };
-    const { ranges, more } = told as unknown as { ranges: Told[]; more: boolean };
-    return { ranges: ranges.map(range => withAddress(range) as unknown as NativeDirty['ranges'][0]), more };
-  }
-
-  async hold(session: number): Promise<NativePopulated> {
-    return answered(this.repeated('session.hold', { session }));
-  }
-
-  async resume(session: number, source?: number): Promise<NativePopulated> {
-    return answered(this.repeated('session.resume', { session, source }));
-  }
-
-  decide(session: number, policy: NativePolicy): void {
-    this.repeated('session.decide', { session, policy }).catch(() => {});
   }
 
   async open(source: PageSource): Promise<number> {
     return this.sources.open(source);
   }
 
-  async stopRecording(): Promise<NativePopulated> {
-    return { error: NOT_RECORDED };
-  }
-
-  async replayed(): Promise<NativePopulated> {
-    return { error: NOT_RECORDED };
+  /** Refuses what the daemon would pass over in silence. */
+  refuseTraces({ record, replay }: TraceSettings): void {
+    const wanted = record !== undefined || replay !== undefined;
+    if (wanted && this.welcome?.recordings === undefined) throw tooOld(this.#path);
   }
 
   /** This program ends: what the daemon serves goes on. */
@@ -303,7 +251,14 @@ export class RemoteEngine implements PagingEngine {
       }
     } else if (method === 'read') {
       void this.sources.read(params as unknown as Parameters<RemoteSources['read']>[0], on);
-    } else if (method === 'holder') this.onHolderLost();
+    } else if (method === 'recorded') this.#recorded(params as unknown as ToldRecording);
+    else if (method === 'holder') this.onHolderLost();
+  }
+
+  /** It is this client's to write, or nobody's. */
+  #recorded(told: ToldRecording): void {
+    if (told.owner === this.#token || (!told.attended && isOfThisUser(told)))
+      void this.recordings.bring(told);
   }
 
   /** @hidden The connection has ended. */
@@ -335,6 +290,9 @@ export class RemoteEngine implements PagingEngine {
     if (lostEarly) throw lost();
     this.#connection = connection;
     this.welcome = welcome;
+    for (const told of (welcome.recordings ?? []) as unknown as ToldRecording[]) {
+      if (told.owner === this.#token && !told.lost) void this.recordings.bring(told);
+    }
     this.#compare(welcome);
     hear = (method, params) => this.told(method, params, connection);
     for (const [method, params] of early) hear(method, params);
@@ -426,10 +384,17 @@ export class RemoteEngine implements PagingEngine {
     if (known && notice.kind === 'ended' && stats) known.stats = statsOf(stats as Told);
     if (known && notice.kind === 'held') known.held = notice;
     else if (known) delete known.held;
-    if (notice.kind === 'closed') this.#closing.get(server as number)?.();
+    if (notice.kind === 'rejected' && notice.id !== undefined) this.recordings.forget(notice.id);
     // Of a session that has ended while nobody was connected, only who knew it knows the server.
-    const inbox = this.#servers.get((known?.server ?? server) as number) ?? this.#own;
-    inbox.notices.push(notice);
+    const of = (known?.server ?? server ?? undefined) as number | undefined;
+    const tell = (): void => {
+      if (notice.kind === 'closed') this.#closing.get(of ?? -1)?.();
+      const inbox = this.#servers.get(of ?? -1) ?? this.#own;
+      inbox.notices.push(notice);
+    };
+    const before = this.recordings.before(notice.kind, notice.id, of);
+    if (before === undefined) tell();
+    else void before.then(tell).then(() => this.#schedule());
   }
 
   /** After whoever waits for an answer that came before has had it. */

@@ -8,6 +8,7 @@ import { fromNative, toNative, type UffdError } from './errors.js';
 import { native } from './native.js';
 import type { Rest } from './policy.js';
 import type { Inbox, RemoteEngine } from './remote-engine.js';
+import { closePacked, type PackedTraces, packTraces } from './remote-traces.js';
 import type { Session, SessionOwner } from './session.js';
 import type { PageSource } from './sources.js';
 
@@ -54,30 +55,30 @@ export class RemoteServer implements ServerEngine {
 
   async #start(options: NativeServerOptions, notify: () => void): Promise<void> {
     let socket: number | undefined;
+    const fds: number[] = [];
+    let packed: PackedTraces = {};
     try {
-      const { source, window, mode, collapse, sourceTimeout, peerUid, handshakeTimeout, maxSessions } =
-        options;
+      const { source, peerUid, handshakeTimeout, maxSessions } = options;
+      packed = await packTraces(options, this.#engine.sources.numbered(source), fds);
       const params = {
+        ...servingOf(options),
+        ...packed,
         source,
-        window,
-        mode,
-        collapse,
-        sourceTimeout,
         handshakeTimeout,
         maxSessions,
         image: options.memory === '' ? this.#engine.sources.nameOf(source) : undefined,
         peerUid: peerUid ?? process.geteuid?.(),
-        onFailure: options.onFailure,
       };
       const left = options.fd === undefined ? await this.#leftAt(options.socketPath ?? '') : undefined;
       let answer: Record<string, unknown>;
       if (left === undefined) {
         socket = options.fd ?? this.#bind(options);
-        answer = await this.#engine.request('firecracker.serve', { ...params, socket: 0 }, [socket], false);
+        const listening = { ...params, socket: fds.length };
+        answer = await this.#engine.request('firecracker.serve', listening, [...fds, socket], false);
         // There is a server: from now on the socket is its own.
         closeSync(socket);
       } else {
-        answer = await this.#engine.request('firecracker.attach', { ...params, server: left.id });
+        answer = await this.#engine.request('firecracker.attach', { ...params, server: left.id }, fds, false);
         this.#isBoundAt(left.socketPath);
       }
       const { server, socketPath, sessions = [] } = answer;
@@ -92,13 +93,21 @@ export class RemoteServer implements ServerEngine {
         path: (socketPath as string) || (this.#bound?.path ?? ''),
       });
       this.#engine.move(sessions as number[], inbox);
+      if (left) this.#bringRecordings();
     } catch (thrown) {
       if (socket !== undefined && options.fd === undefined) closeSync(socket);
       this.#unlink();
       this.#push({ kind: 'failed', at: Date.now(), error: toNative(thrown as UffdError) });
     } finally {
+      closePacked(fds, packed);
       this.unused(options);
     }
+  }
+
+  /** What the program before this one has had recorded, and not written. */
+  #bringRecordings(): void {
+    // Its sessions, and the list of recordings, say what could not be.
+    this.#engine.bringOf(this.#id).catch(() => {});
   }
 
   /** A server that listens there already, and whose program is gone. */
@@ -149,10 +158,22 @@ export class RemoteServer implements ServerEngine {
     this.#answered.delete(asked);
   }
 
-  answer(session: number, { source, window, mode, collapse, sourceTimeout, onFailure }: NativeImage): void {
-    const serving = { window, mode, collapse, sourceTimeout, onFailure };
-    this.#engine.tell('firecracker.answer', { session, source, ...serving });
-    if (source !== undefined) this.#answered.set(session, source);
+  answer(session: number, image: NativeImage): void {
+    if (image.source !== undefined) this.#answered.set(session, image.source);
+    void this.#answer(session, image);
+  }
+
+  async #answer(session: number, image: NativeImage): Promise<void> {
+    const { source } = image;
+    const fds: number[] = [];
+    try {
+      this.#engine.refuseTraces(image);
+      const packed = await packTraces(image, this.#engine.sources.numbered(source), fds);
+      this.#engine.tell('firecracker.answer', { session, source, ...servingOf(image), ...packed }, fds);
+    } catch (thrown) {
+      const { code, message } = toNative(thrown as UffdError);
+      this.#engine.tell('firecracker.answer', { session, error: message, code });
+    }
   }
 
   /** The daemon keeps what it serves from. */
@@ -220,8 +241,15 @@ export class RemoteServer implements ServerEngine {
   resume: SessionOwner['resume'] = async (session, source) => this.#engine.resume(session, source);
   open = async (source: PageSource): Promise<number> => this.#engine.open(source);
   detach: SessionOwner['detach'] = async session => this.#engine.detach(session);
-  stopRecording: SessionOwner['stopRecording'] = async () => this.#engine.stopRecording();
-  replayed: SessionOwner['replayed'] = async () => this.#engine.replayed();
+  stopRecording: SessionOwner['stopRecording'] = async session => this.#engine.stopRecording(session);
+  replayed: SessionOwner['replayed'] = async session => this.#engine.replayed(session);
+}
+
+type Served = Pick<NativeImage, 'window' | 'mode' | 'collapse' | 'sourceTimeout' | 'onFailure'>;
+
+/** How it is served. That something is replayed says the mode. */
+function servingOf({ window, mode, collapse, sourceTimeout, onFailure }: Served): object {
+  return { window, mode: mode === 'replay' ? 'windows' : mode, collapse, sourceTimeout, onFailure };
 }
 
 const NO_ANSWER = { code: 'ERR_UFFD_SYSTEM', message: 'the kernel gave no answer' };

@@ -87,6 +87,11 @@ export class RemoteSources {
     }
   }
 
+  /** The source of a number. */
+  numbered(id: number | undefined): PageSource | undefined {
+    return this.#numbers.get(id ?? -1);
+  }
+
   /** The path of a source that is a file. */
   nameOf(id: number | undefined): string | undefined {
     const given = this.#numbers.get(id ?? -1)?.description;

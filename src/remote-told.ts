@@ -1,17 +1,11 @@
 // What a daemon tells, and the shapes in which the addon gives the same things.
 
-import type { NativeError, NativeSession, NativeStats } from '#native';
+import type { NativeDirty, NativeError, NativeSession, NativeStats } from '#native';
 
 import { toNative, UffdError } from './errors.js';
 
 /** As it comes. */
 export type Told = Record<string, unknown>;
-
-/** What cannot be asked of a session of a daemon. */
-export const NOT_RECORDED: NativeError = {
-  code: 'ERR_UFFD_UNSUPPORTED',
-  message: 'sessions of a daemon are neither recorded nor replayed',
-};
 
 /** Why a session is over that its daemon does not know. */
 export const GONE: NativeError = {
@@ -22,6 +16,15 @@ export const GONE: NativeError = {
 /** The daemon is older than what it was asked. */
 export function isUnknownMethod(error: unknown): boolean {
   return (error as UffdError).code === 'ERR_UFFD_PROTOCOL' && /\(-32601\)/.test((error as UffdError).message);
+}
+
+/** What a daemon cannot do that does not know of it. */
+export function tooOld(path: string): UffdError {
+  return new UffdError(
+    'ERR_UFFD_UNSUPPORTED',
+    `the daemon at ${path} is older than this package, and neither records nor replays`,
+    { hint: 'Replace it: `client.upgrade()`.' },
+  );
 }
 
 export function lostNotice(id: number, error: NativeError): Told {
@@ -36,6 +39,20 @@ export async function answered(request: Promise<Told>): Promise<Told & { error?:
     if (!(thrown instanceof UffdError)) throw thrown;
     return { error: toNative(thrown) };
   }
+}
+
+/** Address and bytes of each range. */
+export function pairsOf(
+  ranges: readonly number[] | undefined,
+): (string | number | undefined)[][] | undefined {
+  return ranges?.flatMap((start, at) =>
+    at % 2 === 0 ? [[`0x${BigInt(start).toString(16)}`, ranges[at + 1]]] : [],
+  );
+}
+
+export function dirtyOf(told: Told): NativeDirty {
+  const { ranges, more } = told as unknown as { ranges: Told[]; more: boolean };
+  return { ranges: ranges.map(range => withAddress(range) as unknown as NativeDirty['ranges'][0]), more };
 }
 
 export function withAddress(told: Told): Told & { address: bigint } {

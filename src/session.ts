@@ -270,7 +270,7 @@ export class Session extends EventEmitter<SessionEvents> {
   /**
    * Ends the recording of its faults (`record`); the session goes on. Resolves when the file is whole.
    *
-   * @throws {@linkcode UffdError} `ERR_UFFD_UNSUPPORTED` (it is not recorded), `ERR_UFFD_TRACE` (it cannot be written),
+   * @throws {@linkcode UffdError} `ERR_UFFD_UNSUPPORTED` (it is not recorded), `ERR_UFFD_TRACE` (it cannot be written, or is torn),
    *   `ERR_UFFD_TIMEOUT` (the disk has taken more than 5 seconds), `ERR_UFFD_USE_AFTER_CLOSE` (the session is over)
    */
   async stopRecording(): Promise<void> {

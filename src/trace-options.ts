@@ -32,8 +32,11 @@ export const TRACE_OPTIONS = ['record', 'replay', 'estimateWaste'] as const;
 export interface RecordingStats {
   /** What its file is called when it is whole. */
   readonly path: string;
-  /** It goes on; its file is whole; there is no file, and `error` says why. */
-  readonly state: 'recording' | 'written' | 'failed';
+  /**
+   * It goes on; its file is whole; its file ends where the daemon that wrote it ended ({@link PagerClient}), and has what came before; there is no
+   * file. `error` says why it is torn, or failed.
+   */
+  readonly state: 'recording' | 'written' | 'torn' | 'failed';
   /** Faults that were recorded. */
   readonly faults: number;
   /** Faults that were not: it is full, or they came faster than they could be written. */
@@ -42,7 +45,7 @@ export interface RecordingStats {
   readonly bytes: number;
   /** It has as many faults as it may have. */
   readonly full: boolean;
-  /** Why there is no file. */
+  /** Why there is no file, or none that is whole. */
   readonly error?: UffdError;
 }
 

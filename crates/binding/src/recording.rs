@@ -10,12 +10,14 @@ use pager::{
     PageSource, Pager, PagerError, RecordTo, Recording, RecordingState, Replay, StatsSnapshot, Trace,
     WorkingSet,
 };
+use uffd::fd_passing::in_memfd;
 
 use crate::environment::{self, SOURCES, TRACES, WORKING_SETS};
 use crate::failures;
 use crate::jobs::{self, Product};
 use crate::populating::{NativePopulated, keep};
 use crate::promised::Promised;
+use crate::traces::in_digits;
 use crate::values::NativeError;
 
 /// A recording to be replayed.
@@ -94,6 +96,32 @@ pub fn forget_working_set(prepared: f64) {
     drop(WORKING_SETS.remove(prepared));
 }
 
+/// A working set, for a pager in another process.
+#[napi(object, object_from_js = false)]
+pub struct NativePackedSet {
+    pub error: Option<NativeError>,
+    /// What tells the image from others, in hexadecimal digits; where there is something to record.
+    pub identity: Option<String>,
+    /// A memfd with what is to be replayed.
+    pub replay: Option<i32>,
+}
+
+/// What a pager in another process needs to know of it.
+#[napi(catch_unwind)]
+pub fn pack_working_set(prepared: f64) -> NativePackedSet {
+    let none = NativePackedSet { error: None, identity: None, replay: None };
+    let Some(set) = WORKING_SETS.get(prepared) else {
+        return NativePackedSet { error: Some(failures::closed("recording")), ..none };
+    };
+    let identity = set.record.as_ref().map(|record| in_digits(&record.header().identity));
+    match set.replay.as_ref().map(|replay| in_memfd(c"uffd-replay", &replay.pack())).transpose() {
+        Ok(memfd) => {
+            NativePackedSet { identity, replay: memfd.map(std::os::fd::IntoRawFd::into_raw_fd), ..none }
+        }
+        Err(error) => NativePackedSet { error: Some(failures::system("memfd_create", &error)), ..none },
+    }
+}
+
 /// What is known by a number.
 pub(crate) fn prepared(handle: Option<f64>) -> std::result::Result<WorkingSet, NativeError> {
     let known = |handle| WORKING_SETS.get(handle).ok_or_else(|| failures::closed("recording"));
@@ -131,7 +159,7 @@ impl From<&StatsSnapshot> for NativeReplayStats {
 #[napi(object, object_from_js = false)]
 pub struct NativeRecording {
     pub path: String,
-    #[napi(ts_type = "'recording' | 'written' | 'failed'")]
+    #[napi(ts_type = "'recording' | 'written' | 'torn' | 'failed'")]
     pub state: String,
     pub faults: f64,
     pub dropped: f64,

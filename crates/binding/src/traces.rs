@@ -11,7 +11,9 @@ use pager::{PagerError, Trace, TraceEnd, TraceFault, TraceKind};
 use crate::environment::{self, SOURCES, TRACES};
 use crate::failures;
 use crate::jobs::{self, Product};
+use crate::sources::copied;
 use crate::values::NativeError;
+use crate::views::View;
 
 type Made = std::result::Result<Trace, NativeError>;
 
@@ -65,6 +67,24 @@ pub fn check_trace(env: &Env, trace: f64, source: f64) -> Result<Object<'_>> {
     })
 }
 
+/// Bytes of a recording that another process has made, written to a file on another thread, whole or not at all.
+#[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
+pub fn write_recording<'env>(
+    env: &'env Env,
+    path: String,
+    #[napi(ts_arg_type = "Uint8Array")] bytes: View,
+) -> Result<Object<'env>> {
+    let bytes = copied(&bytes);
+    jobs::run(env, &jobs::OPENINGS, move || {
+        pager::write_whole(Path::new(&path), &bytes).map_err(refused)?;
+        Ok(Product::default())
+    })
+}
+
+pub(crate) fn in_digits(identity: &[u8]) -> String {
+    identity.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[napi(object, object_from_js = false)]
 pub struct NativeTrace {
     pub page_size: f64,
@@ -86,7 +106,7 @@ pub fn describe_trace(trace: f64) -> Option<NativeTrace> {
     Some(NativeTrace {
         page_size: f64::from(trace.header.page_size),
         image_size: trace.header.image_size as f64,
-        identity: trace.header.identity.iter().map(|byte| format!("{byte:02x}")).collect(),
+        identity: in_digits(&trace.header.identity),
         started: trace.header.started_ms as f64,
         faults: trace.faults.len() as f64,
         dropped: trace.dropped as f64,

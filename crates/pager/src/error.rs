@@ -199,7 +199,8 @@ pub enum PagerError {
     /// The record of a session cannot be used, so that nobody can take the session over.
     #[error("the record of the session cannot be used: {0}")]
     Record(String),
-    /// Why a session was ending when its pager was lost, as its successor found it written down.
+    /// What another process says: why a session was ending when its pager was lost, as its successor found it written down; why a program has
+    /// no image for a process.
     #[error("{message}")]
     Inherited {
         /// What had gone wrong.

@@ -5,8 +5,8 @@
 //! nobody can, [`Pager::fail_session`] puts the session through its failure policy.
 //!
 //! What is taken over: which pages are missing, present and removed; where memory was moved; what was written to; the counters; an
-//! end that had begun. What is not: recordings and replays (they end; what was not replayed comes by its faults), requests to populate and
-//! answers about writes that were under way (what they would have told is told again), the sizes of windows. A child that is forked is a
+//! end that had begun. A replay goes on with what is missing still, where its plan is known ([`Successor::replay`]). What is not: recordings (whoever has
+//! their memory, [`RecordingKeeper`](crate::RecordingKeeper), has what was written), requests to populate and answers about writes that were under way (what they would have told is told again), the sizes of windows. A child that is forked is a
 //! session of its own, and kept before its parent goes on; if the pager is killed in that very moment, its descriptor is in that process's table alone. Whoever
 //! shares that hands it on ([`Pager::inherit`]); else its memory is the kernel's, which gives it zeros: [`SessionInfo::lost_children`] counts that. Not kept at all: memory of the pager's own process, which ends with it; and sessions
 //! of minor faults, which are refused where there is a keeper.
@@ -33,6 +33,7 @@ use crate::notice::Observer;
 use crate::pager::{Message, Pager, next_id, skip_ids};
 use crate::policy::{FailurePolicy, SessionEnd};
 use crate::record::Record;
+use crate::replay::Replay;
 use crate::server::Server;
 use crate::session::Parts;
 use crate::source::{LostSource, PageSource};
@@ -137,6 +138,8 @@ pub struct Successor {
     pub observer: Arc<dyn Observer>,
     /// The server of this pager that it belongs to from now on.
     pub server: Option<u64>,
+    /// What the session replays, where it does.
+    pub replay: Option<Arc<Replay>>,
 }
 
 impl Pager {
@@ -157,7 +160,9 @@ impl Pager {
         descriptors: KeptDescriptors<'_>,
         successor: Successor,
     ) -> Result<(), PagerError> {
-        let (parts, taking_over) = self.prepare(session, descriptors, Arc::clone(&successor.source))?;
+        let (mut parts, taking_over) = self.prepare(session, descriptors, Arc::clone(&successor.source))?;
+        let of_this_image = |replay: &Arc<Replay>| replay.fits(successor.source.size()).is_ok();
+        parts.working_set.replay = successor.replay.clone().filter(of_this_image);
         self.take_over(parts, taking_over, successor);
         Ok(())
     }
@@ -191,7 +196,7 @@ impl Pager {
             prepared => prepared?,
         };
         taking_over.failing = Some(why);
-        self.take_over(parts, taking_over, Successor { source, observer, server: None });
+        self.take_over(parts, taking_over, Successor { source, observer, server: None, replay: None });
         Ok(())
     }
 

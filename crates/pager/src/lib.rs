@@ -99,7 +99,7 @@ pub use stats::{Stats, StatsSnapshot};
 pub use supervise::Peer;
 pub use touching::{Touched, touch};
 pub use trace::{
-    MOST_FAULTS, RecordTo, Recording, RecordingState, Trace, TraceEnd, TraceFault, TraceHeader, TraceKind,
-    WorkingSet,
+    MOST_FAULTS, RecordTo, RecordedBytes, Recording, RecordingKeeper, RecordingState, Room, Trace, TraceEnd,
+    TraceFault, TraceHeader, TraceKind, WorkingSet, write_whole,
 };
 pub use tracking::{DeliverDirty, DirtyPages, DirtyRange, DirtyReply};

@@ -6,6 +6,7 @@
 //! source has to be waited for, a request costs more than the bytes between two stretches, so that those of a block are
 //! asked for together; as many requests are under way as reads ahead may be.
 
+mod packed;
 mod plan;
 
 use std::collections::VecDeque;
@@ -134,6 +135,11 @@ impl Replaying {
         for pages in wanted.into_iter().rev() {
             self.pending.push_front(pages);
         }
+    }
+
+    /// The counters are those of the process before: what it had finished stays so.
+    pub(crate) fn go_on(&mut self, stats: &Stats) {
+        self.done = stats.replay_done.get() > 0;
     }
 
     fn is_idle(&self) -> bool {

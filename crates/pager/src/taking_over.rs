@@ -271,6 +271,9 @@ impl Session {
             info.stats.drop_unfinished();
             info.taken_over = times;
         }
+        if let Some(replaying) = self.replaying.as_deref_mut() {
+            replaying.go_on(&self.info.stats);
+        }
         let ending = record.ending();
         self.attach(record, keeper, server)?;
         if let Some(ending) = ending {

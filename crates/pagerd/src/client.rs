@@ -27,6 +27,8 @@ pub(crate) struct Client {
     pub(crate) token: Option<String>,
     pub(crate) since: Instant,
     pub(crate) outstanding: usize,
+    /// It writes recordings to their files.
+    pub(crate) brings_recordings: bool,
     input: Vec<u8>,
     /// Bytes of `input` in which there is no end of a line.
     searched: usize,
@@ -59,6 +61,7 @@ impl Client {
             token: None,
             since: Instant::now(),
             outstanding: 0,
+            brings_recordings: false,
             input: Vec::new(),
             searched: 0,
             fds: VecDeque::new(),

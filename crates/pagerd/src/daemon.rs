@@ -16,12 +16,13 @@ use serde_json::{Value, json};
 use crate::client::{Client, Gone};
 use crate::control::{Control, FromHolder};
 use crate::feeds::Feeds;
-use crate::keeping::{HolderKeeper, source_key};
+use crate::keeping::{HolderKeeper, plan_key, source_key};
 use crate::outbox::{Event, Outbox};
+use crate::plans::Plans;
+use crate::recordings::Recordings;
 use crate::sessions::Sessions;
 use crate::sources::Sources;
 use crate::telling::Ask;
-use crate::wire;
 
 /// Clients at one time.
 const MOST_CLIENTS: usize = 64;
@@ -71,6 +72,8 @@ pub(crate) struct Daemon {
     /// Those of them whose clients may connect again: whose they are, and what these will be told.
     pub(crate) unasked: Vec<(String, Value)>,
     pub(crate) feeds: Feeds,
+    pub(crate) recordings: Recordings,
+    pub(crate) plans: Plans,
     last: u64,
     stats_at: Instant,
     /// The next session whose counters are looked at.
@@ -109,6 +112,8 @@ impl Daemon {
             questions: BTreeMap::new(),
             unasked: Vec::new(),
             feeds,
+            recordings: Recordings::default(),
+            plans: Plans::default(),
             last: 0,
             stats_at: Instant::now(),
             stats_from: 0,
@@ -276,15 +281,10 @@ impl Daemon {
     fn take(&mut self, event: Event) {
         match event {
             Event::Notice { server, notice } => self.notice(server, notice),
-            Event::Answer { client, request, answer } => {
-                if let Some(client) = self.clients.get_mut(&client) {
-                    client.outstanding = client.outstanding.saturating_sub(1);
-                }
-                let message = match answer {
-                    Ok(result) => json!({ "jsonrpc": "2.0", "id": request, "result": result }),
-                    Err(error) => crate::requests::failure(&request, &error),
-                };
-                self.tell(client, &message);
+            Event::Answer { client, request, answer } => self.answered(client, &request, answer),
+            Event::Recorded { value, recording, bytes } => self.recorded(value, &recording, bytes),
+            Event::Stopped { client, request, session, outcome } => {
+                self.recording_stopped(client, &request, session, outcome);
             }
             Event::Resumed { session } => self.resumed(session),
             Event::Ask { source, id, offset, len } => {
@@ -296,6 +296,18 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// What a request has come to that was not answered at once.
+    pub(crate) fn answered(&mut self, client: u64, request: &Value, answer: Result<Value, PagerError>) {
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.outstanding = client.outstanding.saturating_sub(1);
+        }
+        let message = match answer {
+            Ok(result) => json!({ "jsonrpc": "2.0", "id": request, "result": result }),
+            Err(error) => crate::requests::failure(request, &error),
+        };
+        self.tell(client, &message);
     }
 
     pub(crate) fn client_of(&self, token: &str) -> Option<u64> {
@@ -311,6 +323,9 @@ impl Daemon {
         self.stats_at = now + STATS_INTERVAL;
         for key in self.sources.sweep() {
             self.control.line.forget(source_key(&key));
+        }
+        for plan in self.plans.sweep() {
+            self.control.line.forget(plan_key(plan));
         }
         self.stop_awaiting(now);
         let silent: Vec<u64> = self
@@ -358,12 +373,15 @@ impl Daemon {
                 break;
             }
             let Some(alive) = self.sessions.alive.get_mut(&number) else { continue };
-            let Some(info) = &alive.info else { continue };
+            let Some(info) = alive.info.clone() else { continue };
             let stats = info.stats.snapshot();
-            let mark = stats.faults.wrapping_add(stats.busy_ns).wrapping_add(stats.pages_removed);
+            let marks =
+                [stats.faults, stats.busy_ns, stats.pages_removed, stats.replay_installed, stats.replay_done];
+            let recorded = info.recording.as_ref().map_or(0, |recording| recording.bytes());
+            let mark = marks.into_iter().fold(recorded, u64::wrapping_add);
             if mark != alive.told {
                 alive.told = mark;
-                told.push(json!({ "id": number, "stats": wire::stats(info) }));
+                told.push(json!({ "id": number, "stats": self.stats_of(&info) }));
             }
         }
         told
@@ -371,7 +389,7 @@ impl Daemon {
 
     fn stopped(&self) -> bool {
         let Some(stopping) = &self.stopping else { return false };
-        let done = self.sessions.alive.is_empty() && self.servers.is_empty();
+        let done = self.sessions.alive.is_empty() && self.servers.is_empty() && !self.awaits_recordings();
         done || Instant::now() >= stopping.until
     }
 

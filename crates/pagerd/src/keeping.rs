@@ -18,6 +18,9 @@ pub(crate) const END: &str = "end:";
 pub(crate) const SOURCE: &str = "source:";
 pub(crate) const FEED: &str = "feed:";
 pub(crate) const SERVER: &str = "server:";
+/// Of the recording of a session, and of what sessions replay.
+pub(crate) const RECORDING: &str = "recording:";
+pub(crate) const PLAN: &str = "plan:";
 /// Of a connection whose process is not served yet.
 pub(crate) const CONNECTION: &str = "connection:";
 
@@ -28,6 +31,14 @@ pub(crate) fn session_key(id: u64) -> String {
 /// Another source than the one that a session's label names: it was resumed with it.
 pub(crate) fn feed_key(id: u64) -> String {
     format!("{FEED}{id}")
+}
+
+pub(crate) fn recording_key(session: u64) -> String {
+    format!("{RECORDING}{session}")
+}
+
+pub(crate) fn plan_key(id: u64) -> String {
+    format!("{PLAN}{id}")
 }
 
 fn connection_key(id: u64) -> String {
@@ -48,11 +59,14 @@ pub(crate) struct Label {
     /// Absent where that is still asked for.
     pub(crate) source: Option<SourceKey>,
     pub(crate) server: Option<u64>,
+    /// What it replays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) plan: Option<u64>,
 }
 
 impl Label {
-    pub(crate) fn text(source: Option<SourceKey>, server: Option<u64>) -> String {
-        serde_json::to_string(&Self { source, server }).unwrap_or_default()
+    pub(crate) fn text(source: Option<SourceKey>, server: Option<u64>, plan: Option<u64>) -> String {
+        serde_json::to_string(&Self { source, server, plan }).unwrap_or_default()
     }
 
     pub(crate) fn of(text: &str) -> Option<Self> {

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use pager::{Fetcher, Notice, Observer, PagerError};
+use pager::{Fetcher, Notice, Observer, PagerError, RecordedBytes, Recording};
 use serde_json::Value;
+
+use crate::recordings::RecordingValue;
 
 /// One thing.
 pub(crate) enum Event {
@@ -18,6 +20,10 @@ pub(crate) enum Event {
     },
     /// What a request came to that was not answered at once.
     Answer { client: u64, request: Value, answer: Result<Value, PagerError> },
+    /// A recording has come to its end.
+    Recorded { value: RecordingValue, recording: Arc<Recording>, bytes: RecordedBytes },
+    /// One that was to be ended: what that has come to.
+    Stopped { client: u64, request: Value, session: u64, outcome: Result<(), PagerError> },
     /// A session that was held goes on.
     Resumed { session: u64 },
     /// A source wants bytes that only its client has.
@@ -49,6 +55,12 @@ impl Outbox {
     pub(crate) fn take(&self) -> Vec<Event> {
         let _ = self.bell.read();
         std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Outbox").finish_non_exhaustive()
     }
 }
 

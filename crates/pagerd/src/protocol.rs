@@ -40,6 +40,9 @@ pub(crate) struct Hello {
     pub(crate) sessions: Vec<u64>,
     /// Sources that it still has. Absent where it does not say so: then it may have all of them.
     pub(crate) sources: Option<Vec<u64>>,
+    /// It writes recordings to their files.
+    #[serde(default)]
+    pub(crate) recordings: bool,
 }
 
 /// An address. Numbers of JSON are not exact for all of them in every language.
@@ -76,6 +79,22 @@ pub(crate) struct Serving {
     pub(crate) collapse: bool,
     #[serde(default = "source_timeout")]
     pub(crate) source_timeout: u64,
+    pub(crate) record: Option<Record>,
+    /// What is to be replayed, packed in a memfd: its position.
+    pub(crate) replay: Option<usize>,
+    /// The same as this daemon has numbered it, for the next; whatever a client says is not looked at.
+    pub(crate) plan: Option<u64>,
+    /// Likewise whose program has asked for this.
+    pub(crate) client_uid: Option<u32>,
+}
+
+/// Where faults are recorded to.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Record {
+    /// What the client will call the file: a word to the daemon.
+    pub(crate) path: String,
+    /// What tells the image from others, in 64 hexadecimal digits.
+    pub(crate) identity: String,
 }
 
 fn source_timeout() -> u64 {
@@ -239,6 +258,19 @@ pub(crate) struct OfSession {
 }
 
 #[derive(Debug, Deserialize)]
+pub(crate) struct ReadRecording {
+    pub(crate) session: u64,
+    pub(crate) offset: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct RecordingDone {
+    pub(crate) session: u64,
+    /// Whether there is a file now.
+    pub(crate) written: bool,
+}
+
+#[derive(Debug, Deserialize)]
 pub(crate) struct Close {
     pub(crate) session: u64,
     #[serde(default)]
@@ -286,6 +318,8 @@ pub(crate) struct AnswerParams {
     pub(crate) session: u64,
     pub(crate) source: Option<u64>,
     pub(crate) error: Option<String>,
+    /// Its code, where it has one.
+    pub(crate) code: Option<String>,
     #[serde(flatten)]
     pub(crate) serving: Serving,
 }

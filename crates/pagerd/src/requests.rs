@@ -149,6 +149,7 @@ impl Daemon {
         }
         if let Some(client) = self.clients.get_mut(&client) {
             client.token = Some(hello.client.clone());
+            client.brings_recordings = hello.recordings;
         }
         if let Some(sources) = &hello.sources {
             self.sources.keep_only(&hello.client, sources);
@@ -163,7 +164,7 @@ impl Daemon {
             .filter_map(|alive| {
                 let info = alive.info.as_ref()?;
                 let mut session = wire::session(info);
-                session["stats"] = wire::stats(info);
+                session["stats"] = self.stats_of(info);
                 session["server"] = alive.server.into();
                 if let Some(held) = &alive.held {
                     session["held"] = held.clone();
@@ -186,6 +187,7 @@ impl Daemon {
             "pending": pending,
             "servers": servers,
             "ends": ends,
+            "recordings": self.recordings_told(),
         })))
     }
 
@@ -217,7 +219,7 @@ impl Daemon {
                 let of: OfSession = params(value)?;
                 let alive = self.sessions.alive.get(&of.session);
                 let info = alive.and_then(|alive| alive.info.as_ref()).ok_or(PagerError::SessionOver)?;
-                Ok(Answer::Now(wire::stats(info)))
+                Ok(Answer::Now(self.stats_of(info)))
             }
             "session.populate" => self.populate(client, id, value),
             "session.cancelPopulate" => {
@@ -244,6 +246,16 @@ impl Daemon {
                 self.pager.detach(of.session, deliver);
                 Ok(Answer::Later)
             }
+            "session.replayed" => {
+                let of: OfSession = params(value)?;
+                let deliver = self.answering(client, id, |()| json!({}));
+                self.pager.await_replay(of.session, deliver);
+                Ok(Answer::Later)
+            }
+            "session.stopRecording" => self.stop_recording(client, id, value),
+            "recording.list" => Ok(Answer::Now(json!({ "recordings": self.recordings_told() }))),
+            "recording.read" => self.read_recording(value),
+            "recording.done" => self.recording_done(value),
             "session.takeDirty" => {
                 let take: TakeDirty = params(value)?;
                 let deliver = self.answering(client, id, |pages| wire::dirty(&pages));
@@ -251,9 +263,9 @@ impl Daemon {
                 Ok(Answer::Later)
             }
             "firecracker.serve" => self.listen(client, value, fds),
-            "firecracker.attach" => self.attach(client, value),
+            "firecracker.attach" => self.attach(client, value, fds),
             "firecracker.list" => Ok(Answer::Now(json!({ "servers": self.servers_told() }))),
-            "firecracker.answer" => self.answer(client, value),
+            "firecracker.answer" => self.answer(client, value, fds),
             "firecracker.close" | "firecracker.drain" | "firecracker.giveUp" => {
                 let of: OfServer = params(value)?;
                 let server = self.servers.get(&of.server);

@@ -10,7 +10,8 @@ use pager::{FailurePolicy, KeptConnection, LeftBehind, PagerError, Successor};
 use crate::channel::Message;
 use crate::daemon::Daemon;
 use crate::keeping::{
-    self, CONNECTION, END, FEED, Label, SERVER, SESSION, SOURCE, ServerValue, SessionValue, SourceValue,
+    self, CONNECTION, END, FEED, Label, PLAN, RECORDING, SERVER, SESSION, SOURCE, ServerValue, SessionValue,
+    SourceValue,
 };
 use crate::kept::{Kept, take};
 use crate::left::Left;
@@ -27,7 +28,7 @@ impl Daemon {
     pub(crate) fn resume(&mut self, mut kept: Vec<Kept>) {
         // A server that has changed its client came later than its sessions, and its source later than itself.
         kept.sort_by_key(|kept| match &kept.key {
-            key if key.starts_with(SOURCE) => 0,
+            key if key.starts_with(SOURCE) || key.starts_with(PLAN) => 0,
             key if key.starts_with(SERVER) => 1,
             _ => 2,
         });
@@ -59,6 +60,12 @@ impl Daemon {
                 serde_json::from_value(value)
                     .map_err(unreadable)
                     .and_then(|value| self.resume_connection(&value, fds))
+            } else if key.starts_with(RECORDING) {
+                serde_json::from_value(value)
+                    .map_err(unreadable)
+                    .and_then(|value| self.resume_recording(value, fds))
+            } else if key.starts_with(PLAN) {
+                self.resume_plan(&key, fds)
             } else if key.starts_with(END) {
                 self.sessions.remember(value["id"].as_u64().unwrap_or_default(), value);
                 Ok(())
@@ -142,7 +149,10 @@ impl Daemon {
         let source = self.sources.get(&source)?;
         let server = label.server.and_then(|server| self.servers.get(&server)).map(|server| server.internal);
         let observer = Arc::new(Told { outbox: Arc::clone(&self.outbox), server: label.server });
-        let successor = Successor { source, observer, server };
+        // Children that were forked have their parent's label, and replay nothing.
+        let plan = label.plan.filter(|_| value.session.parent.is_none());
+        let replay = plan.and_then(|plan| self.plans.get(plan));
+        let successor = Successor { source, observer, server, replay };
         self.pager.resume_session(&value.session, keeping::descriptors(value, fds)?, successor)
     }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use pager::{
-    FailurePolicy, FillMode, FillOptions, Image, Images, Listener, MinorMemory, PagerError, Region,
-    ServerOptions, SessionModes, SessionOptions, WorkingSet,
+    FailurePolicy, FillMode, FillOptions, Image, Images, Listener, MinorMemory, PageSource, PagerError,
+    Region, ServerOptions, SessionModes, SessionOptions, WorkingSet,
 };
 use serde_json::{Value, json};
 use uffd::Userfaultfd;
@@ -17,7 +17,7 @@ use uffd::liveness::PidFd;
 use crate::channel::Message;
 use crate::daemon::{Daemon, Server};
 use crate::keeping::{Label, ServerValue, server_key};
-use crate::outbox::Told;
+use crate::outbox::{SourceKey, Told};
 use crate::protocol::{Adopt, AnswerParams, Attach, Listen, Mode, Policy, Serving};
 use crate::requests::{Answer, Fds, Outcome, done, params};
 use crate::sessions::Alive;
@@ -40,6 +40,7 @@ fn fill_of(serving: &Serving) -> FillOptions {
         Mode::Fill => FillMode::Fill,
         Mode::HugeFill => FillMode::HugeFill,
     };
+    let mode = if serving.replay.is_some() || serving.plan.is_some() { FillMode::Replay } else { mode };
     FillOptions { mode, collapse: serving.collapse }
 }
 
@@ -59,6 +60,7 @@ impl Daemon {
             (None, Some(client)) if adopt.own => PidFd::of_peer(client.as_fd()).ok(),
             _ => None,
         };
+        let (working_set, plan) = self.working_set(&adopt.serving, &key, None, &source, &mut fds)?;
         let offsets = adopt.regions.iter().map(|region| region.memfd_offset.unwrap_or_default()).collect();
         let memfd = adopt.memfd.map(|at| fds.take(at)).transpose()?;
         let regions = adopt.regions.iter().map(|region| Region {
@@ -77,7 +79,8 @@ impl Daemon {
                 minor: memfd.map(|memfd| MinorMemory { memfd, offsets }),
                 write_protect: adopt.write_protect,
             },
-            label: Label::text(Some(key), None),
+            working_set,
+            label: Label::text(Some(key), None, plan),
             ..SessionOptions::new(regions.collect(), adopt.page_size, source)
         };
         let uffd = Userfaultfd::adopt(fds.take(adopt.uffd)?).map_err(PagerError::from)?;
@@ -101,12 +104,13 @@ impl Daemon {
     }
 
     pub(crate) fn listen(&mut self, client: u64, value: Value, mut fds: Fds) -> Outcome {
-        let listen: Listen = params(value.clone())?;
+        let mut listen: Listen = params(value.clone())?;
         if self.stopping.is_some() {
             return Err(PagerError::Closed.into());
         }
         let (server, owner) = (self.next(), self.token(client));
         let socket = fds.take(listen.socket)?;
+        let value = self.as_kept(&owner, value, &mut listen.serving, &mut fds)?;
         let kept = ServerValue { server, owner: owner.clone(), listen: value };
         let kept = serde_json::to_value(kept).map_err(|error| PagerError::Internal(error.to_string()))?;
         self.control.line.say(&Message::Keep { key: server_key(server), value: kept }, &[socket.as_fd()])?;
@@ -141,10 +145,15 @@ impl Daemon {
 
     fn server_options(&self, server: u64, owner: &str, listen: &Listen) -> Result<ServerOptions, PagerError> {
         let key = listen.source.map(|source| (owner.to_owned(), source));
-        let images = match &key {
-            Some(key) => Images::One(self.sources.get(key)?),
-            None => Images::Asked,
-        };
+        let (mut images, mut working_set) = (Images::Asked, WorkingSet::default());
+        if let Some(key) = &key {
+            let source = self.sources.get(key)?;
+            let whose = (owner, listen.serving.client_uid);
+            let to = |record| self.record_to(record, whose, Some(server), &source);
+            working_set.record = listen.serving.record.as_ref().map(to).transpose()?;
+            working_set.replay = listen.serving.plan.and_then(|plan| self.plans.get(plan));
+            images = Images::One(source);
+        }
         Ok(ServerOptions {
             images,
             policy: policy_of(listen.serving.on_failure),
@@ -154,15 +163,16 @@ impl Daemon {
             peer_uid: listen.peer_uid,
             handshake_timeout: Duration::from_millis(listen.handshake_timeout),
             max_sessions: listen.max_sessions.min(MOST_SESSIONS),
-            working_set: WorkingSet::default(),
-            label: Label::text(key, Some(server)),
+            working_set,
+            label: Label::text(key, Some(server), listen.serving.plan),
         })
     }
 
     /// A server whose client is gone becomes this client's, which says anew how whoever connects from now on is served.
-    pub(crate) fn attach(&mut self, client: u64, value: Value) -> Outcome {
-        let Attach { server: number, listen } = params(value.clone())?;
+    pub(crate) fn attach(&mut self, client: u64, value: Value, mut fds: Fds) -> Outcome {
+        let Attach { server: number, mut listen } = params(value.clone())?;
         let owner = self.token(client);
+        let value = self.as_kept(&owner, value, &mut listen.serving, &mut fds)?;
         let options = self.server_options(number, &owner, &listen)?;
         let attended = self.is_attended(number);
         let Some(server) = self.servers.get_mut(&number) else { return Err(PagerError::Closed.into()) };
@@ -191,8 +201,12 @@ impl Daemon {
 
     /// Whether the client that a server belongs to is there, or may come back to it.
     fn is_attended(&self, server: u64) -> bool {
-        let owner = self.servers.get(&server).map(|server| server.owner.as_str());
-        owner.is_some_and(|owner| self.client_of(owner).is_some() || self.awaited.contains_key(owner))
+        self.servers.get(&server).is_some_and(|server| self.is_there(&server.owner))
+    }
+
+    /// Whether a client is connected, or may come back.
+    pub(crate) fn is_there(&self, client: &str) -> bool {
+        self.client_of(client).is_some() || self.awaited.contains_key(client)
     }
 
     pub(crate) fn servers_told(&self) -> Vec<Value> {
@@ -208,23 +222,82 @@ impl Daemon {
         self.servers.iter().map(told).collect()
     }
 
-    pub(crate) fn answer(&mut self, client: u64, value: Value) -> Outcome {
+    pub(crate) fn answer(&mut self, client: u64, value: Value, mut fds: Fds) -> Outcome {
         let answer: AnswerParams = params(value)?;
         let token = self.token(client);
         let server = self.questions.remove(&answer.session);
         let image = match (answer.source, answer.error) {
-            (Some(source), None) => self.sources.get(&(token.clone(), source)).map(|pages| Image {
-                source: pages,
-                policy: policy_of(answer.serving.on_failure),
-                window: answer.serving.window,
-                fill: fill_of(&answer.serving),
-                source_timeout: Duration::from_millis(answer.serving.source_timeout),
-                working_set: WorkingSet::default(),
-                label: Label::text(Some((token.clone(), source)), server),
-            }),
-            (_, error) => Err(PagerError::NoImage(error.unwrap_or_default())),
+            (Some(source), None) => self.chosen((token, source), server, &answer.serving, &mut fds),
+            (_, error) => Err(no_image(answer.code.as_deref(), error.unwrap_or_default())),
         };
         self.pager.answer(answer.session, image);
         done()
     }
+
+    fn chosen(
+        &mut self,
+        key: SourceKey,
+        server: Option<u64>,
+        serving: &Serving,
+        fds: &mut Fds,
+    ) -> Result<Image, PagerError> {
+        let source = self.sources.get(&key)?;
+        let (working_set, plan) = self.working_set(serving, &key, server, &source, fds)?;
+        Ok(Image {
+            source,
+            policy: policy_of(serving.on_failure),
+            window: serving.window,
+            fill: fill_of(serving),
+            source_timeout: Duration::from_millis(serving.source_timeout),
+            working_set,
+            label: Label::text(Some(key), server, plan),
+        })
+    }
+
+    /// What one session does about its working set, and the number of what it replays.
+    fn working_set(
+        &mut self,
+        serving: &Serving,
+        key: &SourceKey,
+        server: Option<u64>,
+        source: &Arc<dyn PageSource>,
+        fds: &mut Fds,
+    ) -> Result<(WorkingSet, Option<u64>), PagerError> {
+        let to = |record| self.record_to(record, (&key.0, self.uid_of(&key.0)), server, source);
+        let record = serving.record.as_ref().map(to).transpose()?;
+        let plan = serving.replay.map(|at| fds.take(at).and_then(|fd| self.take_plan(fd))).transpose()?;
+        let replay = plan.and_then(|plan| self.plans.get(plan));
+        Ok((WorkingSet { record, replay }, plan))
+    }
+
+    /// Takes what the sessions of a server are to replay; the request as it is kept, which names that, and whose it is.
+    fn as_kept(
+        &mut self,
+        owner: &str,
+        mut value: Value,
+        serving: &mut Serving,
+        fds: &mut Fds,
+    ) -> Result<Value, PagerError> {
+        let plan = serving.replay.map(|at| fds.take(at).and_then(|fd| self.take_plan(fd))).transpose()?;
+        serving.plan = plan;
+        value["plan"] = plan.into();
+        serving.client_uid = self.uid_of(owner);
+        value["clientUid"] = serving.client_uid.into();
+        Ok(value)
+    }
+
+    fn uid_of(&self, owner: &str) -> Option<u32> {
+        let client = self.client_of(owner).and_then(|client| self.clients.get(&client));
+        client.map(|client| client.credentials.uid)
+    }
+}
+
+/// Why a process gets no image, as its client says.
+fn no_image(code: Option<&str>, message: String) -> PagerError {
+    let code = match code {
+        Some("ERR_UFFD_TRACE") => "ERR_UFFD_TRACE",
+        Some("ERR_UFFD_TRACE_IMAGE") => "ERR_UFFD_TRACE_IMAGE",
+        _ => return PagerError::NoImage(message),
+    };
+    PagerError::Inherited { message, code }
 }

@@ -183,7 +183,7 @@ fn overlays(places: &[(u64, usize)], bytes: &[u8]) -> Vec<Overlay> {
 }
 
 /// All of a memfd. Anything else is refused: reading it could wait, and nothing here may.
-fn bytes_of(fd: OwnedFd) -> Result<Vec<u8>, PagerError> {
+pub(crate) fn bytes_of(fd: OwnedFd) -> Result<Vec<u8>, PagerError> {
     let failed = |syscall, errno| PagerError::System { syscall, errno };
     if fcntl(&fd, FcntlArg::F_GET_SEALS).is_err() {
         return Err(PagerError::Protocol("bytes have to come in a memfd".to_owned()));

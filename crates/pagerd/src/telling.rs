@@ -83,17 +83,20 @@ impl Daemon {
                 self.sessions.begin(info.id, server);
                 params["kind"] = "session".into();
                 params["session"] = wire::session(&info);
+                params["session"]["stats"] = self.stats_of(&info);
                 if let Some(alive) = self.sessions.alive.get_mut(&info.id) {
                     alive.info = Some(info);
                 }
             }
             Notice::SessionEnded { id, end } => {
+                // One that its client has not written yet: whoever is there may.
+                self.tell_recorded(id);
                 let alive = self.sessions.end(id);
                 self.feeds.forget(id);
                 params = ended(id, &end);
                 params["server"] = server.into();
                 if let Some(info) = alive.and_then(|alive| alive.info) {
-                    params["stats"] = wire::stats(&info);
+                    params["stats"] = self.stats_of(&info);
                     params["peer"] = wire::peer(info.peer);
                 }
                 self.sessions.remember(id, params.clone());

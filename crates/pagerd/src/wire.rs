@@ -3,7 +3,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pager::{Cause, DirtyPages, FillMode, Latencies, PagerError, Peer, Region, SessionInfo};
+use pager::{
+    Cause, DirtyPages, FillMode, Latencies, PagerError, Peer, Recording, RecordingState, Region, SessionInfo,
+};
 use serde_json::{Value, json};
 
 /// A failure: code, message, and what is behind it.
@@ -84,7 +86,7 @@ pub(crate) fn session(info: &SessionInfo) -> Value {
 /// The counters of a session.
 pub(crate) fn stats(info: &SessionInfo) -> Value {
     let stats = info.stats.snapshot();
-    json!({
+    let mut told = json!({
         "faults": stats.faults,
         "faultsInstalled": stats.faults_installed,
         "faultsZeroed": stats.faults_zeroed,
@@ -107,7 +109,55 @@ pub(crate) fn stats(info: &SessionInfo) -> Value {
         "workerReads": stats.worker_reads,
         "busyNs": stats.busy_ns,
         "latencies": latencies(&info.stats.latencies()),
-    })
+    });
+    if let Some(recorded) = &info.recording {
+        told["recording"] = recording(recorded);
+    }
+    if info.replays {
+        told["replay"] = json!({
+            "pages": stats.replay_pages,
+            "installed": stats.replay_installed,
+            "late": stats.replay_late,
+            "missed": stats.replay_missed,
+            "done": stats.replay_done > 0,
+            "heldBack": stats.replay_held,
+            "heldBackFaults": stats.replay_held_faults,
+            "heldBackHidden": stats.replay_held_hidden,
+        });
+    }
+    told
+}
+
+/// How far a recording has come. Whole in memory, it is on its way to its file.
+pub(crate) fn recording(recording: &Recording) -> Value {
+    let mut told = json!({
+        "path": recording.path,
+        "state": "recording",
+        "faults": recording.faults(),
+        "dropped": recording.dropped(),
+        "bytes": recording.bytes(),
+        "full": recording.is_full(),
+    });
+    if let RecordingState::Failed(why) = recording.state() {
+        told["state"] = "failed".into();
+        told["error"] = error(&why);
+    }
+    told
+}
+
+/// RFC 4648.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for part in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(part.get(at).copied().unwrap_or_default());
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            let at = (bits >> (18 - 6 * digit)) as usize & 63;
+            text.push(if digit > part.len() { '=' } else { DIGITS[at] as char });
+        }
+    }
+    text
 }
 
 fn latencies(latencies: &Latencies) -> Vec<u64> {
@@ -127,4 +177,15 @@ pub(crate) fn dirty(pages: &DirtyPages) -> Value {
         told
     };
     json!({ "ranges": pages.ranges.iter().map(range).collect::<Vec<_>>(), "more": pages.more })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn bytes_are_written_in_base64() {
+        let told =
+            ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|text| super::base64(text.as_bytes()));
+        assert_eq!(told, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]);
+        assert_eq!(super::base64(&[0xff, 0xef, 0xfe]), "/+/+");
+    }
 }

@@ -20,8 +20,8 @@ pub(super) type Masks = HashMap<u64, u64>;
 /// What a recording comes to. Made once, for any number of sessions.
 #[derive(Debug)]
 pub struct Replay {
-    page_size: u64,
-    image_size: u64,
+    pub(super) page_size: u64,
+    pub(super) image_size: u64,
     /// Which block, and which pages of it.
     pub(super) blocks: Vec<(u64, u64)>,
     pub(super) members: Masks,

@@ -2,18 +2,22 @@
 //!
 //! A recording names pages by their offset in the image, so that it fits every process that is served from a copy of it,
 //! wherever its memory lies. `format.rs` is the file, `tools.rs` makes recordings of recordings, `identity.rs` tells images
-//! apart, `recorder.rs` writes while a session runs.
+//! apart, `recorder.rs` notes what a running session does, and `writing.rs` writes it: to a file, or where there may be none, to memory
+//! (`in_memory.rs`).
 
 mod format;
 mod identity;
+mod in_memory;
 mod recorder;
 mod tools;
+mod writing;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -22,6 +26,7 @@ use crate::error::PagerError;
 use crate::replay::Replay;
 use crate::source::PageSource;
 
+pub use in_memory::{RecordedBytes, RecordingKeeper, Room};
 pub(crate) use recorder::Recorder;
 pub use recorder::{RecordTo, Recording, RecordingState};
 
@@ -176,20 +181,9 @@ impl Trace {
     ///
     /// # Errors
     ///
-    /// [`PagerError::Trace`]; nothing is left behind.
+    /// [`PagerError::TraceFile`]; nothing is left behind.
     pub fn write(&self, path: &Path) -> Result<(), PagerError> {
-        let (mut file, partial) = create_partial(path, "tool")?;
-        let failed = |syscall| move |error: std::io::Error| io_failed(path, syscall, &error);
-        let written = file
-            .write_all(&self.encode())
-            .map_err(failed("write"))
-            .and_then(|()| file.sync_data().map_err(failed("fdatasync")))
-            .and_then(|()| std::fs::rename(&partial, path).map_err(failed("rename")));
-        if written.is_err() {
-            // It may be gone already; there is no more to be done about it.
-            let _ = std::fs::remove_file(&partial);
-        }
-        written
+        write_whole(path, &self.encode())
     }
 
     /// Refuses an image that is not the one recorded, or a copy of it. Reads a few pages of it: may wait for a disk.
@@ -220,6 +214,29 @@ impl Trace {
     pub(crate) fn image_pages(&self) -> u64 {
         self.header.image_size.div_ceil(u64::from(self.header.page_size))
     }
+}
+
+/// Writes the bytes of a recording as [`Trace::write`] does.
+///
+/// # Errors
+///
+/// [`PagerError::TraceFile`]; nothing is left behind.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), PagerError> {
+    // Several threads of a process may write the same, each for a client of its own: the last to end has the name.
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let nth = NEXT.fetch_add(1, Ordering::Relaxed);
+    let (mut file, partial) = create_partial(path, &format!("tool{nth}"))?;
+    let failed = |syscall| move |error: std::io::Error| io_failed(path, syscall, &error);
+    let written = file
+        .write_all(bytes)
+        .map_err(failed("write"))
+        .and_then(|()| file.sync_data().map_err(failed("fdatasync")))
+        .and_then(|()| std::fs::rename(&partial, path).map_err(failed("rename")));
+    if written.is_err() {
+        // It may be gone already; there is no more to be done about it.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written
 }
 
 fn now_ms() -> u64 {

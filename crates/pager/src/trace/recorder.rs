@@ -6,28 +6,24 @@
 //! a recording that has its name is whole; one whose writer was killed is left under the other name, and read as far as it goes.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use super::{MOST_FAULTS, TraceEnd, TraceFault, TraceHeader, TraceKind, create_partial, format, io_failed};
+use super::in_memory::{RecordedBytes, RecordingKeeper, Room};
+use super::writing::{Kept, Target, Writing};
+use super::{MOST_FAULTS, TraceFault, TraceHeader, TraceKind, create_partial, format, io_failed};
 use crate::address_map::AddressMap;
 use crate::deferred::{Kind, Wanted};
 use crate::error::PagerError;
 use crate::source::PageSource;
 
 /// Faults that may wait to be written: a fifth of a second of the most there can be.
-const QUEUE: usize = 1 << 14;
-/// How long the thread lets faults gather, so that it is woken at most that often.
-const GATHER: Duration = Duration::from_millis(20);
-/// After that long a block is written although it is not full.
-const OLDEST: Duration = Duration::from_secs(1);
+pub(super) const QUEUE: usize = 1 << 14;
 /// Faults that wait for their answer and are remembered at one time.
 const MOST_OPEN: usize = 4096;
 
@@ -38,6 +34,8 @@ pub struct RecordTo {
     path: PathBuf,
     header: TraceHeader,
     most: u64,
+    /// Where there may be no file: memory, in which the path is a word for others.
+    memory: Option<(Arc<Room>, Arc<dyn RecordingKeeper>)>,
 }
 
 impl RecordTo {
@@ -50,7 +48,26 @@ impl RecordTo {
         let (_, partial) = create_partial(path, "check")?;
         std::fs::remove_file(&partial).map_err(|error| io_failed(path, "unlink", &error))?;
         let header = TraceHeader::of(source, 4096)?;
-        Ok(Self { path: path.to_owned(), header, most: MOST_FAULTS as u64 })
+        Ok(Self { path: path.to_owned(), header, most: MOST_FAULTS as u64, memory: None })
+    }
+
+    /// Of a process that may open no file: each recording is a memfd of its own, at most 16 MiB of all the room there is, and `keeper`
+    /// has it from its beginning on. `path` is what it is called; nothing is opened there.
+    #[must_use]
+    pub fn in_memory(
+        path: &Path,
+        header: TraceHeader,
+        room: &Arc<Room>,
+        keeper: Arc<dyn RecordingKeeper>,
+    ) -> Self {
+        let memory = Some((Arc::clone(room), keeper));
+        Self { path: path.to_owned(), header, most: MOST_FAULTS as u64, memory }
+    }
+
+    /// What it will say of the image.
+    #[must_use]
+    pub fn header(&self) -> &TraceHeader {
+        &self.header
     }
 
     /// The same with room for fewer faults than [`MOST_FAULTS`].
@@ -125,6 +142,18 @@ impl Recording {
         self.lock().clone()
     }
 
+    /// Its file has so many more.
+    pub(super) fn has_bytes(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// So many faults were taken, and could not be written.
+    pub(super) fn has_no_room_for(&self, faults: usize) {
+        self.full.store(true, Ordering::Relaxed);
+        self.faults.fetch_sub(faults as u64, Ordering::Relaxed);
+        self.dropped.fetch_add(faults as u64, Ordering::Relaxed);
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         !matches!(*self.lock(), RecordingState::Running)
     }
@@ -171,15 +200,20 @@ impl Recorder {
         over: impl FnOnce() + Send + 'static,
     ) -> Result<Self, PagerError> {
         let (queue, faults) = sync_channel(QUEUE);
-        let RecordTo { path, mut header, most } = to;
+        let RecordTo { mut header, most, memory, .. } = to;
         header.page_size = page_size as u32;
         header.started_ms = super::now_ms();
-        let shared = Arc::clone(recording);
+        let to = match memory {
+            None => Target::File,
+            Some((room, keeper)) => {
+                let bytes = RecordedBytes::new(&format::encode_header(&header), &room)?;
+                recording.has_bytes(bytes.len() as usize);
+                Target::Memory(Kept::new(session, recording, bytes, keeper)?)
+            }
+        };
+        let writing = Writing { session, recording: Arc::clone(recording), header, to };
         let write = move || {
-            let written = write(&path, session, &header, &faults, &shared);
-            // From here on the event loop finds that nobody listens.
-            drop(faults);
-            shared.ended(written);
+            writing.run(faults);
             over();
         };
         let thread = thread::Builder::new().name("uffd-record".into()).spawn(write).map_err(|error| {
@@ -244,7 +278,7 @@ impl Recorder {
             pages,
             latency_ns: nanoseconds(read.elapsed()),
         };
-        if self.recording.faults() >= self.most {
+        if self.recording.is_full() || self.recording.faults() >= self.most {
             self.recording.full.store(true, Ordering::Relaxed);
         } else {
             match self.queue.try_send(fault) {
@@ -270,81 +304,6 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Writes what comes until nobody sends any more.
-fn write(
-    path: &Path,
-    session: u64,
-    header: &TraceHeader,
-    faults: &Receiver<TraceFault>,
-    recording: &Recording,
-) -> Result<(), PagerError> {
-    let (file, partial) = create_partial(path, &session.to_string())?;
-    let written = write_blocks(file, path, header, faults, recording)
-        .and_then(|()| std::fs::rename(&partial, path).map_err(|error| io_failed(path, "rename", &error)));
-    if written.is_err() {
-        // It may be gone already; there is no more to be done about it.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written
-}
-
-fn write_blocks(
-    mut file: File,
-    path: &Path,
-    header: &TraceHeader,
-    faults: &Receiver<TraceFault>,
-    recording: &Recording,
-) -> Result<(), PagerError> {
-    let failed = |syscall| move |error: std::io::Error| io_failed(path, syscall, &error);
-    let mut put = |bytes: &[u8]| -> Result<(), PagerError> {
-        file.write_all(bytes).map_err(failed("write"))?;
-        recording.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
-    };
-    put(&format::encode_header(header))?;
-    let mut block: Vec<TraceFault> = Vec::new();
-    let mut bytes = Vec::new();
-    // Since when there has been something to write.
-    let mut since: Option<Instant> = None;
-    loop {
-        let first = match since {
-            None => faults.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(since) => faults.recv_timeout(OLDEST.saturating_sub(since.elapsed())),
-        };
-        match first {
-            Ok(fault) => {
-                block.push(fault);
-                // More come meanwhile, for which nobody has to be woken; whoever ends the recording ends this.
-                thread::park_timeout(GATHER);
-                block.extend(faults.try_iter().take(QUEUE));
-                since.get_or_insert_with(Instant::now);
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-        let late = since.is_some_and(|since| since.elapsed() >= OLDEST);
-        let whole = if late { block.len() } else { block.len() - block.len() % format::FAULTS_PER_BLOCK };
-        let rest = block.split_off(whole);
-        bytes.clear();
-        for faults in block.chunks(format::FAULTS_PER_BLOCK) {
-            format::encode_block(&mut bytes, faults);
-        }
-        put(&bytes)?;
-        block = rest;
-        if block.is_empty() {
-            since = None;
-        }
-    }
-    bytes.clear();
-    if !block.is_empty() {
-        format::encode_block(&mut bytes, &block);
-    }
-    let end = if recording.is_full() { TraceEnd::Full } else { TraceEnd::Complete };
-    format::encode_end(&mut bytes, end, recording.dropped());
-    put(&bytes)?;
-    file.sync_data().map_err(failed("fdatasync"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -355,7 +314,7 @@ mod tests {
         let region = Region { address: 1 << 30, len: 4 * 4096, source_offset: 8 * 4096 };
         let map = AddressMap::new(&[region], 4096, 12 * 4096).unwrap();
         let header = TraceHeader { page_size: 4096, image_size: 12 * 4096, identity: [0; 32], started_ms: 0 };
-        let to = RecordTo { path: PathBuf::from("unused"), header, most: 100 };
+        let to = RecordTo { path: PathBuf::from("unused"), header, most: 100, memory: None };
         let recording = Arc::new(Recording::new(&to));
         let (queue, faults) = sync_channel(2);
         let mut recorder = Recorder {

@@ -100,7 +100,7 @@ pub fn resume(kept: &Kept, pages: usize) -> Resumed {
 
 pub fn try_resume(pager: &Pager, kept: &Kept, pages: usize) -> (Result<(), PagerError>, Receiver<Notice>) {
     let (observer, notices) = told();
-    let successor = Successor { source: Source::AtHand(pages).open(), observer, server: None };
+    let successor = Successor { source: Source::AtHand(pages).open(), observer, server: None, replay: None };
     (pager.resume_session(&kept.session, kept.descriptors(), successor), notices)
 }
 

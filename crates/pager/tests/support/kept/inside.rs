@@ -56,7 +56,7 @@ fn carry_out(pager: &Pager, order: Order, fds: Vec<OwnedFd>, holder: &Arc<Holder
             pager.adopt(uffd, options, observer).map(drop)
         }
         Order::Resume { session, source } => {
-            let successor = Successor { source: source.open(), observer, server: None };
+            let successor = Successor { source: source.open(), observer, server: None, replay: None };
             let kept = kept_of(session, fds);
             pager.resume_session(&kept.session, kept.descriptors(), successor)
         }

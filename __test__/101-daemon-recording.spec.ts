@@ -17,7 +17,7 @@ import {
 
 import type { Peer } from '../examples/support/peer.js';
 import { handedOver } from './helpers/adopting.js';
-import { daemon, killed, openIn, remotely, startPeer, until } from './helpers/daemon.js';
+import { daemon, isAlive, killed, openIn, remotely, startPeer, until } from './helpers/daemon.js';
 import { mapped, pageOf } from './helpers/faults.js';
 import { Serve } from './helpers/serve.js';
 import { canRun, folder, image, IMAGE_SIZE, nextRejection, PAGE } from './helpers/serving.js';
@@ -287,18 +287,30 @@ test('a recording that is over when its daemon dies is not lost', async t => {
   t.like(await Trace.read(record), { length: 2, end: 'complete' });
 });
 
-test('shutdown() waits for the files of the recordings that it ends', async t => {
-  if (!canRun(t)) return;
-  const client = await daemon(t);
-  const record = join(folder(t), 'run.trace');
-  const { connect } = await remotely(t, client, { record, window });
-  const { peer } = await connect();
-  await touch(peer, 6, 5);
+const STOPS: Record<string, (client: PagerClient) => Promise<void>> = {
+  'shutdown()': async client => client.shutdown({ rest: 'zero' }),
+  'the end of its service': async ({ holderPid = 0 }) => {
+    process.kill(holderPid, 'SIGTERM');
+    await until(() => !isAlive(holderPid), 'the daemon has ended');
+  },
+};
 
-  await client.shutdown({ rest: 'zero' });
+for (const [what, stop] of Object.entries(STOPS)) {
+  test(`${what} waits for the files of the recordings that it ends`, async t => {
+    if (!canRun(t)) return;
+    const client = await daemon(t, { reconnectTimeout: 500 });
+    const record = join(folder(t), 'run.trace');
+    const { connect } = await remotely(t, client, { record, window });
+    const { peer, session } = await connect();
+    await touch(peer, 6, 5);
 
-  t.deepEqual(touched(await Trace.read(record)), [6, 5]);
-});
+    await stop(client);
+
+    t.deepEqual(touched(await Trace.read(record)), [6, 5]);
+    await session.closed;
+    t.like(session.stats().recording, { state: 'written', faults: 2 });
+  });
+}
 
 test('a recording ends with as many faults as there are: none at all', async t => {
   if (!canRun(t)) return;

@@ -119,16 +119,19 @@ test('a fault that comes before its replay by a daemon is late, and nobody waits
   const { uffd, regions, peer, pidfd } = await handedOver(t, `--region ${IMAGE_SIZE}`);
   const session = await client.adopt(uffd, { source, regions, pidfd, window, replay });
   await asked.promise;
+  peer.send('read', 300 * PAGE, 8);
+  await until(() => session.stats().faults > 0, 'it waits for what is on its way already');
+  gate.resolve(undefined);
+  t.is((await peer.answer<'read'>()).hex, bytes.subarray(300 * PAGE, 300 * PAGE + 8).toString('hex'));
   t.is(
     (await peer.ask('read', 900 * PAGE, 8)).hex,
     bytes.subarray(900 * PAGE, 900 * PAGE + 8).toString('hex'),
   );
-  gate.resolve(undefined);
   await session.replayed();
   t.is((await peer.ask('compare', path)).different, 0);
   await session.close({ rest: 'zero' });
   const { installed = 0, late = 0, missed = 0, pages = 0 } = session.stats().replay ?? {};
-  t.is(installed + late, pages);
+  t.deepEqual([late, installed + late], [1, pages]);
   t.true(missed >= 1, `${missed}`);
 });
 
@@ -272,7 +275,7 @@ test('serve --pager --record and --replay: what one program has had recorded, th
   t.like(replay, { done: true, late: 0, missed: 0 });
 });
 
-test('nothing is written to where another user would have it', async t => {
+test('nothing is written to where another user would have it, nor what had to make room', async t => {
   const path = join(folder(t), 'fake.sock');
   const mine = join(folder(t), 'mine.trace');
   const foreign = join(folder(t), 'foreign.trace');
@@ -280,7 +283,8 @@ test('nothing is written to where another user would have it', async t => {
   const told = (session: number, of: number, where: string): object => {
     return { session, path: where, owner: 'gone', uid: of, attended: false, size: 3, whole: true };
   };
-  const recordings = [told(1, uid + 1, foreign), told(2, uid, mine)];
+  const gone = { ...told(3, uid, mine), lost: true };
+  const recordings = [told(1, uid + 1, foreign), told(2, uid, mine), gone];
   const { client, say, asked } = await fake(t, path, method =>
     method === 'recording.read'
       ? { bytes: Buffer.from('abc').toString('base64'), size: 3 }
@@ -289,14 +293,16 @@ test('nothing is written to where another user would have it', async t => {
         : {},
   );
 
-  for (const params of recordings) say({ jsonrpc: '2.0', method: 'recorded', params });
+  for (const params of recordings.slice(0, 2)) say({ jsonrpc: '2.0', method: 'recorded', params });
   await until(() => existsSync(mine), 'it is written');
   await until(() => asked().length > 1, 'it is told');
 
   t.is(readFileSync(mine, 'utf8'), 'abc');
   t.deepEqual(asked(), ['recording.read', 'recording.done']);
-  const [one] = await client.recordings();
+  const [one, , lost] = await client.recordings();
   t.is(one?.uid, uid + 1);
+  t.is(lost?.state, 'lost');
+  await t.throwsAsync(lost?.write() ?? Promise.resolve(), { code: 'ERR_UFFD_TRACE', message: /room/ });
   await t.throwsAsync(one?.write() ?? Promise.resolve(), { code: 'ERR_UFFD_PEER_NOT_ALLOWED' });
   t.false(existsSync(foreign));
   await one?.write(`${mine}.other`);

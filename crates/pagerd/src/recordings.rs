@@ -332,3 +332,56 @@ fn recording_named(value: &RecordingValue, attended: bool) -> Value {
         "attended": attended,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finished(session: u64, bytes: &[u8], room: &Arc<Room>) -> Finished {
+        let memfd = uffd::fd_passing::in_memfd(c"uffd-recording", bytes).unwrap();
+        let value = RecordingValue {
+            session,
+            path: "/run.trace".to_owned(),
+            owner: "somebody".to_owned(),
+            uid: None,
+            server: None,
+            whole: true,
+        };
+        let bytes = RecordedBytes::of_memfd(memfd, room).unwrap();
+        Finished { value, bytes, counters: json!({}), awaited: false }
+    }
+
+    /// Which had to go when these came, one after the other.
+    fn gone(recordings: &mut Recordings, coming: impl Iterator<Item = (u64, Vec<u8>)>) -> Vec<u64> {
+        let mut gone = Vec::new();
+        for (session, bytes) in coming {
+            let finished = finished(session, &bytes, &recordings.room);
+            recordings.finished.push_back(finished);
+            gone.extend(recordings.displaced().into_iter().map(|value| value.session));
+        }
+        gone
+    }
+
+    #[test]
+    fn of_too_many_the_oldest_go_and_are_remembered() {
+        let mut recordings = Recordings::default();
+        let coming = (0..MOST_FINISHED as u64 + 3).map(|session| (session, vec![7; 100]));
+
+        assert_eq!(gone(&mut recordings, coming), [0, 1, 2]);
+
+        assert_eq!(recordings.finished.len(), MOST_FINISHED);
+        let lost: Vec<u64> = recordings.lost.iter().map(|value| value.session).collect();
+        assert_eq!(lost, [0, 1, 2]);
+        assert!(recordings.find(2).is_none() && recordings.find(3).is_some());
+    }
+
+    #[test]
+    fn of_too_many_bytes_the_oldest_go() {
+        let mut recordings = Recordings::default();
+        let most = MOST_FINISHED_BYTES >> 24;
+        let coming = (0..=most).map(|session| (session, vec![7; 1 << 24]));
+
+        assert_eq!(gone(&mut recordings, coming), [0]);
+        assert_eq!(gone(&mut recordings, [(100, vec![7])].into_iter()), [1]);
+    }
+}

@@ -1,8 +1,6 @@
 /** The daemon dies, and another goes on: nobody who is served notices more than a pause. */
 
 import { createHash } from 'node:crypto';
-import { once } from 'node:events';
-import { createConnection } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import test from 'ava';
@@ -122,14 +120,17 @@ test('an upgrade is a take-over on purpose, and one that fails leaves the daemon
 test('an upgrade that is asked for while a daemon is being replaced is over when the one after the next serves', async t => {
   if (!canRun(t)) return;
   const client = await daemon(t);
+  const { path: memory } = image(t);
+  const serve = async (name: string): Promise<unknown> =>
+    serveFirecracker({ pager: client, socketPath: `${folder(t)}/${name}`, memory });
+  // Each daemon is told of as many sources.
+  await Promise.all(['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'].map(serve));
   const holder = client.holderPid ?? 0;
-  // Until it goes on, the client cannot have another daemon, and knows that it has none.
+  // Until it goes on, the client cannot have another daemon.
   process.kill(holder, 'SIGSTOP');
   const first = client.daemonPid;
-  const socket = createConnection(client.socketPath);
-  await once(socket, 'connect');
   process.kill(first, 'SIGKILL');
-  await once(socket.resume(), 'close');
+  await until(() => !isAlive(first), 'the daemon has ended');
 
   const upgraded = client.upgrade();
   process.kill(holder, 'SIGCONT');
@@ -137,13 +138,10 @@ test('an upgrade that is asked for while a daemon is being replaced is over when
 
   const reached = client.daemonPid;
   t.not(reached, first);
-  const { path: memory } = image(t);
-  await serveFirecracker({ pager: client, socketPath: `${folder(t)}/vm.sock`, memory });
+  await serve('i');
   // What is numbered by the daemon says which one it is.
-  t.deepEqual(
-    (await client.servers()).map(({ id }) => Math.floor(id / 2 ** 32)),
-    [3],
-  );
+  const ids = (await client.servers()).map(({ id }) => id);
+  t.is(Math.floor(Math.max(...ids) / 2 ** 32), 3);
   t.is(client.daemonPid, reached);
 });
 

@@ -52,6 +52,9 @@ export class RemoteEngine extends RemoteRequests implements PagingEngine {
   readonly #closing = new Map<number, () => void>();
   #connection: Connection | undefined;
   #reconnecting: Promise<void> | undefined;
+  /** The last reconnecting, until the daemon knows the sources again. */
+  #settled: Promise<void> = Promise.resolve();
+  #losses = 0;
   #released = false;
   /** What the daemon has goes on without this: nothing of that is removed. */
   leaves = false;
@@ -206,8 +209,20 @@ export class RemoteEngine extends RemoteRequests implements PagingEngine {
 
   /** Resolves when a daemon has been reached that came after the one that was asked. */
   async upgrade(executable: string): Promise<void> {
-    // One that is being replaced already takes no request, and the next one is not what was asked for.
-    while (this.#reconnecting) await this.#reconnecting;
+    while (true) {
+      // One that is being replaced already takes no request, and the next one is not what was asked for.
+      const losses = await this.#settle();
+      try {
+        await this.#upgradeThis(executable);
+        return;
+      } catch (error) {
+        // It died before it could say that it has heard: done twice, it comes to the same.
+        if ((error as UffdError).code !== 'ERR_UFFD_PAGER_LOST' || losses === this.#losses) throw error;
+      }
+    }
+  }
+
+  async #upgradeThis(executable: string): Promise<void> {
     const before = this.welcome?.pid;
     const { promise, resolve, reject } = withResolvers<void>();
     this.#upgraded = () => {
@@ -220,6 +235,19 @@ export class RemoteEngine extends RemoteRequests implements PagingEngine {
     } finally {
       this.#upgraded = () => {};
     }
+  }
+
+  /**
+   * Waits until a connection is there and the daemon knows the sources again: one that dies while it is told of them takes its answers
+   * along. How many connections were lost by then.
+   */
+  async #settle(): Promise<number> {
+    let losses: number;
+    do {
+      losses = this.#losses;
+      await this.#settled;
+    } while (losses !== this.#losses);
+    return losses;
   }
 
   /** Ends the daemon: nothing is to be reached again. */
@@ -270,6 +298,8 @@ export class RemoteEngine extends RemoteRequests implements PagingEngine {
       if (this.#reconnecting === reconnecting) this.#reconnecting = undefined;
     });
     this.#reconnecting = reconnecting;
+    this.#settled = reconnecting;
+    this.#losses += 1;
   }
 
   async #open(): Promise<void> {

@@ -90,16 +90,6 @@ async function sessionOf(pid = '', patience = '0'): Promise<Session> {
   }
 }
 
-async function upgrade(tries: number): Promise<void> {
-  try {
-    await client().upgrade();
-  } catch (error) {
-    // A daemon that has just been killed cannot say that it has heard.
-    if ((error as NodeJS.ErrnoException).code !== 'ERR_UFFD_PAGER_LOST' || tries === 0) throw error;
-    await upgrade(tries - 1);
-  }
-}
-
 const COMMANDS: Record<string, (...words: string[]) => Promise<unknown>> = {
   async connect(path = '') {
     connected = await PagerClient.connect(path);
@@ -152,7 +142,7 @@ const COMMANDS: Record<string, (...words: string[]) => Promise<unknown>> = {
     }
   },
   async upgrade() {
-    await upgrade(3);
+    await client().upgrade();
   },
   async sessions() {
     return sessions()

@@ -9,7 +9,7 @@ const sizeOf = (run: Run): number => (run.quick ? 128 : 512) * MiB;
 const work = (run: Run): Work => ({
   image: run.image(sizeOf(run)),
   touch: `order=random seed=5 offset=${(sizeOf(run) / 4) * 3} limit=${run.quick ? 300 : 1500}`,
-  hash: false,
+  compare: false,
 });
 const populating =
   (share: number): ReturnType<typeof serving> =>

@@ -15,6 +15,7 @@ const scanned = (run: Run): Work => ({
 export const hugeFill: Case = {
   name: 'huge-fill',
   about: 'a process filled before anything of it runs, and then its first scan of all of it',
+  rounds: [3, 1],
   contenders: {
     'huge-fill': serving(ours({ server: { mode: 'huge-fill' } }), scanned),
     fill: serving(ours({ server: { mode: 'fill' } }), scanned),

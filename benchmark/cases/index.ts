@@ -9,6 +9,7 @@ import { handler } from './handler.js';
 import { hugeFill } from './huge-fill.js';
 import { modes } from './modes.js';
 import { population } from './population.js';
+import { recording } from './recording.js';
 import { coldReplay, demandInReplay, slowReplay } from './replay.js';
 import { scan } from './scan.js';
 import { sessions } from './sessions.js';
@@ -31,6 +32,7 @@ export const CASES: readonly Case[] = [
   sessions,
   sharing,
   statistics,
+  recording,
   scan,
   calls,
   handler,

@@ -17,7 +17,8 @@ const row = (what: string, how: string, placement: Placement = 'two CPUs'): Row 
   unit: 'ms',
   ours: `fill, ${what}`,
   floor: `C ${how}`,
-  rivals: [`populate(), ${what}`],
+  // Where there is a second CPU.
+  rivals: [`populate(), ${what}`, ...(placement === 'two CPUs' ? [] : ['C in two halves'])],
   ratio: 'times',
   goal: { atLeast: 0.97 },
 });
@@ -33,6 +34,7 @@ export const population: Case = {
     'fill, memory': serving(ours({ buffered: true, server: { mode: 'fill' } }), data),
     'populate(), memory': serving(ours({ buffered: true, populate: 'before' }), data),
     'C bulk COPY': serving(inC('bulk'), data),
+    'C in two halves': serving(inC('halves'), data),
     'fill, zeros': serving(fill, zeros),
     'populate(), zeros': serving(populate, zeros),
     'C ZEROPAGE': serving(inC('zero'), zeros),

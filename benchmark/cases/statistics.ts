@@ -1,13 +1,6 @@
-import { MiB } from 'userfaultfd';
+import type { Case, Row } from '../harness/case.js';
+import { storm } from '../harness/storm.js';
 
-import type { Case, Contender, Row } from '../harness/case.js';
-import { printing } from '../harness/inside.js';
-import type { Run } from '../harness/run.js';
-import { bench } from '../harness/tools.js';
-
-const rounds = (run: Run): string => (run.quick ? '2' : '5');
-const storm = (threads: number, counting: boolean): Contender =>
-  printing(run => [bench('storm', counting), `${threads}`, rounds(run)], ['ns'], 64 * MiB);
 const row = (threads: number): Row => ({
   name: `statistics-${threads === 1 ? 'one-thread' : 'four-threads'}`,
   placement: 'one CPU',
@@ -26,10 +19,10 @@ export const statistics: Case = {
     'the highest rate of faults, page after page from memory, against a pager that was built without statistics',
   rounds: [7, 1],
   contenders: {
-    'with, 1': storm(1, true),
-    'without, 1': storm(1, false),
-    'with, 4': storm(4, true),
-    'without, 4': storm(4, false),
+    'with, 1': storm({ threads: 1 }),
+    'without, 1': storm({ threads: 1, without: 'statistics' }),
+    'with, 4': storm({ threads: 4 }),
+    'without, 4': storm({ threads: 4, without: 'statistics' }),
   },
   rows: [row(1), row(4)],
 };

@@ -8,6 +8,7 @@
  *     batch     poll, read up to 64 messages, answer them in order
  *     drain     poll, read until nothing is left, answer each with the first page of the image: a handler's loop
  *     bulk      copies all of it, 2 MiB an ioctl, before any fault; then as poll
+ *     halves    the same by two threads, a half each
  *     zero      the same with UFFDIO_ZEROPAGE
  *     protect   copies all of it write-protected; then each fault takes the protection off its page
  *     continue  the memory is a memfd: writes PAGES around the fault there, then UFFDIO_CONTINUE
@@ -16,6 +17,7 @@
 #include "common.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -85,8 +87,24 @@ static void answer(const struct uffd_msg *message, const char *how, uint64_t pag
     else copy(at, strcmp(how, "drain") == 0 ? 0 : at - base, span, 0);
 }
 
+static void *second_half(void *unused) {
+    for (uint64_t at = base + size / 2; at < base + size; at += BULK) copy(at, at - base, BULK, 0);
+    return unused;
+}
+
+/* Of a size that is a multiple of 4 MiB. */
+static double fill_in_halves(void) {
+    double start = now();
+    pthread_t other;
+    check(pthread_create(&other, NULL, second_half, NULL) == 0, "pthread_create");
+    for (uint64_t at = base; at < base + size / 2; at += BULK) copy(at, at - base, BULK, 0);
+    check(pthread_join(other, NULL) == 0, "pthread_join");
+    return now() - start;
+}
+
 static double fill(const char *how) {
     double start = now();
+    if (strcmp(how, "halves") == 0) return fill_in_halves();
     for (uint64_t at = base; at < base + size; at += BULK) {
         uint64_t len = base + size - at < BULK ? base + size - at : BULK;
         if (strcmp(how, "bulk") == 0) copy(at, at - base, len, 0);

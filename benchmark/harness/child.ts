@@ -52,7 +52,7 @@ export class Child {
 }
 
 /** Runs a program to its end: what it has printed. */
-export async function output(cpu: number | undefined, command: readonly string[]): Promise<string> {
+export async function output(cpu: number | string | undefined, command: readonly string[]): Promise<string> {
   const [program, ...args] = pinned(cpu, command);
   const { stdout } = await execute(program, args, { maxBuffer: 1 << 26 });
   return stdout.trim();

@@ -14,13 +14,21 @@ export const inside = (name: string, ...words: string[]): string[] => [
 ];
 
 /**
- * A program that prints numbers: each is a figure of that name; what has no name is the result.
+ * A program that prints numbers: each is a figure of that name; what has no name is the result. One that has `both` may use the
+ * CPU of who faults as well.
  */
 export const printing =
-  (command: (run: Run) => readonly string[], names: readonly string[], bytes: number): Contender =>
+  (
+    command: (run: Run) => readonly string[],
+    names: readonly string[],
+    bytes: number,
+    both = false,
+  ): Contender =>
   async run => {
     await run.warm(bytes);
-    const words = (await output(run.cpus.handler, command(run))).split(' ');
+    const { faulter, handler } = run.cpus;
+    const cpu = both && faulter !== handler ? `${faulter},${handler}` : handler;
+    const words = (await output(cpu, command(run))).split(' ');
     const figures = Object.fromEntries(names.map((name, index) => [name, Number(words[index])]));
     const rest = words.slice(names.length);
     return rest.length > 0 ? { figures, result: rest.join(' ') } : { figures };

@@ -27,8 +27,8 @@ export function describe(placement: Placement): string {
     : `${placement} (faults on ${cpus.faulter}, answers on ${cpus.handler})`;
 }
 
-/** The command, on one CPU only. */
-export function pinned(cpu: number | undefined, command: readonly string[]): [string, ...string[]] {
+/** The command, on one CPU only, or on those of a list. */
+export function pinned(cpu: number | string | undefined, command: readonly string[]): [string, ...string[]] {
   const words = cpu === undefined ? command : ['taskset', '-c', `${cpu}`, ...command];
   const [program, ...args] = words;
   if (program === undefined) throw new Error('an empty command');

@@ -44,19 +44,23 @@ export function rival(name: string): string {
   );
 }
 
-/** A program of the pager's `benches`, built; without statistics if told so. */
-export function bench(name: string, statistics = true): string {
-  return once(`bench ${name} ${statistics}`, () =>
-    cargo(['bench', '--package', 'pager', '--bench', name, '--no-run'], name, statistics),
+/** What the pager can be built without, to measure what it costs. */
+export type Part = 'statistics' | 'recording';
+
+/** A program of the pager's `benches`, built; without a part if told so. */
+export function bench(name: string, without?: Part): string {
+  return once(`bench ${name} ${without ?? ''}`, () =>
+    cargo(['bench', '--package', 'pager', '--bench', name, '--no-run'], name, without),
   );
 }
 
-function cargo(words: readonly string[], name: string, statistics = true): string {
+function cargo(words: readonly string[], name: string, without?: Part): string {
   // The other flags would have everything else built again.
-  const apart = statistics ? [] : ['--target-dir', join(CACHE, 'without-statistics')];
-  const env = statistics
-    ? process.env
-    : { ...process.env, RUSTFLAGS: '--cfg userfaultfd_without_statistics' };
+  const apart = without === undefined ? [] : ['--target-dir', join(CACHE, `without-${without}`)];
+  const env =
+    without === undefined
+      ? process.env
+      : { ...process.env, RUSTFLAGS: `--cfg userfaultfd_without_${without}` };
   const lines = execFileSync('cargo', [...words, ...apart, '--message-format', 'json'], {
     cwd: ROOT,
     encoding: 'utf8',

@@ -3,20 +3,23 @@
 //! rounds.
 //!
 //! `storm THREADS ROUNDS [SESSIONS [IMAGE [HOW]]]`; without a file, or with `-`, from memory. HOW is `own`, `adopted` (the
-//! userfaultfd came from elsewhere), or `kept` (that, and a successor could take over). Which CPUs it may use is the caller's
-//! business (taskset(1)).
+//! userfaultfd came from elsewhere), `kept` (that, and a successor could take over), or `recorded`. Which CPUs it may use is the
+//! caller's business (taskset(1)); of several the first is the threads' that touch, and the last the pager's.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a program for measuring")]
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use pager::{
     FileSource, Keeper, KeptConnection, KeptDescriptors, KeptSession, MemorySource, Notice, Observer,
-    PageSource, Pager, PagerError, PagerOptions, Region, Rest, SessionEnd, SessionOptions,
+    PageSource, Pager, PagerError, PagerOptions, RecordTo, Region, Rest, SessionEnd, SessionInfo,
+    SessionOptions, WorkingSet,
 };
 use uffd::{CreateOptions, Factory, Mapping, MappingKind, Modes, Userfaultfd};
 
@@ -73,8 +76,26 @@ impl Image {
 /// A mapping that is served.
 struct Served {
     mapping: Arc<Mapping>,
-    id: u64,
+    info: Arc<SessionInfo>,
     notices: Receiver<Notice>,
+}
+
+/// Where faults are recorded: a file that each session writes anew.
+fn record() -> PathBuf {
+    std::env::temp_dir().join(format!("userfaultfd-storm-{}.trace", std::process::id()))
+}
+
+/// The CPUs that this program may use.
+fn cpus() -> Vec<usize> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+    (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or(false)).collect()
+}
+
+/// Keeps this thread on the first of them.
+fn stay_on_the_first() {
+    let mut set = CpuSet::new();
+    set.set(cpus().first().copied().unwrap_or_default()).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &set).unwrap();
 }
 
 fn serve(pager: &Pager, pages: usize, source: &Arc<dyn PageSource>, how: &str) -> Served {
@@ -89,6 +110,10 @@ fn serve(pager: &Pager, pages: usize, source: &Arc<dyn PageSource>, how: &str) -
     let options = SessionOptions {
         window: Some(PAGE as u64),
         source_timeout: Duration::from_secs(10),
+        working_set: WorkingSet {
+            record: (how == "recorded").then(|| RecordTo::new(&record(), source).unwrap()),
+            replay: None,
+        },
         ..SessionOptions::new(
             vec![Region { address, len, source_offset: 0 }],
             PAGE as u64,
@@ -96,9 +121,9 @@ fn serve(pager: &Pager, pages: usize, source: &Arc<dyn PageSource>, how: &str) -
         )
     };
     let (sender, notices) = channel();
-    let id = pager.adopt(uffd, options, Arc::new(Told(Mutex::new(sender)))).unwrap();
-    let Notice::SessionStarted(_) = notices.recv().unwrap() else { panic!("not started") };
-    Served { mapping, id, notices }
+    pager.adopt(uffd, options, Arc::new(Told(Mutex::new(sender)))).unwrap();
+    let Notice::SessionStarted(info) = notices.recv().unwrap() else { panic!("not started") };
+    Served { mapping, info, notices }
 }
 
 /// Nanoseconds per fault of one storm.
@@ -111,6 +136,7 @@ fn storm(pager: &Pager, threads: usize, sessions: usize, image: &Image, how: &st
             let mappings: Vec<_> = served.iter().map(|one| Arc::clone(&one.mapping)).collect();
             let (start, first_bytes) = (Arc::clone(&start), Arc::clone(&image.first_bytes));
             thread::spawn(move || {
+                stay_on_the_first();
                 start.wait();
                 for turn in (first..PAGES / sessions * sessions).step_by(threads) {
                     let (page, mapping) = (turn / sessions, &mappings[turn % sessions]);
@@ -129,9 +155,11 @@ fn storm(pager: &Pager, threads: usize, sessions: usize, image: &Image, how: &st
         toucher.join().unwrap();
     }
     let took = began.elapsed();
-    for Served { id, notices, .. } in &served {
-        pager.close_session(*id, Rest::Zero);
+    for Served { info, notices, .. } in &served {
+        pager.close_session(info.id, Rest::Zero);
         while !matches!(notices.recv().unwrap(), Notice::SessionEnded { .. }) {}
+        let recorded = info.recording.as_ref().map(|recording| recording.faults());
+        assert!(recorded.is_none_or(|faults| faults == (PAGES / sessions) as u64), "{recorded:?}");
     }
     took.as_nanos() / PAGES as u128
 }
@@ -144,10 +172,13 @@ fn main() {
     let how = words.get(4).map_or("own", String::as_str);
     let keeper: Arc<dyn Keeper> = Arc::new(Holder);
     let keeper = (how == "kept").then_some(keeper);
-    let pager = Pager::start(&PagerOptions { keeper, ..PagerOptions::default() }).unwrap();
+    let cpu = cpus().last().copied().filter(|_| cpus().len() > 1);
+    let pager = Pager::start(&PagerOptions { keeper, cpu, ..PagerOptions::default() }).unwrap();
     // The first warms the memory up.
     storm(&pager, threads, sessions, &image, how);
     let mut times: Vec<u128> = (0..rounds).map(|_| storm(&pager, threads, sessions, &image, how)).collect();
     times.sort_unstable();
+    // Not there where nothing was recorded.
+    let _ = std::fs::remove_file(record());
     println!("{}", times.get(times.len() / 2).copied().unwrap_or_default());
 }

@@ -31,7 +31,7 @@ use crate::resolve::Stop;
 use crate::session::{Context, Parts, Session};
 use crate::source;
 use crate::supervise::Peer;
-use crate::trace::WorkingSet;
+use crate::trace::{WorkingSet, recording};
 use crate::tracking::Tracking;
 
 /// How often a thread may fault at an address where nothing helps, while the memory stays as it is.
@@ -224,7 +224,7 @@ impl Session {
             return self.keep_fault(wanted);
         }
         let place = self.map.place_of(wanted.address);
-        if let (Some(recorder), Some(Place::Page(page))) = (self.recorder.as_deref_mut(), place) {
+        if let (Some(recorder), Some(Place::Page(page))) = (recording(&mut self.recorder), place) {
             recorder.begin(page, &wanted);
         }
         match (wanted.kind, place) {

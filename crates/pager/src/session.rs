@@ -36,7 +36,7 @@ use crate::stats::Stats;
 use crate::supervise::{Peer, Supervised};
 use crate::sweep::Phase;
 use crate::taking_over::Keeping;
-use crate::trace::{RecordTo, Recorder, Recording, WorkingSet};
+use crate::trace::{RecordTo, Recorder, Recording, WorkingSet, recording};
 use crate::tracking::Tracking;
 use crate::window::Window;
 use crate::workers::Workers;
@@ -250,7 +250,7 @@ impl Session {
 
     /// The fault on `page` was answered, and nothing had to be brought for it.
     pub(crate) fn record_alone(&mut self, page: usize, kind: Kind) {
-        if let Some(recorder) = self.recorder.as_deref_mut() {
+        if let Some(recorder) = recording(&mut self.recorder) {
             recorder.answered_alone(page, kind, &self.map);
         }
     }
@@ -348,7 +348,7 @@ impl Session {
             install.record(self.watch.lap());
         }
         if end > pages.start {
-            if let Some(recorder) = self.recorder.as_deref_mut() {
+            if let Some(recorder) = recording(&mut self.recorder) {
                 let from_image = !matches!(filling, Filling::Zeros | Filling::Poison);
                 recorder.filled(&(pages.start..end), from_image, waiting, &self.map);
             }

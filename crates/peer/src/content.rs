@@ -51,7 +51,9 @@ pub(crate) fn compare(memory: &Memory, discarded: &PageSet, path: &str) -> Resul
         file.read_exact_at(&mut expected, page.offset)
             .map_err(|error| Failure::io(format!("read of {path} at offset {:#x}", page.offset), &error))?;
         page.memory.load(&mut actual);
-        let bad = actual.iter().zip(&expected).position(|(a, b)| a != b);
+        // Many times as fast as looking for the first that differs.
+        let bad =
+            if actual == expected { None } else { actual.iter().zip(&expected).position(|(a, b)| a != b) };
         tally.add(page.offset, bad);
     }
     Ok(tally.answer("compare", "different"))

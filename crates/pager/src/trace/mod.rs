@@ -27,8 +27,8 @@ use crate::replay::Replay;
 use crate::source::PageSource;
 
 pub use in_memory::{RecordedBytes, RecordingKeeper, Room};
-pub(crate) use recorder::Recorder;
 pub use recorder::{RecordTo, Recording, RecordingState};
+pub(crate) use recorder::{Recorder, recording};
 
 /// Faults that one recording holds at most; what comes after them is counted, not recorded.
 pub const MOST_FAULTS: usize = 1 << 22;

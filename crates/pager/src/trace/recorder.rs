@@ -172,6 +172,11 @@ impl Recording {
     }
 }
 
+/// Who records, where a session's faults are recorded: nobody does in a build without, which tells what asking costs.
+pub(crate) fn recording(recorder: &mut Option<Box<Recorder>>) -> Option<&mut Recorder> {
+    if cfg!(userfaultfd_without_recording) { None } else { recorder.as_deref_mut() }
+}
+
 /// A fault whose answer is on its way.
 #[derive(Debug, Clone, Copy)]
 struct Open {

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use pager::{
     PageSource, PagerError, RecordTo, RecordedBytes, Recording, RecordingKeeper, RecordingState, Room,
     SessionInfo, TraceHeader,
@@ -269,7 +271,7 @@ impl Daemon {
         let none = || PagerError::Unsupported(format!("there is no recording of session {session}"));
         let finished = self.recordings.find(session).ok_or_else(none)?;
         let bytes = finished.bytes.read(offset, CHUNK)?;
-        Ok(Answer::Now(json!({ "bytes": wire::base64(&bytes), "size": finished.bytes.len() })))
+        Ok(Answer::Now(json!({ "bytes": STANDARD.encode(&bytes), "size": finished.bytes.len() })))
     }
 
     /// A client has written one; or cannot, and others may.

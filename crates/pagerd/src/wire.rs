@@ -145,21 +145,6 @@ pub(crate) fn recording(recording: &Recording) -> Value {
     told
 }
 
-/// RFC 4648.
-pub(crate) fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for part in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(part.get(at).copied().unwrap_or_default());
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for digit in 0..4 {
-            let at = (bits >> (18 - 6 * digit)) as usize & 63;
-            text.push(if digit > part.len() { '=' } else { DIGITS[at] as char });
-        }
-    }
-    text
-}
-
 fn latencies(latencies: &Latencies) -> Vec<u64> {
     let Latencies { queue, source, install, prefetch_source, prefetch_install } = latencies;
     [queue, source, install, prefetch_source, prefetch_install]
@@ -177,15 +162,4 @@ pub(crate) fn dirty(pages: &DirtyPages) -> Value {
         told
     };
     json!({ "ranges": pages.ranges.iter().map(range).collect::<Vec<_>>(), "more": pages.more })
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn bytes_are_written_in_base64() {
-        let told =
-            ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(|text| super::base64(text.as_bytes()));
-        assert_eq!(told, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]);
-        assert_eq!(super::base64(&[0xff, 0xef, 0xfe]), "/+/+");
-    }
 }

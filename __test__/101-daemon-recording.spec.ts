@@ -1,6 +1,17 @@
 // `record` through a daemon, which opens no file: what faults wanted comes to the file all the same, whoever dies meanwhile.
 
-import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import {
+  chmodSync,
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+} from 'node:fs';
 import { join } from 'node:path';
 
 import test, { type ExecutionContext } from 'ava';
@@ -179,6 +190,29 @@ test('a file that cannot be made is refused before a daemon serves, and told whe
   await left?.write();
   options.source.close();
   await until(() => openIn(client.daemonPid).length === before, 'nothing is left of it');
+});
+
+test('a disk that hangs holds up no end: that the recording is not there is told after 5 seconds', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const inside = folder(t);
+  const record = join(inside, 'run.trace');
+  const { session } = await adopted(t, client, { record });
+  // Each of these holds a thread that reads or writes files, until somebody writes to it.
+  const pipes = Array.from({ length: 16 }, (_, nth) => join(inside, `pipe-${nth}`));
+  execFileSync('mkfifo', pipes);
+  const reading = pipes.map(async path => t.throwsAsync(Trace.read(path), { code: 'ERR_UFFD_TRACE' }));
+  process.once('warning', () => {});
+
+  await session.close({ rest: 'populate' });
+
+  t.like(session.stats().recording, { state: 'failed', error: { code: 'ERR_UFFD_TIMEOUT' } });
+  for (const path of pipes) closeSync(openSync(path, 'w'));
+  await Promise.all(reading);
+  await until(() => existsSync(record), 'it comes late');
+  const [left] = await client.recordings();
+  await left?.write();
+  t.like(await Trace.read(record), { length: 0, end: 'complete' });
 });
 
 test('a recording whose program is dead is kept by the daemon until another asks for it', async t => {

@@ -1,8 +1,8 @@
 // `replay` through a daemon, which has neither the recording's file nor the image's: what an earlier run wanted is there before it is asked for.
 
-import { once } from 'node:events';
+import { on, once } from 'node:events';
 import { existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
+import { createConnection, createServer } from 'node:net';
 import { createInterface } from 'node:readline';
 import { join } from 'node:path';
 
@@ -16,12 +16,13 @@ import {
   Pager,
   PagerClient,
   type PageSource,
+  sendFds,
   type ServeOptions,
   type Session,
   Trace,
 } from 'userfaultfd';
 
-import { handedOver } from './helpers/adopting.js';
+import { fdOf, handedOver } from './helpers/adopting.js';
 import { daemon, killed, openIn, promised, remotely, startPeer, until } from './helpers/daemon.js';
 import { mapped, pageOf } from './helpers/faults.js';
 import { Serve } from './helpers/serve.js';
@@ -41,21 +42,30 @@ async function recording(t: ExecutionContext, source: PageSource, pages: number[
   return record;
 }
 
+interface Answer {
+  id: number;
+  error?: { message: string; data?: { code: string } };
+}
+
 /** Something that answers a client as a daemon would; what it is asked is told without the greeting. */
 async function fake(
   t: ExecutionContext,
   path: string,
-  answer: (method: string) => object,
+  answer: (method: string, params: { offset?: number }) => object,
 ): Promise<{ client: PagerClient; say: (message: object) => void; asked: () => string[] }> {
   const methods: string[] = [];
   let say: (message: object) => void = () => {};
   const server = createServer(socket => {
     say = message => void socket.write(`${JSON.stringify(message)}\n`);
     createInterface({ input: socket }).on('line', line => {
-      const { id, method } = JSON.parse(line) as { id: number; method: string };
+      const { id, method, params } = JSON.parse(line) as { id: number; method: string; params: object };
       methods.push(method);
       const welcome = { protocol: 1, pid: 1, sessions: [], servers: [], ends: [], recordings: [] };
-      say({ jsonrpc: '2.0', id, result: { ...(method === 'hello' ? welcome : {}), ...answer(method) } });
+      say({
+        jsonrpc: '2.0',
+        id,
+        result: { ...(method === 'hello' ? welcome : {}), ...answer(method, params) },
+      });
     });
   }).listen(path);
   await once(server, 'listening');
@@ -275,6 +285,52 @@ test('serve --pager --record and --replay: what one program has had recorded, th
   t.like(replay, { done: true, late: 0, missed: 0 });
 });
 
+test('what is no plan of a replay, or names no image, is refused, and a daemon has nothing of it', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const socket = createConnection(client.socketPath);
+  t.teardown(() => socket.destroy());
+  const lines = on(createInterface({ input: socket }), 'line');
+  const listening = createServer().listen(join(folder(t), 'vm.sock'));
+  await once(listening, 'listening');
+  t.teardown(() => listening.close());
+  let last = 0;
+  const ask = async (method: string, params: object, fds: number[]): Promise<Answer> => {
+    last += 1;
+    const line = `${JSON.stringify({ jsonrpc: '2.0', id: last, method, params, fds: fds.length })}\n`;
+    if (fds.length === 0) socket.write(line);
+    else await sendFds(fdOf(socket), fds, Buffer.from(line));
+    while (true) {
+      const { value } = (await lines.next()) as { value: [string] };
+      const answer = JSON.parse(value[0]) as Answer;
+      if (answer.id === last) return answer;
+    }
+  };
+  await ask('hello', { protocol: 1, version: '0', client: 'by hand', sessions: [] }, []);
+  await ask('source.open', { source: 1, description: { kind: 'zero', size: PAGE } }, []);
+  const before = openIn(client.daemonPid).toSorted();
+  const garbage = mapped(t, MemoryMapping.memfd(PAGE));
+  const serving = { source: 1, socket: 0, handshakeTimeout: 5000, maxSessions: 1, mode: 'windows' };
+  const socketFd = fdOf(listening);
+
+  for (const [more, fds, message] of [
+    [{ replay: 1 }, [socketFd, garbage.fd ?? -1], /something else/],
+    [{ replay: 1 }, [socketFd, socketFd], /memfd/],
+    [{ replay: 1 }, [socketFd], /did not come/],
+    [{ record: { path: '/run.trace', identity: 'ab' } }, [socketFd], /64 digits/],
+    [{ record: { path: '/run.trace', identity: 'zz'.repeat(32) } }, [socketFd], /64 digits/],
+  ] as const) {
+    const { error } = await ask('firecracker.serve', { ...serving, ...more }, [...fds]);
+    t.is(error?.data?.code, 'ERR_UFFD_PROTOCOL', JSON.stringify(more));
+    t.regex(error?.message ?? '', message);
+  }
+
+  const { error } = await ask('recording.read', { session: 7, offset: 0 }, []);
+  t.is(error?.data?.code, 'ERR_UFFD_UNSUPPORTED');
+  t.deepEqual(openIn(client.daemonPid).toSorted(), before);
+  t.deepEqual(await client.servers(), []);
+});
+
 test('nothing is written to where another user would have it, nor what had to make room', async t => {
   const path = join(folder(t), 'fake.sock');
   const mine = join(folder(t), 'mine.trace');
@@ -285,20 +341,20 @@ test('nothing is written to where another user would have it, nor what had to ma
   };
   const gone = { ...told(3, uid, mine), lost: true };
   const recordings = [told(1, uid + 1, foreign), told(2, uid, mine), gone];
-  const { client, say, asked } = await fake(t, path, method =>
-    method === 'recording.read'
-      ? { bytes: Buffer.from('abc').toString('base64'), size: 3 }
-      : method === 'recording.list'
-        ? { recordings }
-        : {},
+  // In two parts, as one that is longer than an answer.
+  const part = (offset: number): object => {
+    return { bytes: Buffer.from(offset === 0 ? 'abcd' : 'ef').toString('base64'), size: 6 };
+  };
+  const { client, say, asked } = await fake(t, path, (method, { offset = 0 }) =>
+    method === 'recording.read' ? part(offset) : method === 'recording.list' ? { recordings } : {},
   );
 
   for (const params of recordings.slice(0, 2)) say({ jsonrpc: '2.0', method: 'recorded', params });
   await until(() => existsSync(mine), 'it is written');
-  await until(() => asked().length > 1, 'it is told');
+  await until(() => asked().length > 2, 'it is told');
 
-  t.is(readFileSync(mine, 'utf8'), 'abc');
-  t.deepEqual(asked(), ['recording.read', 'recording.done']);
+  t.is(readFileSync(mine, 'utf8'), 'abcdef');
+  t.deepEqual(asked(), ['recording.read', 'recording.read', 'recording.done']);
   const [one, , lost] = await client.recordings();
   t.is(one?.uid, uid + 1);
   t.is(lost?.state, 'lost');
@@ -306,7 +362,7 @@ test('nothing is written to where another user would have it, nor what had to ma
   await t.throwsAsync(one?.write() ?? Promise.resolve(), { code: 'ERR_UFFD_PEER_NOT_ALLOWED' });
   t.false(existsSync(foreign));
   await one?.write(`${mine}.other`);
-  t.is(readFileSync(`${mine}.other`, 'utf8'), 'abc');
+  t.is(readFileSync(`${mine}.other`, 'utf8'), 'abcdef');
 });
 
 test('a daemon that is too old to record says so, and is asked for nothing', async t => {

@@ -40,7 +40,8 @@ export class DaemonRecording {
    * meanwhile, by whomever, is not written again.
    *
    * @param path Another file than the one that was asked for; has to be said where another user's program has done that.
-   * @throws {@linkcode UffdError} `ERR_UFFD_TRACE` (it cannot be written, and stays; it is lost), `ERR_UFFD_PEER_NOT_ALLOWED` (another user has
+   * @throws {@linkcode UffdError} `ERR_UFFD_TRACE` (it cannot be written, and stays; it is lost), `ERR_UFFD_TIMEOUT`
+   *   (the disk has taken more than 5 seconds; it stays), `ERR_UFFD_PEER_NOT_ALLOWED` (another user has
    *   named its file), `ERR_UFFD_PAGER_LOST`
    */
   async write(path?: string | URL): Promise<void> {

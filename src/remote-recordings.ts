@@ -2,6 +2,7 @@ import type { NativeError, NativeRecording, NativeStats } from '#native';
 
 import { fromNative, toNative, UffdError } from './errors.js';
 import { holdOpen } from './hold-open.js';
+import { within } from './limits.js';
 import { native } from './native.js';
 import type { Told } from './remote-told.js';
 import { Trace } from './trace.js';
@@ -37,6 +38,12 @@ interface Brought {
   settled: Promise<void>;
   over: boolean;
 }
+
+/** How long a disk may take for one, in milliseconds: whoever waits for the end of its session waits no longer. */
+const LATEST = 5000;
+
+const tooLate = (timeout: number): UffdError =>
+  new UffdError('ERR_UFFD_TIMEOUT', `the recording was not written within ${timeout} ms`);
 
 const TORN = {
   code: 'ERR_UFFD_TRACE',
@@ -100,7 +107,8 @@ export class RemoteRecordings {
     const bytes = await this.#read(session);
     // Another client was there before.
     if (bytes === undefined) return;
-    const { error } = await native().writeRecording(path, bytes);
+    const writing = native().writeRecording(path, bytes);
+    const { error } = await within(writing, { timeout: LATEST, signal: undefined }, tooLate);
     if (error) throw fromNative(error);
     await this.#repeated('recording.done', { session, written: true });
   }

@@ -2,7 +2,7 @@
 
 import { once } from 'node:events';
 import { closeSync } from 'node:fs';
-import { createServer, type Socket } from 'node:net';
+import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 
 import type { ExecutionContext } from 'ava';
@@ -21,9 +21,10 @@ export interface Handed {
   regions: AdoptRegion[];
 }
 
-/** The descriptor of a socket. */
-// oxlint-disable-next-line no-underscore-dangle -- Node has no public name for it
-const fdOf = (socket: Socket): number => (socket as unknown as { _handle: { fd: number } })._handle.fd;
+/** The descriptor of a socket, or of a server's. */
+export const fdOf = (socket: Server | Socket): number =>
+  // oxlint-disable-next-line no-underscore-dangle -- Node has no public name for it
+  (socket as unknown as { _handle: { fd: number } })._handle.fd;
 
 /** Starts a peer with these words for arguments. With `--fd memfd`, its regions say where they are in that. */
 export async function handedOver(t: ExecutionContext, args: string): Promise<Handed> {

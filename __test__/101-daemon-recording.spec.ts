@@ -107,6 +107,27 @@ test('stopRecording() of a session of a daemon: the file is whole, and the sessi
   t.is(other.stats().recording, undefined);
 });
 
+test('a recording can be ended by another client than the one that has asked for it: each has the file then', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const record = join(folder(t), 'run.trace');
+  const { peer, session } = await adopted(t, client, { record });
+  await touch(peer, 7, 70);
+  const other = await PagerClient.connect(client.socketPath);
+  t.teardown(() => other.disconnect());
+  const [found] = other.sessions;
+
+  await found?.stopRecording();
+
+  t.deepEqual(touched(await Trace.read(record)), [7, 70]);
+  t.like(found?.stats().recording, { state: 'written', faults: 2 });
+  await until(() => session.stats().recording?.state === 'written', 'it is told to who has asked for it');
+  t.deepEqual(touched(await Trace.read(record)), [7, 70]);
+  t.deepEqual(await client.recordings(), []);
+  await session.close({ rest: 'populate' });
+  t.like(session.stats().recording, { state: 'written', faults: 2 });
+});
+
 test('sessions of a server in a daemon are recorded, also those that a function has chosen an image for', async t => {
   if (!canRun(t)) return;
   const client = await daemon(t);

@@ -25,15 +25,11 @@ import {
 
 import { mapped, PAGE, pageOf } from './helpers/faults.js';
 import { canRun, counted, image, resources } from './helpers/serving.js';
+import { pagerOf } from './helpers/pagers.js';
 
 const PAGES = 64;
 
-function pagerOf(t: ExecutionContext): Pager | undefined {
-  if (!canRun(t)) return undefined;
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
-  return pager;
-}
+const pagerIfAny = (t: ExecutionContext): Pager | undefined => (canRun(t) ? pagerOf(t) : undefined);
 
 /** Memory of this process, served; closed in the right order when the test ends. */
 async function served(
@@ -43,7 +39,7 @@ async function served(
   pages = PAGES,
 ): Promise<{ pager: Pager; mapping: MemoryMapping; session: Session } | undefined> {
   const mapping = mapped(t, MemoryMapping.anonymous(pages * PAGE, { pages: 'transparent' }));
-  const pager = pagerOf(t);
+  const pager = pagerIfAny(t);
   if (!pager) return undefined;
   const session = await pager.serve(mapping, { source, ...options });
   return { pager, mapping, session };
@@ -146,7 +142,7 @@ test('a callback is asked for each chunk once, whoever waits for it', async t =>
 test('memory that only this thread could fill is not to be touched by it', async t => {
   const { source } = counting();
   const mapping = mapped(t, MemoryMapping.anonymous(PAGES * PAGE));
-  const pager = pagerOf(t);
+  const pager = pagerIfAny(t);
   if (!pager) return;
   const early = mapped(t, MemoryMapping.anonymous(PAGES * PAGE));
   early.arrayBuffer();
@@ -263,7 +259,7 @@ test('a source on a thread of its own serves what this thread touches itself', a
 });
 
 test('a module that cannot be a source is an error when it is opened, and one that fails ends its sessions', async t => {
-  const pager = pagerOf(t);
+  const pager = pagerIfAny(t);
   if (!pager) return;
   const mapping = mapped(t, MemoryMapping.anonymous(PAGE));
   const wrong = workerSource(new URL('fixtures/touching.js', import.meta.url), {
@@ -292,7 +288,7 @@ test('a module that cannot be a source is an error when it is opened, and one th
 });
 
 test('a userfaultfd that came from elsewhere is served, and follows what its owner does', async t => {
-  const pager = pagerOf(t);
+  const pager = pagerIfAny(t);
   if (!pager) return;
   const { path, bytes } = image(t, PAGES * PAGE);
   const worker = new Worker(join(import.meta.dirname, 'fixtures', 'handing.js'), {
@@ -383,7 +379,7 @@ test('a program that ends while it serves itself ends', t => {
 });
 
 test('wrong arguments of pagers and sources are named, and nothing is left behind', async t => {
-  const pager = pagerOf(t);
+  const pager = pagerIfAny(t);
   if (!pager) return;
   type Loose = never;
   const source = fileSource('/nowhere');

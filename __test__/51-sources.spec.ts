@@ -19,6 +19,7 @@ import {
 
 import { mapped, PAGE, pageOf } from './helpers/faults.js';
 import { canRun, counted, folder, image, IMAGE_SIZE, serving } from './helpers/serving.js';
+import { pagerOf } from './helpers/pagers.js';
 
 const PAGES = 32;
 const SIZE = PAGES * PAGE;
@@ -30,8 +31,7 @@ async function read(
 ): Promise<{ bytes: Buffer; zero: number } | undefined> {
   if (!canRun(t)) return undefined;
   const mapping = mapped(t, MemoryMapping.anonymous(SIZE));
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
+  const pager = pagerOf(t);
   const session = await pager.serve(mapping, { source });
   const bytes = await mapping.read(0, SIZE);
   await session.close({ rest: 'populate' });

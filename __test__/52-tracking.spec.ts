@@ -17,6 +17,7 @@ import {
 
 import { mapped, PAGE, pageOf, registered } from './helpers/faults.js';
 import { canRun, image, IMAGE_SIZE, serving } from './helpers/serving.js';
+import { pagerOf } from './helpers/pagers.js';
 
 const PAGES = 64;
 const SIZE = PAGES * PAGE;
@@ -35,8 +36,7 @@ async function served(
 ): Promise<Session | undefined> {
   mapped(t, mapping);
   if (!canRun(t)) return undefined;
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
+  const pager = pagerOf(t);
   return pager.serve(mapping, options);
 }
 
@@ -159,8 +159,7 @@ test('an adopted userfaultfd tracks what it is registered for', async t => {
   const made = registered(t, PAGES, BOTH, { require: ['pagefault-flag-wp'] });
   if (!made) return;
   const { uffd, mapping } = made;
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
+  const pager = pagerOf(t);
   const region = { address: mapping.address, length: SIZE, sourceOffset: 64 * KiB };
   const source = zeroSource(SIZE + 64 * KiB);
   const session = await pager.adopt(uffd, { regions: [region], source, modes: BOTH });

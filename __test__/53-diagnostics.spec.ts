@@ -3,10 +3,11 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 
 import test, { type ExecutionContext } from 'ava';
-import { fileSource, MemoryMapping, Pager } from 'userfaultfd';
+import { fileSource, MemoryMapping } from 'userfaultfd';
 
 import { mapped, PAGE } from './helpers/faults.js';
 import { canRun, image, nextRejection, serving } from './helpers/serving.js';
+import { pagerOf } from './helpers/pagers.js';
 
 /** Everything that is told on a channel until the test ends. */
 function heard(t: ExecutionContext, name: string): Record<string, unknown>[] {
@@ -23,8 +24,7 @@ test.serial('the start and the end of a session are told, with its last counters
   const ends = heard(t, 'userfaultfd:session:end');
   const { path } = image(t, 4 * PAGE);
   const mapping = mapped(t, MemoryMapping.anonymous(4 * PAGE));
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
+  const pager = pagerOf(t);
 
   const session = await pager.serve(mapping, { source: fileSource(path) });
   t.deepEqual(starts, [{ session }]);

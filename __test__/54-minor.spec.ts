@@ -11,7 +11,7 @@ import {
   KiB,
   MemoryMapping,
   MiB,
-  Pager,
+  type Pager,
   type ServeOptions,
   type Session,
   type SessionMode,
@@ -21,6 +21,7 @@ import {
 import { handedOver } from './helpers/adopting.js';
 import { make, mapped, PAGE, pageOf } from './helpers/faults.js';
 import { canRun, counted, folder, image, reserveHugePages } from './helpers/serving.js';
+import { pagerOf } from './helpers/pagers.js';
 
 const PAGES = 64;
 const SIZE = PAGES * PAGE;
@@ -28,12 +29,6 @@ const BOTH: SessionMode[] = ['missing', 'minor'];
 const ALL: SessionMode[] = [...BOTH, 'write-protect'];
 /** Bits of features: remove events and minor faults of shared memory; what write-protecting that needs. */
 const [MINOR, WRITE_PROTECT] = [0x408, 0x1001];
-
-function pagerOf(t: ExecutionContext): Pager {
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
-  return pager;
-}
 
 /** A memfd being served, and another mapping of it that nobody serves. */
 async function served(

@@ -3,30 +3,18 @@
 import { setImmediate } from 'node:timers/promises';
 
 import test, { type ExecutionContext } from 'ava';
-import {
-  bufferSource,
-  callbackSource,
-  MemoryMapping,
-  Pager,
-  type PageSource,
-  type Session,
-} from 'userfaultfd';
+import { bufferSource, callbackSource, MemoryMapping, type PageSource } from 'userfaultfd';
 
 import { mapped, PAGE, pageOf } from './helpers/faults.js';
 import { canRun, serving } from './helpers/serving.js';
+import { type Served, servedPages } from './helpers/pagers.js';
 
 const PAGES = 64;
 
-async function served(
+const served = async (
   t: ExecutionContext,
   source: PageSource = bufferSource(pageOf(7, PAGES)),
-): Promise<{ mapping: MemoryMapping; session: Session } | undefined> {
-  if (!canRun(t)) return undefined;
-  const mapping = mapped(t, MemoryMapping.anonymous(PAGES * PAGE));
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
-  return { mapping, session: await pager.serve(mapping, { source }) };
-}
+): Promise<Served | undefined> => (canRun(t) ? servedPages(t, PAGES, { source }) : undefined);
 
 const present = (mapping: MemoryMapping): number =>
   mapping.residency().filter(state => state === 'present').length;

@@ -13,7 +13,6 @@ import {
   Pager,
   type PageSource,
   restoreFirecracker,
-  type Session,
   Trace,
 } from 'userfaultfd';
 
@@ -21,21 +20,17 @@ import { handedOver } from './helpers/adopting.js';
 import { mapped, PAGE, pageOf } from './helpers/faults.js';
 import { prepared } from './helpers/restoring.js';
 import { canRun, folder, image, serving } from './helpers/serving.js';
+import { pagerOf, type Served, servedPages } from './helpers/pagers.js';
 
 const PAGES = 64;
 
 /** A session of a mapping of this process, recorded page by page. */
-async function recorded(
+const recorded = async (
   t: ExecutionContext,
   record: string,
   source: PageSource = bufferSource(pageOf(7, PAGES)),
-): Promise<{ mapping: MemoryMapping; session: Session } | undefined> {
-  if (!canRun(t)) return undefined;
-  const mapping = mapped(t, MemoryMapping.anonymous(PAGES * PAGE));
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
-  return { mapping, session: await pager.serve(mapping, { source, record, window: 4 * KiB }) };
-}
+): Promise<Served | undefined> =>
+  canRun(t) ? servedPages(t, PAGES, { source, record, window: 4 * KiB }) : undefined;
 
 /** Records a run that touches these pages, one after the other. */
 async function run(t: ExecutionContext, pages: number[], source?: PageSource): Promise<string | undefined> {
@@ -201,8 +196,7 @@ test('a VM that is restored, and memory that is adopted, are recorded like other
   firecracker.exit();
 
   const { uffd, regions } = await handedOver(t, `--region ${PAGES * PAGE}`);
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
+  const pager = pagerOf(t);
   const session = await pager.adopt(uffd, { regions, record, source: bufferSource(pageOf(3, PAGES)) });
   await session.close({ rest: 'zero' });
   t.like(await Trace.read(record), { length: 0, end: 'complete', imageSize: PAGES * PAGE });

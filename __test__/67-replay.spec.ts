@@ -9,34 +9,25 @@ import {
   callbackSource,
   fileSource,
   KiB,
-  MemoryMapping,
-  Pager,
+  type MemoryMapping,
   type PageSource,
   restoreFirecracker,
   type ServeOptions,
-  type Session,
   Trace,
 } from 'userfaultfd';
 
 import { handedOver } from './helpers/adopting.js';
-import { mapped, PAGE, pageOf } from './helpers/faults.js';
+import { PAGE, pageOf } from './helpers/faults.js';
 import { nextRejection, canRun, folder, image, serving } from './helpers/serving.js';
 import { prepared } from './helpers/restoring.js';
+import { pagerOf, type Served, servedPages } from './helpers/pagers.js';
 
 const PAGES = 256;
 const bytes = Buffer.alloc(PAGES * PAGE);
 for (let page = 0; page < PAGES; page += 1) bytes.fill((page % 250) + 1, page * PAGE, (page + 1) * PAGE);
 
-async function served(
-  t: ExecutionContext,
-  options: Partial<ServeOptions> = {},
-): Promise<{ mapping: MemoryMapping; session: Session }> {
-  const mapping = mapped(t, MemoryMapping.anonymous(PAGES * PAGE));
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
-  const source = bufferSource(bytes);
-  return { mapping, session: await pager.serve(mapping, { source, window: 4 * KiB, ...options }) };
-}
+const served = async (t: ExecutionContext, options: Partial<ServeOptions> = {}): Promise<Served> =>
+  servedPages(t, PAGES, { source: bufferSource(bytes), window: 4 * KiB, ...options });
 
 /** The recording of a run that touches these pages, one after the other. */
 async function recording(t: ExecutionContext, pages: number[], source?: PageSource): Promise<string> {
@@ -220,8 +211,7 @@ test('a VM is resumed when its working set is there, and adopted memory is repla
 
   const replay = await recording(t, [9, 10]);
   const { uffd, regions } = await handedOver(t, `--region ${PAGES * PAGE}`);
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
+  const pager = pagerOf(t);
   const session = await pager.adopt(uffd, { regions, replay, source: bufferSource(bytes) });
   await session.replayed();
   t.is(session.stats().replay?.installed, 2);

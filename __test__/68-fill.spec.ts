@@ -17,8 +17,7 @@ import {
 
 import { handedOver } from './helpers/adopting.js';
 import { mapped, PAGE, pageOf } from './helpers/faults.js';
-import { NO_CONTENT } from './helpers/firecracker.js';
-import { leftIn, prepared, silence } from './helpers/restoring.js';
+import { leftIn, prepared, residentWhenResumed, silence } from './helpers/restoring.js';
 import { canRun, folder, image, IMAGE_SIZE, nextRejection, serving } from './helpers/serving.js';
 import { Peer } from '../examples/support/peer.js';
 
@@ -221,15 +220,11 @@ test('a process that cannot be filled is turned away, and the server goes on', a
 test('a VM is loaded paused, filled, and then resumed', async t => {
   if (!canRun(t)) return;
   const { firecracker, options } = await prepared(t);
-  let resident = -1;
-  firecracker.onState = async () => {
-    resident = (await firecracker.peer.ask('resident')).pages;
-    return NO_CONTENT;
-  };
+  const resident = residentWhenResumed(firecracker);
 
   const vm = await restoreFirecracker({ ...options, mode: 'fill' });
 
-  t.is(resident, IMAGE_SIZE / PAGE);
+  t.is(resident(), IMAGE_SIZE / PAGE);
   t.deepEqual(
     firecracker.requests.map(({ line, body }) => [
       line,

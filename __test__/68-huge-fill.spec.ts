@@ -21,10 +21,10 @@ import {
 
 import { type Handed, handedOver } from './helpers/adopting.js';
 import { mapped, PAGE } from './helpers/faults.js';
-import { NO_CONTENT } from './helpers/firecracker.js';
 import { blocksIn, HUGE, hugeIn } from './helpers/huge.js';
-import { prepared } from './helpers/restoring.js';
+import { prepared, residentWhenResumed } from './helpers/restoring.js';
 import { canRun, folder, image, IMAGE_SIZE, reserveHugePages } from './helpers/serving.js';
+import { pagerOf } from './helpers/pagers.js';
 
 const SIZE = 8 * MiB;
 
@@ -38,8 +38,7 @@ async function filled(
   source: PageSource,
   meanwhile: () => Promise<void> = async () => {},
 ): Promise<{ session: Session; joined: number; blocks: number }> {
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
+  const pager = pagerOf(t);
   const adopt = pager.adopt(uffd, { source, regions, pidfd, mode: 'huge-fill' });
   await meanwhile();
   const session = await adopt;
@@ -233,15 +232,11 @@ test('huge pages of the pool are filled as they are', async t => {
 test('a VM is loaded paused, filled with huge pages, and then resumed', async t => {
   if (!canRun(t)) return;
   const { firecracker, options } = await prepared(t);
-  let resident = -1;
-  firecracker.onState = async () => {
-    resident = (await firecracker.peer.ask('resident')).pages;
-    return NO_CONTENT;
-  };
+  const resident = residentWhenResumed(firecracker);
 
   const vm = await restoreFirecracker({ ...options, mode: 'huge-fill' });
 
-  t.is(resident, IMAGE_SIZE / PAGE);
+  t.is(resident(), IMAGE_SIZE / PAGE);
   t.is(vm.session.mode, 'huge-fill');
   t.true(vm.session.stats().pagesJoined >= (2 * HUGE) / PAGE);
   t.is((await firecracker.peer.ask('compare', options.memory as string)).different, 0);

@@ -25,6 +25,7 @@ import { Peer } from '../examples/support/peer.js';
 import { mapped, PAGE } from './helpers/faults.js';
 import { program } from './helpers/programs.js';
 import { canRun, folder, image, IMAGE_SIZE, serving } from './helpers/serving.js';
+import { pagerOf } from './helpers/pagers.js';
 
 const PAGES = 16;
 
@@ -51,8 +52,7 @@ interface Made {
 async function served(t: ExecutionContext, options: Partial<ServeOptions>): Promise<Made | undefined> {
   if (!canRun(t)) return undefined;
   const mapping = mapped(t, MemoryMapping.anonymous(PAGES * PAGE));
-  const pager = Pager.create();
-  t.teardown(async () => pager.close({ rest: 'zero' }));
+  const pager = pagerOf(t);
   const { source, mend } = failing();
   const session = await pager.serve(mapping, { source, window: 4 * KiB, ...options });
   return { pager, mapping, session, mend };

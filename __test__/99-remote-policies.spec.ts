@@ -12,7 +12,7 @@ import {
   type FailurePolicy,
   fileSource,
   MiB,
-  Pager,
+  type Pager,
   PagerClient,
   serveFirecracker,
   type Session,
@@ -25,6 +25,7 @@ import type { Peer } from '../examples/support/peer.js';
 import { handedOver } from './helpers/adopting.js';
 import { daemon, EXECUTABLE, isAlive, killed, remotely, startPeer, until } from './helpers/daemon.js';
 import { canRun, folder, image, IMAGE_SIZE, nextRejection, PAGE } from './helpers/serving.js';
+import { pagerOf } from './helpers/pagers.js';
 
 type Remote = Awaited<ReturnType<typeof remotely>>;
 
@@ -271,8 +272,7 @@ test("a function that says 'kill' of a process which the daemon may not kill: it
 for (const where of ['this process', 'a daemon'] as const) {
   const pagerIn = async (t: ExecutionContext): Promise<Pager | PagerClient> => {
     if (where === 'a daemon') return daemon(t);
-    const pager = Pager.create();
-    t.teardown(async () => pager.close({ rest: 'zero' }));
+    const pager = pagerOf(t);
     return pager;
   };
 

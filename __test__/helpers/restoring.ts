@@ -5,7 +5,7 @@ import { existsSync, readdirSync } from 'node:fs';
 import type { ExecutionContext } from 'ava';
 import { restoreFirecracker, type RestoreOptions, UffdError } from 'userfaultfd';
 
-import { FakeFirecracker } from './firecracker.js';
+import { FakeFirecracker, NO_CONTENT } from './firecracker.js';
 import { folder, image, resources } from './serving.js';
 
 /** A Firecracker, an image, and a folder for temporary files that has to be empty in the end. */
@@ -24,6 +24,16 @@ export async function prepared(
     else process.env['TMPDIR'] = before;
   });
   return { firecracker, options, bytes, temporary };
+}
+
+/** How many pages are there when the VM is resumed; -1 before that. */
+export function residentWhenResumed(firecracker: FakeFirecracker): () => number {
+  let resident = -1;
+  firecracker.onState = async () => {
+    resident = (await firecracker.peer.ask('resident')).pages;
+    return NO_CONTENT;
+  };
+  return () => resident;
 }
 
 /** What a restore has left in the folder for temporary files; the tests' own folders have other names. */

@@ -16,8 +16,8 @@ usage: userfaultfd-pagerd --socket PATH [--takeover on|off] [--allow-uid UID]...
   --allow-uid UID    another user whose processes may connect; may be given again. The socket of --socket is mode 0666 then:
                      its directory says who reaches it, and who connects has to be one of these users
   --confine all|calls|off
-                     what the daemon gives up: `all` (default) the file system (Landlock) and system calls that serving does
-                     not take (seccomp); `calls`: seccomp alone
+                     what holder and daemon give up: `all` (default) files (Landlock) and system calls (seccomp), the daemon
+                     all that serving does not take; `calls`: seccomp alone
   --version          prints the version
 ";
 
@@ -31,7 +31,7 @@ pub(crate) struct Options {
     pub(crate) confine: Confinement,
 }
 
-/// What the daemon gives up.
+/// What holder and daemon give up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Confinement {
@@ -60,7 +60,7 @@ pub(crate) enum Role {
     Holder(Options),
     /// Started by the holder, with its end of the line.
     Daemon(i32),
-    /// Says what the daemon could not do.
+    /// Says what holder and daemon could not do.
     TryConfinement(Confinement),
     Version,
     Help,

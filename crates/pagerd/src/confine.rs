@@ -1,15 +1,21 @@
-//! What the daemon gives up before it talks to anybody: new privileges, the file system, and system calls that serving does
-//! not take. Threads that start later have it the same way.
+//! What the holder and the daemon give up before they talk to anybody: new privileges, files, and system calls. Whatever they start
+//! later has it the same way, so the daemon gives up more than its holder has.
 
-use std::collections::BTreeMap;
+mod daemon;
+mod holder;
+
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, path_beneath_rules,
+    ABI, Access, AccessFs, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    path_beneath_rules,
 };
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_no_new_privs;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
+use seccompiler::BpfProgram;
 use serde_json::{Value, json};
 
 use crate::args::Confinement;
@@ -17,201 +23,133 @@ use crate::args::Confinement;
 /// Read by the pager: what a descriptor is (`fdinfo`), whether a process lives, where huge pages are.
 const READABLE: [&str; 2] = ["/proc", "/sys/kernel/mm"];
 
-/// What serving takes. Everything else is EPERM.
-const CALLS: &[i64] = &[
-    // Descriptors and bytes.
-    libc::SYS_read,
-    libc::SYS_write,
-    libc::SYS_readv,
-    libc::SYS_writev,
-    libc::SYS_pread64,
-    libc::SYS_pwrite64,
-    libc::SYS_preadv,
-    libc::SYS_preadv2,
-    libc::SYS_pwritev,
-    libc::SYS_lseek,
-    libc::SYS_close,
-    libc::SYS_fcntl,
-    libc::SYS_dup,
-    libc::SYS_dup3,
-    libc::SYS_openat,
-    libc::SYS_fstat,
-    libc::SYS_newfstatat,
-    libc::SYS_statx,
-    libc::SYS_fstatfs,
-    libc::SYS_readlinkat,
-    libc::SYS_getdents64,
-    libc::SYS_ftruncate,
-    libc::SYS_fallocate,
-    libc::SYS_fadvise64,
-    libc::SYS_memfd_create,
-    libc::SYS_eventfd2,
-    libc::SYS_timerfd_create,
-    libc::SYS_timerfd_settime,
-    libc::SYS_signalfd4,
-    libc::SYS_epoll_create1,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_pwait,
-    libc::SYS_ppoll,
-    // Sockets that are there already.
-    libc::SYS_accept4,
-    libc::SYS_recvmsg,
-    libc::SYS_sendmsg,
-    libc::SYS_getsockopt,
-    libc::SYS_getsockname,
-    libc::SYS_shutdown,
-    // Memory.
-    libc::SYS_mmap,
-    libc::SYS_mprotect,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
-    libc::SYS_brk,
-    libc::SYS_mlock,
-    libc::SYS_mlock2,
-    libc::SYS_munlock,
-    libc::SYS_mincore,
-    libc::SYS_process_madvise,
-    // Threads, and processes that are served.
-    libc::SYS_clone,
-    libc::SYS_clone3,
-    libc::SYS_futex,
-    libc::SYS_set_robust_list,
-    libc::SYS_rseq,
-    libc::SYS_sched_yield,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_sched_setaffinity,
-    libc::SYS_membarrier,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_getppid,
-    libc::SYS_getuid,
-    libc::SYS_geteuid,
-    libc::SYS_getgid,
-    libc::SYS_getegid,
-    libc::SYS_prctl,
-    libc::SYS_prlimit64,
-    libc::SYS_pidfd_open,
-    libc::SYS_pidfd_send_signal,
-    libc::SYS_tgkill,
-    libc::SYS_kcmp,
-    libc::SYS_capget,
-    // Signals and time.
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_nanosleep,
-    libc::SYS_restart_syscall,
-    libc::SYS_getrandom,
-    libc::SYS_uname,
-    libc::SYS_sysinfo,
-];
+/// What may be done with files: everything that is not named is refused.
+struct Files<'a> {
+    paths: &'a [&'a Path],
+    access: BitFlags<AccessFs>,
+}
 
-/// Older names of the same, which only this architecture has.
-#[cfg(target_arch = "x86_64")]
-const OLDER: &[i64] = &[
-    libc::SYS_poll,
-    libc::SYS_epoll_wait,
-    libc::SYS_stat,
-    libc::SYS_lstat,
-    libc::SYS_open,
-    libc::SYS_readlink,
-    libc::SYS_access,
-    libc::SYS_dup2,
-    libc::SYS_arch_prctl,
-    libc::SYS_time,
-    libc::SYS_gettimeofday,
-];
-#[cfg(not(target_arch = "x86_64"))]
-const OLDER: &[i64] = &[];
-
-/// The types of ioctls that are allowed: of userfaultfd, and of `PAGEMAP_SCAN` ('f').
-const IOCTL_TYPES: [u64; 2] = [0xaa, b'f' as u64];
-/// `FIONBIO` and `FIOCLEX`, which libraries use in fcntl's stead.
-const IOCTLS: [u64; 2] = [0x5421, 0x5451];
-
-/// Gives up what `level` says. What the kernel does not have is told, and is no reason not to serve.
+/// Gives up what a daemon of this level does not need. What the kernel does not have is told, and is no reason not to serve.
 pub(crate) fn confine(level: Confinement) -> Value {
+    let readable = READABLE.map(Path::new);
+    let files = Files { paths: &readable, access: AccessFs::ReadFile | AccessFs::ReadDir };
+    give_up(level, &[files], daemon::filter().map(|filter| vec![filter]))
+}
+
+/// The same for a holder, which may remove its socket.
+pub(crate) fn confine_holder(level: Confinement, socket: Option<&Path>) -> Value {
+    // What is in its place is removed with it: the directory is what the right is about.
+    let here = |directory: &Path| directory.as_os_str().is_empty();
+    let directory = socket
+        .and_then(Path::parent)
+        .map(|directory| if here(directory) { Path::new(".") } else { directory });
+    let directory: Vec<&Path> = directory.into_iter().collect();
+    let read = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
+    let files = [
+        Files { paths: &[Path::new("/")], access: read },
+        Files { paths: &[Path::new("/dev/null")], access: AccessFs::ReadFile | AccessFs::WriteFile },
+        Files { paths: &directory, access: AccessFs::RemoveFile.into() },
+    ];
+    give_up(level, &files, holder::filters())
+}
+
+fn give_up(level: Confinement, files: &[Files<'_>], filters: Result<Vec<BpfProgram>, String>) -> Value {
     if level == Confinement::Off {
         return json!({ "privileges": false, "files": "off", "calls": false });
     }
     let privileges = set_no_new_privs().is_ok();
     let files = match level {
-        Confinement::All => files().unwrap_or_else(|error| format!("failed: {error}")),
+        Confinement::All => confine_files(files).map_or_else(|error| format!("failed: {error}"), in_words),
         Confinement::Calls | Confinement::Off => "off".to_owned(),
     };
-    let calls =
-        match filter().and_then(|filter| seccompiler::apply_filter(&filter).map_err(|e| e.to_string())) {
-            Ok(()) => true,
-            Err(error) => {
-                crate::log(format_args!("system calls are not restricted: {error}"));
-                false
-            }
-        };
-    json!({ "privileges": privileges, "files": files, "calls": calls })
+    let calls = filters.and_then(|filters| {
+        let mut filters = filters.iter();
+        filters.try_for_each(|filter| seccompiler::apply_filter(filter)).map_err(|error| error.to_string())
+    });
+    if let Err(error) = &calls {
+        crate::log(format_args!("system calls are not restricted: {error}"));
+    }
+    json!({ "privileges": privileges, "files": files, "calls": calls.is_ok() })
 }
 
-/// Nothing can be opened any more, apart from what says how the machine and its processes are.
-fn files() -> Result<String, landlock::RulesetError> {
+fn confine_files(files: &[Files<'_>]) -> Result<RulesetStatus, RulesetError> {
     // What a newer kernel can refuse beyond this is not known here; what an older one cannot is left out.
-    let read = AccessFs::ReadFile | AccessFs::ReadDir;
-    let status = Ruleset::default()
-        .handle_access(AccessFs::from_all(ABI::V5))?
-        .create()?
-        .add_rules(path_beneath_rules(READABLE, read))?
-        .restrict_self()?;
-    Ok(match status.ruleset {
+    let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(ABI::V5))?.create()?;
+    for Files { paths, access } in files {
+        ruleset = ruleset.add_rules(path_beneath_rules(*paths, *access))?;
+    }
+    Ok(ruleset.restrict_self()?.ruleset)
+}
+
+fn in_words(status: RulesetStatus) -> String {
+    match status {
         RulesetStatus::FullyEnforced => "enforced",
         RulesetStatus::PartiallyEnforced => "partly enforced: this kernel's Landlock is older",
         RulesetStatus::NotEnforced => "not enforced: this kernel has no Landlock",
     }
-    .to_owned())
+    .to_owned()
 }
 
-fn filter() -> Result<BpfProgram, String> {
-    let words = |error: seccompiler::BackendError| error.to_string();
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        CALLS.iter().chain(OLDER).map(|&call| (call, Vec::new())).collect();
-    let request = |op, value| {
-        SeccompCondition::new(1, SeccompCmpArgLen::Dword, op, value)
-            .and_then(|condition| SeccompRule::new(vec![condition]))
-    };
-    let types = IOCTL_TYPES.iter().map(|kind| request(SeccompCmpOp::MaskedEq(0xff00), kind << 8));
-    let single = IOCTLS.iter().map(|&number| request(SeccompCmpOp::Eq, number));
-    rules.insert(libc::SYS_ioctl, types.chain(single).collect::<Result<_, _>>().map_err(words)?);
-    rules.insert(libc::SYS_setsockopt, vec![peeking().map_err(words)?]);
-    let arch = std::env::consts::ARCH.try_into().map_err(words)?;
-    let refused = SeccompAction::Errno(libc::EPERM as u32);
-    SeccompFilter::new(rules, refused, SeccompAction::Allow, arch).and_then(TryInto::try_into).map_err(words)
+fn errno(result: io::Result<()>) -> i32 {
+    result.err().and_then(|error| error.raw_os_error()).unwrap_or(0)
 }
 
-/// What is said on a connection stays in its queue until somebody else has it: `SO_PEEK_OFF`.
-fn peeking() -> Result<SeccompRule, seccompiler::BackendError> {
-    let is =
-        |at, value: i32| SeccompCondition::new(at, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value as u64);
-    SeccompRule::new(vec![is(1, libc::SOL_SOCKET)?, is(2, libc::SO_PEEK_OFF)?])
+fn of(result: nix::Result<()>) -> i32 {
+    result.err().map_or(0, |errno| errno as i32)
 }
 
-/// Tries, confined, what a daemon that was taken over by somebody would try; for the tests (`--try-confinement`).
+/// Tries, confined, what a holder and then a daemon that were taken over by somebody would try; for the tests (`--try-confinement`). The
+/// errno of each, or 0.
 pub(crate) fn try_out(level: Confinement) -> Value {
+    let socket = std::env::temp_dir().join(format!("userfaultfd-pagerd-{}.sock", std::process::id()));
+    let listener = std::os::unix::net::UnixListener::bind(&socket);
+    let holder = try_holder(level, &socket);
+    drop(listener);
     let confined = confine(level);
-    let errno =
-        |result: std::io::Result<()>| result.err().and_then(|error| error.raw_os_error()).unwrap_or(0);
     let open = |path: &str| errno(std::fs::File::open(path).map(drop));
-    let made = std::env::temp_dir().join(format!("userfaultfd-pagerd-{}", std::process::id()));
-    json!({
+    let tried = json!({
+        "holder": holder,
         "confined": confined,
         "read": open("/etc/passwd"),
         "fdinfo": open("/proc/self/fdinfo/0"),
         "memory": open("/proc/1/mem"),
-        "write": errno(std::fs::write(made, "")),
+        "write": errno(std::fs::write(socket.with_extension("made"), "")),
         "connect": errno(std::net::UdpSocket::bind("127.0.0.1:0").map(drop)),
-        "listen": errno(std::os::unix::net::UnixDatagram::unbound().map(drop)),
+        "listen": errno(UnixDatagram::unbound().map(drop)),
         "run": errno(std::process::Command::new("/bin/true").status().map(drop)),
+    });
+    // Where it could be made, it can be removed.
+    let _ = std::fs::remove_file(socket.with_extension("made"));
+    let _ = std::fs::remove_file(socket.with_extension("other"));
+    let _ = std::fs::remove_dir(socket.with_extension("dir"));
+    tried
+}
+
+fn try_holder(level: Confinement, socket: &Path) -> Value {
+    let confined = confine_holder(level, Some(socket));
+    let call = |number| {
+        // SAFETY: none of the calls below does anything with these, which no address, process or command is.
+        of(Errno::result(unsafe { libc::syscall(number, -1_i64, -1_i64, -1_i64, -1_i64, -1_i64, -1_i64) })
+            .map(drop))
+    };
+    json!({
+        "confined": confined,
+        "read": errno(std::fs::File::open("/etc/passwd").map(drop)),
+        "write": errno(std::fs::write(socket.with_extension("made"), "")),
+        "append": errno(std::fs::OpenOptions::new().append(true).open("/dev/zero").map(drop)),
+        "make": errno(std::fs::create_dir(socket.with_extension("dir"))),
+        "run": errno(std::process::Command::new("/bin/true").stdin(std::process::Stdio::null()).status().map(drop)),
+        "tell": errno(UnixDatagram::unbound().map(drop)),
+        "connect": errno(std::net::UdpSocket::bind("127.0.0.1:0").map(drop)),
+        "listen": errno(std::os::unix::net::UnixListener::bind(socket.with_extension("other")).map(drop)),
+        "namespace": of(unshare(CloneFlags::CLONE_NEWUTS)),
+        "trace": call(libc::SYS_ptrace),
+        "readMemory": call(libc::SYS_process_vm_readv),
+        "userfaultfd": call(libc::SYS_userfaultfd),
+        "ring": call(libc::SYS_io_uring_setup),
+        "bpf": call(libc::SYS_bpf),
+        "mount": call(libc::SYS_mount),
+        "thread": errno(std::thread::Builder::new().spawn(|| {}).map(drop)),
+        "removeSocket": errno(std::fs::remove_file(socket)),
     })
 }

@@ -27,6 +27,7 @@ use uffd::liveness::{PidFd, started_at};
 
 use crate::args::Options;
 use crate::channel::{Channel, ChannelError, Go, Message};
+use crate::confine::confine_holder;
 use crate::control::LISTENER;
 use crate::kept::Kept;
 use crate::running::Running;
@@ -86,6 +87,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
     let Passed { listener, stored } = Passed::take(options)?;
+    confine_holder(options.confine, options.socket.as_deref());
     let (custody, before) = Custody::restore(Notify::from_environment(), stored);
     if let Some(before) = before {
         end_predecessor(before);

@@ -55,6 +55,8 @@ pub(crate) fn failure(request: &Value, error: &PagerError) -> Value {
     })
 }
 
+// Once for each kind: where they are used they would be put in again and again.
+#[inline(never)]
 pub(crate) fn params<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
     serde_json::from_value(value)
         .map_err(|error| Refusal::Words { code: protocol::INVALID_PARAMS, message: error.to_string() })

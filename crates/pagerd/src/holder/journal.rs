@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use uffd::fd_passing::in_memfd;
 
@@ -18,7 +18,7 @@ const HEAD: &str = "{\"userfaultfd-pagerd\":\"kept\",\"version\":1}\n";
 const LONG: u64 = 1 << 20;
 
 /// Something that has changed.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Entry<'a> {
     /// Kept from now on, in the place of what has had this key; with its descriptors' numbers in the store, where they are there.
@@ -31,6 +31,37 @@ pub(crate) enum Entry<'a> {
     Lingers { key: Cow<'a, str>, value: Cow<'a, Value>, fds: Option<Cow<'a, [u64]>> },
     /// A daemon has been started: its number, and which process it is.
     Daemon { epoch: u64, pid: i32, started: Option<u64> },
+}
+
+impl Entry<'static> {
+    /// `None` where it is not understood.
+    fn read(line: &[u8]) -> Option<Self> {
+        let Value::Object(line) = serde_json::from_slice(line).ok()? else { return None };
+        let (kind, mut said) = line.into_iter().next()?;
+        let key = |said: &Value| said["key"].as_str().map(|key| Cow::Owned(key.to_owned()));
+        let fds = |said: &Value| -> Option<Vec<u64>> {
+            said["fds"].as_array()?.iter().map(Value::as_u64).collect()
+        };
+        Some(match kind.as_str() {
+            "keep" | "lingers" => {
+                let (key, fds) = (key(&said)?, fds(&said).map(Cow::Owned));
+                let value = Cow::Owned(said.get_mut("value")?.take());
+                if kind == "keep" {
+                    Self::Keep { key, value, fds }
+                } else {
+                    Self::Lingers { key, value, fds }
+                }
+            }
+            "stored" => Self::Stored { key: key(&said)?, fds: Cow::Owned(fds(&said)?) },
+            "forget" => Self::Forget { key: key(&said)? },
+            "daemon" => Self::Daemon {
+                epoch: said["epoch"].as_u64()?,
+                pid: said["pid"].as_i64()? as i32,
+                started: said["started"].as_u64(),
+            },
+            _ => return None,
+        })
+    }
 }
 
 /// One of them, by its number: a longer one takes the place of the one before it.
@@ -48,10 +79,10 @@ impl Journal {
     /// # Errors
     ///
     /// No descriptor, or no memory.
-    pub(crate) fn create<'a>(number: u64, entries: impl Iterator<Item = Entry<'a>>) -> io::Result<Self> {
+    pub(crate) fn create(number: u64, entries: &[Entry<'_>]) -> io::Result<Self> {
         let mut text = HEAD.as_bytes().to_vec();
         for entry in entries {
-            push(&mut text, &entry)?;
+            push(&mut text, entry)?;
         }
         let file = File::from(in_memfd(c"uffd-journal", &text)?);
         let len = text.len() as u64;
@@ -73,8 +104,8 @@ impl Journal {
         if lines.next() != Some(HEAD.as_bytes()) {
             return Err("it is of another version".to_owned());
         }
-        let entries = lines.map(serde_json::from_slice).collect::<Result<_, serde_json::Error>>();
-        let entries = entries.map_err(|error| words(&error))?;
+        let entries = lines.map(Entry::read).collect::<Option<_>>();
+        let entries = entries.ok_or("there is a line in it that another version has written")?;
         let len = whole as u64;
         file.set_len(len).map_err(|error| words(&error))?;
         Ok((Self { file, number, len, first: len }, entries))
@@ -138,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read_again_up_to_a_line_that_is_not_whole() {
-        let mut journal = Journal::create(1, std::iter::once(keep("first"))).unwrap();
+        let mut journal = Journal::create(1, &[keep("first")]).unwrap();
         journal.append(&[keep("second"), Entry::Forget { key: "first".into() }]).unwrap();
         let whole = reopened(&journal).unwrap();
         assert_eq!(whole.len(), 3);
@@ -164,7 +195,7 @@ mod tests {
 
     #[test]
     fn one_that_has_become_long_is_to_be_written_anew() {
-        let mut journal = Journal::create(1, std::iter::empty()).unwrap();
+        let mut journal = Journal::create(1, &[]).unwrap();
         let long = "k".repeat(1000);
         let mut written = 0;
         while !journal.is_long() {

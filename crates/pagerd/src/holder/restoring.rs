@@ -22,9 +22,10 @@ use crate::policy;
 /// What a journal says.
 #[derive(Default)]
 struct Said {
-    entries: BTreeMap<u64, Recorded>,
-    /// Where each is, in the order in which they came.
-    places: BTreeMap<String, u64>,
+    /// In the order in which they came; without those that were forgotten.
+    entries: Vec<Option<Recorded>>,
+    /// Where each is.
+    places: BTreeMap<String, usize>,
     daemon: Option<StartedDaemon>,
 }
 
@@ -38,24 +39,21 @@ struct Recorded {
 impl Said {
     fn of(entries: Vec<Entry<'static>>) -> Self {
         let mut said = Self::default();
-        for (at, entry) in (0..).zip(entries) {
-            said.take(at, entry);
-        }
+        entries.into_iter().for_each(|entry| said.take(entry));
         said
     }
 
-    fn take(&mut self, at: u64, entry: Entry<'static>) {
+    fn take(&mut self, entry: Entry<'static>) {
         let (key, value, fds, lingers) = match entry {
             Entry::Keep { key, value, fds } => (key, value, fds, false),
             Entry::Lingers { key, value, fds } => (key, value, fds, true),
             Entry::Stored { key, fds } => {
-                let place = self.places.get(key.as_ref()).and_then(|at| self.entries.get_mut(at));
-                if let Some(place) = place {
+                if let Some(place) = self.place(&key).and_then(Option::as_mut) {
                     place.numbers = Some(fds.into_owned());
                 }
                 return;
             }
-            Entry::Forget { key } => return drop(self.forget(&key)),
+            Entry::Forget { key } => return self.forget(&key),
             Entry::Daemon { epoch, pid, started } => {
                 self.daemon = Some(StartedDaemon { epoch, pid, started });
                 return;
@@ -63,13 +61,19 @@ impl Said {
         };
         self.forget(&key);
         let (key, value) = (key.into_owned(), value.into_owned());
-        self.places.insert(key.clone(), at);
+        self.places.insert(key.clone(), self.entries.len());
         let numbers = fds.map(Cow::into_owned);
-        self.entries.insert(at, Recorded { key, value, numbers, lingers });
+        self.entries.push(Some(Recorded { key, value, numbers, lingers }));
     }
 
-    fn forget(&mut self, key: &str) -> Option<Recorded> {
-        self.places.remove(key).and_then(|at| self.entries.remove(&at))
+    fn place(&mut self, key: &str) -> Option<&mut Option<Recorded>> {
+        self.places.get(key).and_then(|&at| self.entries.get_mut(at))
+    }
+
+    fn forget(&mut self, key: &str) {
+        if let Some(place) = self.place(key) {
+            *place = None;
+        }
     }
 }
 
@@ -81,13 +85,6 @@ struct Broken {
     fds: Vec<Option<OwnedFd>>,
 }
 
-/// All that was found.
-#[derive(Default)]
-struct Found {
-    journals: BTreeMap<u64, OwnedFd>,
-    fds: Vec<(u64, OwnedFd)>,
-}
-
 impl Custody {
     /// Keeps what was stored, and from now on stores what is kept, where there are places (`FDSTORE`). Which daemon there was before.
     pub(crate) fn restore(notify: Notify, stored: Vec<(String, OwnedFd)>) -> (Self, Option<StartedDaemon>) {
@@ -96,23 +93,27 @@ impl Custody {
         if stored.is_empty() && (most == 0 || !custody.notify.is_heard()) {
             return (custody, None);
         }
-        let mut found = Found::default();
+        let (mut journals, mut fds) = (Vec::new(), Vec::new());
         for (name, fd) in stored {
             match (store::journal_of(&name), store::fd_of(&name)) {
-                (Some(number), _) => drop(found.journals.insert(number, fd)),
-                (None, Some(number)) => found.fds.push((number, fd)),
+                (Some(number), _) => journals.push((number, fd)),
+                (None, Some(number)) => fds.push((number, fd)),
                 (None, None) => {}
             }
         }
-        let Found { journals, fds } = found;
-        let next = journals.keys().next_back().copied().unwrap_or(0) + 1;
+        let next = journals.iter().map(|(number, _)| number + 1).max().unwrap_or(1);
         let mut store = Store::new(most, fds);
         let mut read = None;
-        // A later one is whole, and takes the place of the one before it: it was stored when it was written.
-        for (number, fd) in journals.into_iter().rev() {
+        // There may be two: the later one is whole, and takes the place of the one before it.
+        for (number, fd) in journals {
             match Journal::open(number, fd) {
-                Ok(journal) if read.is_none() => read = Some(journal),
-                Ok(_) => custody.notify.tell(removing(&journal_name(number)), None),
+                Ok(journal) => {
+                    let is_later = read.as_ref().is_none_or(|(read, _): &(Journal, _)| read.number < number);
+                    let before = if is_later { read.replace(journal) } else { Some(journal) };
+                    if let Some((before, _)) = before {
+                        custody.notify.tell(removing(&journal_name(before.number)), None);
+                    }
+                }
                 Err(why) => {
                     crate::log(format_args!(
                         "{} in the service manager's store is not understood: what it speaks of stays there. {why}",
@@ -144,7 +145,7 @@ impl Custody {
             crate::log(format_args!("nothing says what is in the service manager's store: it stays there"));
             store.leave_unused(true);
         }
-        let journal = Journal::create(number, std::iter::empty())?;
+        let journal = Journal::create(number, &[])?;
         self.notify.tell(storing(&journal_name(number)), Some(journal.as_fd()));
         Ok(journal)
     }
@@ -152,12 +153,12 @@ impl Custody {
     fn take_back(&mut self, mut store: Store, journal: Journal, said: Said) {
         let mut places = BTreeMap::new();
         let mut broken = Vec::new();
-        for Recorded { key, value, numbers, lingers } in said.entries.into_values() {
+        for Recorded { key, value, numbers, lingers } in said.entries.into_iter().flatten() {
             let stored = numbers.clone().unwrap_or_default();
             store.use_all(&stored);
             let fds: Vec<Option<OwnedFd>> = stored.iter().map(|&number| store.get(number)).collect();
             let is_whole = numbers.is_some() && fds.iter().all(Option::is_some);
-            places.insert(key.clone(), Place { numbers, lingers });
+            places.insert(key.clone(), Place { numbers, lingers, seen: 0 });
             if !is_whole {
                 broken.push((Broken { key, value, fds }, lingers));
                 continue;

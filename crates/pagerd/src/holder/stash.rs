@@ -4,7 +4,7 @@
 //! The journal is ahead of the descriptors: what is in the store and in no entry is nobody's.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
 use super::journal::{Entry, Journal};
@@ -24,6 +24,8 @@ pub(crate) struct Place {
     /// Of its descriptors in the store; `None` where they have no place there.
     pub(crate) numbers: Option<Vec<u64>>,
     pub(crate) lingers: bool,
+    /// In the how manyth comparison it was there.
+    pub(crate) seen: u64,
 }
 
 /// Which daemon there is.
@@ -46,8 +48,9 @@ pub(crate) struct Stash {
     store: Store,
     journal: Journal,
     places: BTreeMap<String, Place>,
-    /// What would be lost with this process.
-    out: BTreeSet<String>,
+    /// How many of them have no place, and would be lost with this process.
+    out: usize,
+    comparisons: u64,
     daemon: Option<StartedDaemon>,
     /// The journal does not say what is so.
     behind: bool,
@@ -56,9 +59,8 @@ pub(crate) struct Stash {
 impl Stash {
     /// Goes on with what is there.
     pub(crate) fn new(store: Store, journal: Journal, places: BTreeMap<String, Place>) -> Self {
-        let missing = |(key, place): (&String, &Place)| place.numbers.is_none().then(|| key.clone());
-        let out = places.iter().filter_map(missing).collect();
-        Self { store, journal, places, out, daemon: None, behind: false }
+        let out = places.values().filter(|place| place.numbers.is_none()).count();
+        Self { store, journal, places, out, comparisons: 0, daemon: None, behind: false }
     }
 
     /// Makes these changes, as one.
@@ -68,31 +70,19 @@ impl Stash {
             match *change {
                 Change::Keep(kept) => {
                     let numbers = self.admit(kept, &mut new);
-                    let place = Place { numbers: numbers.clone(), lingers: false };
-                    let before = self.places.insert(kept.key.clone(), place);
-                    released.extend(before.and_then(|place| place.numbers).unwrap_or_default());
-                    entries.push(Entry::Keep {
-                        key: Cow::Borrowed(&kept.key),
-                        value: Cow::Borrowed(&kept.value),
-                        fds: numbers.map(Cow::Owned),
-                    });
+                    // After that, so that what both have in common stays.
+                    released.extend(self.leave(&kept.key).unwrap_or_default());
+                    entries.push(self.enter(kept, numbers, false));
                 }
                 Change::Lingers(kept) => {
-                    let before = self.places.remove(&kept.key).and_then(|place| place.numbers);
-                    let numbers = before.or_else(|| self.admit(kept, &mut new));
-                    let place = Place { numbers: numbers.clone(), lingers: true };
-                    self.places.insert(kept.key.clone(), place);
-                    entries.push(Entry::Lingers {
-                        key: Cow::Borrowed(&kept.key),
-                        value: Cow::Borrowed(&kept.value),
-                        fds: numbers.map(Cow::Owned),
-                    });
+                    let numbers = self.leave(&kept.key).or_else(|| self.admit(kept, &mut new));
+                    entries.push(self.enter(kept, numbers, true));
                 }
                 Change::Forget(key) => {
-                    let Some(place) = self.places.remove(key) else { continue };
-                    self.out.remove(key);
-                    released.extend(place.numbers.unwrap_or_default());
-                    entries.push(Entry::Forget { key: Cow::Borrowed(key) });
+                    if self.places.contains_key(key) {
+                        released.extend(self.leave(key).unwrap_or_default());
+                        entries.push(Entry::Forget { key: Cow::Borrowed(key) });
+                    }
                 }
             }
         }
@@ -101,11 +91,24 @@ impl Stash {
         self.store.release(&released, notify);
     }
 
+    fn enter<'a>(&mut self, kept: &'a Kept, numbers: Option<Vec<u64>>, lingers: bool) -> Entry<'a> {
+        self.out += usize::from(numbers.is_none());
+        let entry = entry(kept, numbers.clone().map(Cow::Owned), lingers);
+        self.places.insert(kept.key.clone(), Place { numbers, lingers, seen: self.comparisons });
+        entry
+    }
+
+    /// What its numbers were.
+    fn leave(&mut self, key: &str) -> Option<Vec<u64>> {
+        let place = self.places.remove(key)?;
+        self.out -= usize::from(place.numbers.is_none());
+        place.numbers
+    }
+
     fn admit(&mut self, kept: &Kept, new: &mut Vec<u64>) -> Option<Vec<u64>> {
         let why = match self.store.admit(&kept.fds) {
             Ok((numbers, its)) => {
                 new.extend(its);
-                self.out.remove(&kept.key);
                 return Some(numbers);
             }
             Err(NotStored::Full) => format!(
@@ -114,13 +117,12 @@ impl Stash {
             ),
             Err(NotStored::Failed(error)) => error.to_string(),
         };
-        if self.out.is_empty() {
+        if self.out == 0 {
             crate::log(format_args!(
                 "{} would be lost with this process, and what comes after it: {why}",
                 kept.key
             ));
         }
-        self.out.insert(kept.key.clone());
         None
     }
 
@@ -142,21 +144,27 @@ impl Stash {
 
     /// Makes the changes that lie between what is here and what is kept.
     pub(crate) fn compare(&mut self, kept: &[Kept], lingering: &[Kept], notify: &mut Notify) {
-        let is_there: BTreeSet<&str> = kept.iter().chain(lingering).map(|kept| kept.key.as_str()).collect();
-        let lingers = |kept: &Kept| self.places.get(&kept.key).is_some_and(|place| place.lingers);
-        let gone: Vec<String> =
-            self.places.keys().filter(|key| !is_there.contains(key.as_str())).cloned().collect();
-        let new = kept.iter().filter(|kept| !self.places.contains_key(&kept.key)).map(Change::Keep);
-        let over = lingering.iter().filter(|kept| !lingers(kept)).map(Change::Lingers);
-        let gone = gone.iter().map(|key| Change::Forget(key));
-        let changes: Vec<Change<'_>> = new.chain(over).chain(gone).collect();
+        self.comparisons += 1;
+        let mut changes = Vec::new();
+        for (kept, lingers) in both(kept, lingering) {
+            match self.places.get_mut(&kept.key) {
+                Some(place) if place.lingers == lingers => place.seen = self.comparisons,
+                _ if lingers => changes.push(Change::Lingers(kept)),
+                _ => changes.push(Change::Keep(kept)),
+            }
+        }
         self.change(&changes, notify);
+        let seen = self.comparisons;
+        let gone = self.places.iter().filter(|(_, place)| place.seen != seen).map(|(key, _)| key.clone());
+        for key in gone.collect::<Vec<_>>() {
+            self.change(&[Change::Forget(&key)], notify);
+        }
     }
 
     /// Stores what had no place before, where it has now, and writes the journal anew where it has become long.
     pub(crate) fn settle(&mut self, kept: &[Kept], lingering: &[Kept], notify: &mut Notify) {
-        if !self.out.is_empty() && self.store.has_room() {
-            for kept in kept.iter().chain(lingering) {
+        if self.out > 0 && self.store.has_room() {
+            for (kept, _) in both(kept, lingering) {
                 self.store_now(kept, notify);
             }
         }
@@ -167,7 +175,7 @@ impl Stash {
     }
 
     fn store_now(&mut self, kept: &Kept, notify: &mut Notify) {
-        if !self.out.contains(&kept.key) {
+        if self.places.get(&kept.key).is_none_or(|place| place.numbers.is_some()) {
             return;
         }
         let mut new = Vec::new();
@@ -176,27 +184,18 @@ impl Stash {
         self.store.send(&new, notify);
         if let Some(place) = self.places.get_mut(&kept.key) {
             place.numbers = Some(numbers);
+            self.out -= 1;
         }
     }
 
     fn write_anew(&mut self, kept: &[Kept], lingering: &[Kept], notify: &mut Notify) {
-        let numbers = |key: &str| {
-            let numbers = self.places.get(key).and_then(|place| place.numbers.as_deref());
-            numbers.map(Cow::Borrowed)
-        };
-        let kept = kept.iter().map(|Kept { key, value, .. }| Entry::Keep {
-            key: Cow::Borrowed(key),
-            value: Cow::Borrowed(value),
-            fds: numbers(key),
-        });
-        let lingering = lingering.iter().map(|Kept { key, value, .. }| Entry::Lingers {
-            key: Cow::Borrowed(key),
-            value: Cow::Borrowed(value),
-            fds: numbers(key),
-        });
-        let daemon = self.daemon.map(StartedDaemon::entry);
-        let entries = daemon.into_iter().chain(kept).chain(lingering);
-        let Ok(journal) = Journal::create(self.journal.number + 1, entries) else { return };
+        let mut entries: Vec<Entry<'_>> = Vec::new();
+        entries.extend(self.daemon.map(StartedDaemon::entry));
+        for (kept, lingers) in both(kept, lingering) {
+            let numbers = self.places.get(&kept.key).and_then(|place| place.numbers.as_deref());
+            entries.push(entry(kept, numbers.map(Cow::Borrowed), lingers));
+        }
+        let Ok(journal) = Journal::create(self.journal.number + 1, &entries) else { return };
         if !notify.tell_now(&storing(&journal_name(journal.number)), journal.as_fd()) {
             return;
         }
@@ -213,4 +212,14 @@ impl Stash {
             self.store.release(&place.numbers.unwrap_or_default(), notify);
         }
     }
+}
+
+/// Each, and whether it lingers.
+fn both<'a>(kept: &'a [Kept], lingering: &'a [Kept]) -> impl Iterator<Item = (&'a Kept, bool)> {
+    kept.iter().map(|kept| (kept, false)).chain(lingering.iter().map(|kept| (kept, true)))
+}
+
+fn entry<'a>(kept: &'a Kept, fds: Option<Cow<'a, [u64]>>, lingers: bool) -> Entry<'a> {
+    let (key, value) = (Cow::Borrowed(kept.key.as_str()), Cow::Borrowed(&kept.value));
+    if lingers { Entry::Lingers { key, value, fds } } else { Entry::Keep { key, value, fds } }
 }

@@ -44,6 +44,8 @@ pub(crate) enum Message {
     Go(Go),
     /// The daemon answers clients.
     Serving,
+    /// The daemon's loop turns.
+    Alive,
     /// End in order.
     Stop,
     /// The daemon ends in order: nothing of it is to be restarted.
@@ -63,6 +65,9 @@ pub(crate) struct Go {
     /// What the holder keeps outlives it: in the service manager's store.
     #[serde(default)]
     pub(crate) stored: bool,
+    /// How often it is to say that it is alive, in milliseconds; where it is to.
+    #[serde(default)]
+    pub(crate) alive_every: Option<u64>,
 }
 
 /// One end.

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -38,6 +38,7 @@ pub(crate) struct Control {
     go: Go,
     told_lost: bool,
     heir: Option<Heir>,
+    alive_at: Instant,
     heirs: usize,
     /// What was given up.
     pub(crate) confined: Value,
@@ -87,6 +88,7 @@ impl Control {
                 go,
                 told_lost: false,
                 heir: None,
+                alive_at: Instant::now(),
                 heirs: 0,
                 confined,
                 serving_since: None,
@@ -134,6 +136,19 @@ impl Control {
                 FromHolder::Lost
             }
         }
+    }
+
+    /// Says to a holder that wants to hear it that this process's loop turns; how long until it is to be said again.
+    pub(crate) fn say_alive(&mut self) -> Option<Duration> {
+        let every = self.go.alive_every.filter(|_| !self.line.is_lost()).map(Duration::from_millis)?;
+        let left = self.alive_at.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            // One that takes nothing is no better off for it.
+            let _ = self.line.say(&Message::Alive, &[]);
+            self.alive_at = Instant::now() + every;
+            return Some(every);
+        }
+        Some(left)
     }
 
     /// Whether the holder is gone, and another will be started that finds everything.

@@ -129,7 +129,8 @@ impl Daemon {
     /// Serves until it is told to stop.
     pub(crate) fn run(&mut self) -> Result<(), Errno> {
         loop {
-            let ready = self.wait()?;
+            let alive = self.control.say_alive();
+            let ready = self.wait(alive)?;
             if ready.told {
                 for event in self.outbox.take() {
                     self.take(event);
@@ -177,7 +178,7 @@ impl Daemon {
         self.tell_all(&json!({ "jsonrpc": "2.0", "method": "holder", "params": { "lost": true } }));
     }
 
-    fn wait(&self) -> Result<Ready, Errno> {
+    fn wait(&self, alive: Option<Duration>) -> Result<Ready, Errno> {
         let (holder, stop) = (self.control.holder(), self.control.stop());
         let mut fds = vec![PollFd::new(self.outbox.as_fd(), PollFlags::POLLIN)];
         fds.push(PollFd::new(stop, PollFlags::POLLIN));
@@ -190,11 +191,12 @@ impl Daemon {
             let write = if client.has_output() { PollFlags::POLLOUT } else { PollFlags::empty() };
             push(&mut fds, client.as_fd(), PollFlags::POLLIN | write);
         }
-        let timeout = if self.clients.is_empty() && self.stopping.is_none() && self.awaited.is_empty() {
-            PollTimeout::NONE
-        } else {
-            PollTimeout::from(STATS_INTERVAL.as_millis() as u8)
-        };
+        let idle = self.clients.is_empty() && self.stopping.is_none() && self.awaited.is_empty();
+        let soonest = [alive, (!idle).then_some(STATS_INTERVAL)].into_iter().flatten().min();
+        // Rounded up: poll(2) counts in milliseconds.
+        let rounded =
+            |first: Duration| PollTimeout::try_from(first.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+        let timeout = soonest.map_or(PollTimeout::NONE, rounded);
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),

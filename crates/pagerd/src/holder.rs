@@ -10,6 +10,7 @@ mod open_file;
 mod restoring;
 mod stash;
 mod store;
+mod watchdog;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -40,6 +41,7 @@ use listening::Passed;
 use notify::Notify;
 pub(crate) use open_file::same_open_file;
 use stash::StartedDaemon;
+use watchdog::Watchdog;
 
 /// Starts within this time are counted.
 const STORM: Duration = Duration::from_secs(10);
@@ -62,6 +64,7 @@ struct Holder {
     listener: Listener,
     go: Go,
     custody: Custody,
+    watchdog: Option<Watchdog>,
     /// In the place of this very executable.
     executable: Option<String>,
     starts: VecDeque<Instant>,
@@ -92,6 +95,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
     if let Some(before) = before {
         end_predecessor(before);
     }
+    let watchdog = Watchdog::from_environment();
     let mut holder = Holder {
         listener,
         go: Go {
@@ -101,8 +105,10 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
             allow: options.allow.clone(),
             confine: options.confine,
             stored: custody.is_stored(),
+            alive_every: watchdog.as_ref().map(|watchdog| watchdog.interval().as_millis() as u64),
         },
         custody,
+        watchdog,
         executable: None,
         starts: VecDeque::new(),
         spare: None,
@@ -250,7 +256,14 @@ impl Holder {
                 // A millisecond is what poll(2) counts in.
                 STARTING.saturating_sub(running.since.elapsed()).max(Duration::from_millis(1))
             });
-            match poll(&mut fds, until([starting, self.custody.notified().again()])) {
+            match poll(
+                &mut fds,
+                until([
+                    starting,
+                    self.custody.notified().again(),
+                    self.watchdog.as_ref().map(Watchdog::left),
+                ]),
+            ) {
                 Ok(0) if !running.serving && running.since.elapsed() >= STARTING => {
                     running.process.send_signal(libc::SIGKILL).unwrap_or_default();
                 }
@@ -277,6 +290,10 @@ impl Holder {
             // What it said before its end counts.
             if open && ready.get(2) == Some(&true) {
                 open = self.hear(running) != Heard::End;
+            }
+            let heard = ready.get(2) != Some(&true);
+            if self.watchdog.as_mut().is_some_and(|watchdog| watchdog.look(running, heard)) {
+                self.custody.notify().tell("WATCHDOG=1".to_owned(), None);
             }
             if ready.first() == Some(&true) {
                 self.hear_the_last(running);

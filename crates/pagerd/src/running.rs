@@ -32,6 +32,8 @@ pub(crate) struct Running {
     /// It has said that it ends in order.
     pub(crate) stopping: bool,
     pub(crate) upgrading: bool,
+    /// When it has last said that it is alive, if it ever has.
+    pub(crate) alive_at: Option<Instant>,
     /// Who hands on what its table has.
     pub(crate) heir: Option<PidFd>,
 }
@@ -80,6 +82,7 @@ impl Running {
             serving: false,
             stopping: false,
             upgrading: false,
+            alive_at: None,
             heir: None,
         })
     }

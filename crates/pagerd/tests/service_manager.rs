@@ -8,14 +8,14 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use support::client::Client;
-use support::service::Service;
+use support::service::{Service, is_alive};
 use support::{DEADLINE, Manager, Notify};
 
 fn environment_of(pid: i64) -> String {
@@ -70,6 +70,41 @@ fn a_daemon_that_is_replaced_is_no_matter_of_the_manager() {
     manager.notified.hears_nothing();
     service.signal(Signal::SIGTERM);
     assert_eq!(manager.notified.hears(), ("STOPPING=1".to_owned(), service.pid()));
+}
+
+#[test]
+fn a_daemon_that_hangs_is_replaced_and_the_manager_hears_of_a_service_that_is_well() {
+    let mut manager = Manager::new(Notify::Path);
+    const PATIENCE: Duration = Duration::from_secs(2);
+    manager.environment.push(("WATCHDOG_USEC".to_owned(), PATIENCE.as_micros().to_string()));
+    let service = manager.start();
+    let well = ("WATCHDOG=1".to_owned(), service.pid());
+    let first = Client::connect(&manager.path()).hello()["pid"].as_i64().unwrap() as i32;
+    let mut last = Instant::now();
+    let mut longest = Duration::ZERO;
+    let mut hears = || loop {
+        let told = manager.notified.hears();
+        if told == well {
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+            return;
+        }
+        assert_eq!(told.0, "READY=1");
+    };
+    (0..8).for_each(|_| hears());
+    assert!(is_alive(first), "one that is idle is well");
+
+    kill(Pid::from_raw(first), Signal::SIGSTOP).unwrap();
+
+    let stopped = Instant::now();
+    while is_alive(first) {
+        assert!(stopped.elapsed() < DEADLINE, "it is not replaced");
+        hears();
+    }
+    service.says("has not been heard of for");
+    (0..4).for_each(|_| hears());
+    assert!(longest < PATIENCE, "{longest:?}");
+    assert_ne!(Client::connect(&manager.path()).hello()["pid"], first);
 }
 
 #[test]

@@ -79,6 +79,7 @@ impl Holder {
                 self.ready(running);
                 self.keep_spare();
             }
+            Message::Alive => running.alive_at = Some(Instant::now()),
             Message::Upgrade { executable } => {
                 self.executable = Some(executable);
                 self.spare = None;

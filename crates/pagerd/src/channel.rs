@@ -68,6 +68,9 @@ pub(crate) struct Go {
     /// How often it is to say that it is alive, in milliseconds; where it is to.
     #[serde(default)]
     pub(crate) alive_every: Option<u64>,
+    /// For how long it stays without a holder and with nothing to do, in milliseconds; where it is not said, a minute.
+    #[serde(default)]
+    pub(crate) lonely_for: Option<u64>,
 }
 
 /// One end.

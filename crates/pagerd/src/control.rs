@@ -26,6 +26,9 @@ use crate::signals::Signals;
 /// The listening socket's key among what is kept.
 pub(crate) const LISTENER: &str = "listener";
 
+/// Somebody may be about to connect to a daemon that nobody would start again.
+const LONELY: Duration = Duration::from_secs(60);
+
 /// Heirs of one daemon; whatever ends them would end others, too.
 const MOST_HEIRS: usize = 32;
 
@@ -149,6 +152,11 @@ impl Control {
             return Some(every);
         }
         Some(left)
+    }
+
+    /// For how long this process stays once its holder is gone and there is nothing to do.
+    pub(crate) fn lonely_for(&self) -> Duration {
+        self.go.lonely_for.map_or(LONELY, Duration::from_millis)
     }
 
     /// Whether the holder is gone, and another will be started that finds everything.

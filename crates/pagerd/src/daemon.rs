@@ -73,6 +73,8 @@ pub(crate) struct Daemon {
     pub(crate) unasked: Vec<(String, Value)>,
     pub(crate) feeds: Feeds,
     pub(crate) recordings: Recordings,
+    /// Since when its holder is gone and there is nothing to do.
+    lonely_since: Option<Instant>,
     pub(crate) plans: Plans,
     last: u64,
     stats_at: Instant,
@@ -113,6 +115,7 @@ impl Daemon {
             unasked: Vec::new(),
             feeds,
             recordings: Recordings::default(),
+            lonely_since: None,
             plans: Plans::default(),
             last: 0,
             stats_at: Instant::now(),
@@ -129,8 +132,13 @@ impl Daemon {
     /// Serves until it is told to stop.
     pub(crate) fn run(&mut self) -> Result<(), Errno> {
         loop {
+            let lonely = self.lonely();
+            if lonely == Some(Duration::ZERO) {
+                crate::log(format_args!("nobody needs this daemon any more, whose holder is gone: it ends"));
+                return Ok(());
+            }
             let alive = self.control.say_alive();
-            let ready = self.wait(alive)?;
+            let ready = self.wait([alive, lonely].into_iter().flatten().min())?;
             if ready.told {
                 for event in self.outbox.take() {
                     self.take(event);
@@ -172,13 +180,25 @@ impl Daemon {
         }
     }
 
+    /// How long it is to stay, where its holder is gone and there is nothing to do.
+    fn lonely(&mut self) -> Option<Duration> {
+        let idle = self.sessions.alive.is_empty() && self.servers.is_empty() && self.clients.is_empty();
+        if !idle || !self.control.line.is_lost() {
+            self.lonely_since = None;
+            return None;
+        }
+        let since = *self.lonely_since.get_or_insert_with(Instant::now);
+        Some(self.control.lonely_for().saturating_sub(since.elapsed()))
+    }
+
     /// Nobody would take over from this daemon any more; what it serves goes on.
     fn holder_lost(&mut self) {
         crate::log(format_args!("the holder is gone: nothing replaces this daemon when it dies"));
         self.tell_all(&json!({ "jsonrpc": "2.0", "method": "holder", "params": { "lost": true } }));
     }
 
-    fn wait(&self, alive: Option<Duration>) -> Result<Ready, Errno> {
+    /// Waits, at most for so long.
+    fn wait(&self, most: Option<Duration>) -> Result<Ready, Errno> {
         let (holder, stop) = (self.control.holder(), self.control.stop());
         let mut fds = vec![PollFd::new(self.outbox.as_fd(), PollFlags::POLLIN)];
         fds.push(PollFd::new(stop, PollFlags::POLLIN));
@@ -192,7 +212,7 @@ impl Daemon {
             push(&mut fds, client.as_fd(), PollFlags::POLLIN | write);
         }
         let idle = self.clients.is_empty() && self.stopping.is_none() && self.awaited.is_empty();
-        let soonest = [alive, (!idle).then_some(STATS_INTERVAL)].into_iter().flatten().min();
+        let soonest = [most, (!idle).then_some(STATS_INTERVAL)].into_iter().flatten().min();
         // Rounded up: poll(2) counts in milliseconds.
         let rounded =
             |first: Duration| PollTimeout::try_from(first.as_millis() + 1).unwrap_or(PollTimeout::MAX);

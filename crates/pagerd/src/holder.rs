@@ -105,6 +105,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
             allow: options.allow.clone(),
             confine: options.confine,
             stored: custody.is_stored(),
+            lonely_for: None,
             alive_every: watchdog.as_ref().map(|watchdog| watchdog.interval().as_millis() as u64),
         },
         custody,

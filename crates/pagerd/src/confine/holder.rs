@@ -8,6 +8,11 @@ use seccompiler::{
     SeccompRule, sock_filter,
 };
 
+/// `kexec_file_load`, for which musl's `libc` has no name on arm64.
+const KEXEC_FILE_LOAD: i64 = if cfg!(target_arch = "x86_64") { 320 } else { 294 };
+#[cfg(target_arch = "x86_64")]
+const _: () = assert!(KEXEC_FILE_LOAD == libc::SYS_kexec_file_load);
+
 /// EPERM.
 const REFUSED: &[i64] = &[
     // Other processes, and their memory.
@@ -59,7 +64,7 @@ const REFUSED: &[i64] = &[
     libc::SYS_finit_module,
     libc::SYS_delete_module,
     libc::SYS_kexec_load,
-    libc::SYS_kexec_file_load,
+    KEXEC_FILE_LOAD,
     libc::SYS_reboot,
     libc::SYS_swapon,
     libc::SYS_swapoff,

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use uffd::errno_of;
 use uffd::liveness::PidFd;
 use uffd::pagemap::Pagemap;
 
@@ -56,7 +57,7 @@ impl Session {
             None if self.own => PidFd::open(std::process::id() as i32).map_err(std::io::Error::other),
             None => return Err(unsupported("the memory of a process without a pidfd")),
         };
-        let of_io = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EMFILE));
+        let of_io = |error: std::io::Error| errno_of(&error);
         let process = process.map_err(of_io).map_err(denied("pidfd"))?;
         process.check_collapse().map_err(denied("process_madvise(MADV_COLLAPSE)"))?;
         let pagemap = Pagemap::of_process(&process)

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use uffd::errno_of;
 use uffd::pagemap::{Categories, PageEntry, Pagemap, PagemapError, ScanOptions};
 use uffd::{AnonymousOptions, Mapping, Modes, MoveOptions, Pages, UffdError};
 
@@ -97,14 +98,10 @@ impl Session {
                 let pagemap = Pagemap::of_process(process).map_err(|error| {
                     denied("open of /proc/PID/pagemap", tracing)(Errno::from_raw(error.errno()))
                 })?;
-                let stopped = process
-                    .try_clone()
-                    .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EMFILE)))
-                    .and_then(Stopped::begin)
-                    .map_err(denied(
-                        "SIGSTOP",
-                        "the right to signal the process: the same user, or CAP_KILL",
-                    ))?;
+                let stopped =
+                    process.try_clone().map_err(|error| errno_of(&error)).and_then(Stopped::begin).map_err(
+                        denied("SIGSTOP", "the right to signal the process: the same user, or CAP_KILL"),
+                    )?;
                 Way::Stopped(stopped, pagemap)
             }
             _ if own => Way::Moved(Pagemap::of_self().map_err(of_pagemap)?),

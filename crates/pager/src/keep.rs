@@ -41,6 +41,7 @@ use crate::supervise::{Peer, Supervised};
 use crate::taking_over::TakingOver;
 use crate::trace::WorkingSet;
 use crate::tracking::Tracking;
+use uffd::errno_of;
 
 /// What never changes about a session, as plain data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -339,8 +340,7 @@ fn adopt(descriptors: KeptDescriptors<'_>) -> Result<Userfaultfd, PagerError> {
 }
 
 fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, PagerError> {
-    fd.as_fd().try_clone_to_owned().map_err(|error| PagerError::System {
-        syscall: "fcntl",
-        errno: nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EMFILE)),
-    })
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| PagerError::System { syscall: "fcntl", errno: errno_of(&error) })
 }

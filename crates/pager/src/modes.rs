@@ -5,9 +5,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::unistd::{Whence, lseek};
+use uffd::errno_of;
 use uffd::{Features, Mapping, UffdError, Userfaultfd};
 
 use crate::address_map::{AddressMap, Region};
@@ -74,10 +74,9 @@ impl MinorMemory {
         if mapping.page_size() != uffd::page_size() {
             return refused("huge pages");
         }
-        let memfd = memfd.try_clone_to_owned().map_err(|error| PagerError::System {
-            syscall: "fcntl",
-            errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EMFILE)),
-        })?;
+        let memfd = memfd
+            .try_clone_to_owned()
+            .map_err(|error| PagerError::System { syscall: "fcntl", errno: errno_of(&error) })?;
         Ok(Self { memfd, offsets: vec![0] })
     }
 }
@@ -190,7 +189,7 @@ impl Minor {
             let count = usize::try_from(map.bytes(pages)).unwrap_or(usize::MAX).min(bytes.len());
             let (piece, rest) = bytes.split_at(count);
             self.memfd.write_all_at(piece, offset).map_err(|error| {
-                let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+                let errno = errno_of(&error);
                 PagerError::System { syscall: "pwrite", errno }
             })?;
             page += pages;

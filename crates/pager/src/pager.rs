@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use uffd::Userfaultfd;
+use uffd::errno_of;
 use uffd::liveness::PidFd;
 
 use crate::address_map::{AddressMap, Region};
@@ -274,10 +275,7 @@ impl Pager {
                     event_loop.run();
                 }
             })
-            .map_err(|error| PagerError::System {
-                syscall: "clone",
-                errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)),
-            })?;
+            .map_err(|error| PagerError::System { syscall: "clone", errno: errno_of(&error) })?;
         let pager = Self { mailbox, thread: Some(thread), left: Mutex::default() };
         answer.recv().unwrap_or(Err(Errno::ECHILD)).map_err(failed("sched_setaffinity"))?;
         Ok(pager)

@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::unistd::Uid;
 use uffd::Userfaultfd;
+use uffd::errno_of;
 use uffd::fd_passing::{self, Credentials, FdPassingError};
 
 use crate::error::PagerError;
@@ -206,10 +206,8 @@ impl Pending {
     ///
     /// [`PagerError::System`] where the kernel, or a filter of system calls, does not have that.
     pub(crate) fn peek(&mut self) -> Result<(), PagerError> {
-        fd_passing::peek_from_start(self.socket.as_fd()).map_err(|error| PagerError::System {
-            syscall: "setsockopt",
-            errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::ENOPROTOOPT)),
-        })?;
+        fd_passing::peek_from_start(self.socket.as_fd())
+            .map_err(|error| PagerError::System { syscall: "setsockopt", errno: errno_of(&error) })?;
         self.peeks = true;
         Ok(())
     }

@@ -19,6 +19,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Uid, fchownat};
+use uffd::errno_of;
 
 use crate::error::PagerError;
 
@@ -238,10 +239,6 @@ fn clear_stale(path: &Path) -> Result<(), PagerError> {
         }
         _ => Err(in_use("another server is listening there; close it or choose another path")),
     }
-}
-
-fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
 #[cfg(test)]

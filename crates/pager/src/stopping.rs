@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use uffd::errno_of;
 use uffd::liveness::PidFd;
 
 use crate::error::PagerError;
@@ -72,8 +73,4 @@ fn has_stopped(pid: i32) -> bool {
             Err(error) => matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
         }
     })
-}
-
-fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }

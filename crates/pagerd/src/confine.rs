@@ -4,6 +4,7 @@
 mod daemon;
 mod holder;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -15,7 +16,7 @@ use landlock::{
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_no_new_privs;
-use seccompiler::BpfProgram;
+use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompFilter, SeccompRule};
 use serde_json::{Value, json};
 
 use crate::args::Confinement;
@@ -70,6 +71,20 @@ fn give_up(level: Confinement, files: &[Files<'_>], filters: Result<Vec<BpfProgr
         crate::log(format_args!("system calls are not restricted: {error}"));
     }
     json!({ "privileges": privileges, "files": files, "calls": calls.is_ok() })
+}
+
+/// A filter by which calls that a rule matches have one outcome, and all others another.
+fn compiled(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    others: SeccompAction,
+    these: SeccompAction,
+) -> Result<BpfProgram, String> {
+    let arch = std::env::consts::ARCH.try_into().map_err(in_text)?;
+    SeccompFilter::new(rules, others, these, arch).and_then(TryInto::try_into).map_err(in_text)
+}
+
+fn in_text(error: BackendError) -> String {
+    error.to_string()
 }
 
 fn confine_files(files: &[Files<'_>]) -> Result<RulesetStatus, RulesetError> {

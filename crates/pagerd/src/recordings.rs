@@ -120,6 +120,10 @@ impl Recordings {
         self.finished.iter().find(|finished| finished.value.session == session)
     }
 
+    fn find_mut(&mut self, session: u64) -> Option<&mut Finished> {
+        self.finished.iter_mut().find(|finished| finished.value.session == session)
+    }
+
     fn remove(&mut self, session: u64) -> Option<Finished> {
         let at = self.finished.iter().position(|finished| finished.value.session == session)?;
         self.finished.remove(at)
@@ -215,9 +219,7 @@ impl Daemon {
             Some(owner) => self.clients.get(&owner).is_some_and(brings),
             None => !attended && self.clients.values().any(brings),
         };
-        if let Some(finished) =
-            self.recordings.finished.iter_mut().find(|finished| finished.value.session == session)
-        {
+        if let Some(finished) = self.recordings.find_mut(session) {
             finished.awaited = awaited;
         }
         self.tell_all(&json!({ "jsonrpc": "2.0", "method": "recorded", "params": params }));
@@ -232,14 +234,11 @@ impl Daemon {
     /// The counters of a session, as clients are told.
     pub(crate) fn stats_of(&self, info: &SessionInfo) -> Value {
         let mut stats = wire::stats(info);
-        let recording = &mut stats["recording"];
-        if recording["state"] == "recording" && self.recordings.written.contains(&info.id) {
-            recording["state"] = "written".into();
-        }
-        if recording.is_null()
-            && let Some(stats) = stats.as_object_mut()
+        if let Some(recording) = stats.get_mut("recording")
+            && recording["state"] == "recording"
+            && self.recordings.written.contains(&info.id)
         {
-            stats.remove("recording");
+            recording["state"] = "written".into();
         }
         stats
     }
@@ -282,9 +281,7 @@ impl Daemon {
                 self.control.line.forget(recording_key(session));
                 remember(&mut self.recordings.written, session);
             }
-        } else if let Some(finished) =
-            self.recordings.finished.iter_mut().find(|finished| finished.value.session == session)
-        {
+        } else if let Some(finished) = self.recordings.find_mut(session) {
             finished.awaited = false;
         }
         done()

@@ -6,6 +6,8 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use pager::{FailurePolicy, KeptConnection, LeftBehind, PagerError, Successor};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::channel::Message;
 use crate::daemon::Daemon;
@@ -45,25 +47,15 @@ impl Daemon {
         let connections = take(&mut kept, CONNECTION);
         for Kept { key, value, fds } in kept.into_iter().chain(connections) {
             let taken = if key.starts_with(SOURCE) {
-                serde_json::from_value(value)
-                    .map_err(unreadable)
-                    .and_then(|value| self.resume_source(value, fds))
+                read(value).and_then(|value| self.resume_source(value, fds))
             } else if key.starts_with(SERVER) {
-                serde_json::from_value(value)
-                    .map_err(unreadable)
-                    .and_then(|value| self.resume_server(value, fds))
+                read(value).and_then(|value| self.resume_server(value, fds))
             } else if key.starts_with(SESSION) {
-                serde_json::from_value(value)
-                    .map_err(unreadable)
-                    .map(|value| self.resume_session(&value, &fds))
+                read(value).map(|value| self.resume_session(&value, &fds))
             } else if key.starts_with(CONNECTION) {
-                serde_json::from_value(value)
-                    .map_err(unreadable)
-                    .and_then(|value| self.resume_connection(&value, fds))
+                read(value).and_then(|value| self.resume_connection(&value, fds))
             } else if key.starts_with(RECORDING) {
-                serde_json::from_value(value)
-                    .map_err(unreadable)
-                    .and_then(|value| self.resume_recording(value, fds))
+                read(value).and_then(|value| self.resume_recording(value, fds))
             } else if key.starts_with(PLAN) {
                 self.resume_plan(&key, fds)
             } else if key.starts_with(END) {
@@ -94,7 +86,7 @@ impl Daemon {
     }
 
     fn resume_source(&mut self, value: SourceValue, fds: Vec<OwnedFd>) -> Result<(), PagerError> {
-        let description = serde_json::from_value(value.description).map_err(unreadable)?;
+        let description = read(value.description)?;
         // Its client may connect again, and be asked then.
         self.await_client(&value.key.0);
         if let Err(error) = self.sources.open(value.key.clone(), &description, fds, &self.outbox) {
@@ -104,7 +96,7 @@ impl Daemon {
     }
 
     fn resume_server(&mut self, value: ServerValue, mut fds: Vec<OwnedFd>) -> Result<(), PagerError> {
-        let listen: Listen = serde_json::from_value(value.listen).map_err(unreadable)?;
+        let listen: Listen = read(value.listen)?;
         let socket = fds.pop().ok_or_else(no_socket)?;
         if listen.source.is_none() {
             // It may connect again, and be asked then.
@@ -177,6 +169,7 @@ fn no_socket() -> PagerError {
     PagerError::Internal("its socket did not come".to_owned())
 }
 
-fn unreadable(error: serde_json::Error) -> PagerError {
-    PagerError::Internal(format!("what was kept of it is not understood: {error}"))
+fn read<T: DeserializeOwned>(value: Value) -> Result<T, PagerError> {
+    serde_json::from_value(value)
+        .map_err(|error| PagerError::Internal(format!("what was kept of it is not understood: {error}")))
 }

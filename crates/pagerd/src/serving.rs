@@ -265,7 +265,7 @@ impl Daemon {
     ) -> Result<(WorkingSet, Option<u64>), PagerError> {
         let to = |record| self.record_to(record, (&key.0, self.uid_of(&key.0)), server, source);
         let record = serving.record.as_ref().map(to).transpose()?;
-        let plan = serving.replay.map(|at| fds.take(at).and_then(|fd| self.take_plan(fd))).transpose()?;
+        let plan = self.plan_of(serving, fds)?;
         let replay = plan.and_then(|plan| self.plans.get(plan));
         Ok((WorkingSet { record, replay }, plan))
     }
@@ -278,12 +278,16 @@ impl Daemon {
         serving: &mut Serving,
         fds: &mut Fds,
     ) -> Result<Value, PagerError> {
-        let plan = serving.replay.map(|at| fds.take(at).and_then(|fd| self.take_plan(fd))).transpose()?;
-        serving.plan = plan;
-        value["plan"] = plan.into();
+        serving.plan = self.plan_of(serving, fds)?;
+        value["plan"] = serving.plan.into();
         serving.client_uid = self.uid_of(owner);
         value["clientUid"] = serving.client_uid.into();
         Ok(value)
+    }
+
+    /// The number of what is to be replayed.
+    fn plan_of(&mut self, serving: &Serving, fds: &mut Fds) -> Result<Option<u64>, PagerError> {
+        serving.replay.map(|at| fds.take(at).and_then(|fd| self.take_plan(fd))).transpose()
     }
 
     fn uid_of(&self, owner: &str) -> Option<u32> {

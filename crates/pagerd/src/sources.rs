@@ -14,6 +14,7 @@ use pager::{
     CallbackOptions, CallbackSource, FileSource, LayeredSource, LostSource, MemorySource, Overlay,
     OverlaySource, PageSource, PagerError, ZeroSource,
 };
+use uffd::errno_of;
 
 use crate::outbox::{Asks, Outbox, SourceKey};
 use crate::protocol::Description;
@@ -189,12 +190,11 @@ pub(crate) fn bytes_of(fd: OwnedFd) -> Result<Vec<u8>, PagerError> {
         return Err(PagerError::Protocol("bytes have to come in a memfd".to_owned()));
     }
     let file = File::from(fd);
-    let errno = |error: &std::io::Error| nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0));
-    let len = file.metadata().map_err(|error| failed("fstat", errno(&error)))?.len();
+    let len = file.metadata().map_err(|error| failed("fstat", errno_of(&error)))?.len();
     if len > MOST_BYTES {
         return Err(PagerError::Exhausted(format!("{len} bytes in a memfd are more than {MOST_BYTES}")));
     }
     let mut bytes = vec![0; len as usize];
-    file.read_exact_at(&mut bytes, 0).map_err(|error| failed("pread", errno(&error)))?;
+    file.read_exact_at(&mut bytes, 0).map_err(|error| failed("pread", errno_of(&error)))?;
     Ok(bytes)
 }

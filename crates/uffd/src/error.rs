@@ -1,6 +1,7 @@
 //! What the kernel says, classified once into what the caller does next.
 
 use std::fmt;
+use std::io;
 
 use nix::errno::Errno;
 
@@ -181,6 +182,12 @@ pub enum AdoptError {
         #[source]
         errno: Errno,
     },
+}
+
+/// What the system answered; EIO where the error is not the system's.
+#[must_use]
+pub fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 #[cfg(test)]

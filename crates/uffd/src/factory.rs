@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use crate::error::errno_of;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use userfaultfd_sys as sys;
@@ -306,8 +307,4 @@ fn owned(raw: i32) -> OwnedFd {
 
 fn system(syscall: &'static str) -> impl Fn(Errno) -> CreateError {
     move |errno| CreateError::System { syscall, errno }
-}
-
-fn errno_of(error: &io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }

@@ -31,7 +31,7 @@ mod userfaultfd;
 mod words;
 mod zeros;
 
-pub use error::{AdoptError, Operation, UffdError};
+pub use error::{AdoptError, Operation, UffdError, errno_of};
 pub use event::{Event, EventBuffer, Fault, FaultKind, Left, left_in};
 pub use factory::{Backend, CreateError, CreateOptions, Factory, Faults, Supported};
 pub use features::{Features, Ioctls, Modes};

@@ -8,10 +8,10 @@
 mod abi;
 
 use std::fs::File;
-use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use crate::error::errno_of;
 use bitflags::bitflags;
 use nix::errno::Errno;
 
@@ -425,8 +425,4 @@ fn append(all: &mut Vec<Region>, more: Vec<Region>) {
             _ => all.push(region),
         }
     }
-}
-
-fn errno_of(error: &io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
+use uffd::errno_of;
 use uffd::limit_behind;
 
 use super::announcing::Standing;
@@ -189,7 +190,7 @@ impl EventLoop {
         let wanted = 4 + 2 * self.handshakes.len().min(MOST_ROOM);
         let taken: Result<Vec<_>, _> =
             (0..wanted).map(|_| self.epoll.0.as_fd().try_clone_to_owned()).collect();
-        taken.map(drop).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EMFILE)))
+        taken.map(drop).map_err(|error| errno_of(&error))
     }
 
     /// Connections wait on; so does this loop, instead of being told about them without end.

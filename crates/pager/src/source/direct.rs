@@ -7,8 +7,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
+use uffd::errno_of;
 
-use super::file::errno_of;
 use crate::error::PagerError;
 
 /// The most bytes of one read.

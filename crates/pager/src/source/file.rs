@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
+use uffd::errno_of;
 
 use super::direct::Direct;
 use super::extents::{any_in, data_of};
@@ -309,10 +310,6 @@ fn holes_of(file: &File, size: u64) -> Option<Sparse> {
 
 fn is_memory(kind: FsType) -> bool {
     kind == TMPFS_MAGIC || kind == HUGETLBFS_MAGIC
-}
-
-pub(super) fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 #[cfg(test)]

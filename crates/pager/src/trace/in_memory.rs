@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::errno::Errno;
+use uffd::errno_of;
 use uffd::fd_passing::in_memfd;
 
 use super::Recording;
@@ -156,8 +156,4 @@ impl Drop for RecordedBytes {
     fn drop(&mut self) {
         self.room.give(self.taken);
     }
-}
-
-fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use nix::errno::Errno;
+use uffd::errno_of;
 
 use crate::error::PagerError;
 use crate::replay::Replay;
@@ -225,13 +225,22 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), PagerError> {
     // Several threads of a process may write the same, each for a client of its own: the last to end has the name.
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let nth = NEXT.fetch_add(1, Ordering::Relaxed);
-    let (mut file, partial) = create_partial(path, &format!("tool{nth}"))?;
     let failed = |syscall| move |error: std::io::Error| io_failed(path, syscall, &error);
-    let written = file
-        .write_all(bytes)
-        .map_err(failed("write"))
-        .and_then(|()| file.sync_data().map_err(failed("fdatasync")))
-        .and_then(|()| std::fs::rename(&partial, path).map_err(failed("rename")));
+    make_whole(path, &format!("tool{nth}"), |file| {
+        file.write_all(bytes).map_err(failed("write"))?;
+        file.sync_data().map_err(failed("fdatasync"))
+    })
+}
+
+/// Has `write` write a file beside `path`, which takes its name when it is whole.
+pub(crate) fn make_whole(
+    path: &Path,
+    who: &str,
+    write: impl FnOnce(&mut File) -> Result<(), PagerError>,
+) -> Result<(), PagerError> {
+    let (mut file, partial) = create_partial(path, who)?;
+    let rename = || std::fs::rename(&partial, path).map_err(|error| io_failed(path, "rename", &error));
+    let written = write(&mut file).and_then(|()| rename());
     if written.is_err() {
         // It may be gone already; there is no more to be done about it.
         let _ = std::fs::remove_file(&partial);
@@ -248,12 +257,11 @@ fn short(identity: &[u8; 32]) -> String {
 }
 
 pub(crate) fn io_failed(path: &Path, syscall: &'static str, error: &std::io::Error) -> PagerError {
-    let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-    PagerError::TraceFile { path: path.to_owned(), syscall, errno }
+    PagerError::TraceFile { path: path.to_owned(), syscall, errno: errno_of(error) }
 }
 
 /// A file beside `path` that nobody else writes to, to be renamed when it is whole.
-pub(crate) fn create_partial(path: &Path, who: &str) -> Result<(File, PathBuf), PagerError> {
+fn create_partial(path: &Path, who: &str) -> Result<(File, PathBuf), PagerError> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}-{who}.partial", std::process::id()));
     let partial = PathBuf::from(name);

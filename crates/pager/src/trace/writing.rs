@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::in_memory::{RecordedBytes, RecordingKeeper};
 use super::recorder::{QUEUE, Recording};
-use super::{TraceEnd, TraceFault, TraceHeader, create_partial, format, io_failed};
+use super::{TraceEnd, TraceFault, TraceHeader, format, io_failed, make_whole};
 use crate::error::PagerError;
 
 /// How long the thread lets faults gather, so that it is woken at most that often.
@@ -123,27 +122,12 @@ fn write_file(
     faults: &Receiver<TraceFault>,
     recording: &Recording,
 ) -> Result<(), PagerError> {
-    let path = &recording.path;
-    let (mut file, partial) = create_partial(path, &session.to_string())?;
-    let written = put_head(&mut file, header, recording)
-        .and_then(|()| write_blocks(&mut file, faults, recording))
-        .and_then(|()| rename(&partial, path));
-    if written.is_err() {
-        // It may be gone already; there is no more to be done about it.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written
-}
-
-fn put_head(file: &mut File, header: &TraceHeader, recording: &Recording) -> Result<(), PagerError> {
-    let head = format::encode_header(header);
-    file.write_all(&head).map_err(|error| io_failed(&recording.path, "write", &error))?;
-    recording.has_bytes(head.len());
-    Ok(())
-}
-
-fn rename(partial: &PathBuf, path: &Path) -> Result<(), PagerError> {
-    std::fs::rename(partial, path).map_err(|error| io_failed(path, "rename", &error))
+    make_whole(&recording.path, &session.to_string(), |file| {
+        let head = format::encode_header(header);
+        file.write_all(&head).map_err(|error| io_failed(&recording.path, "write", &error))?;
+        recording.has_bytes(head.len());
+        write_blocks(file, faults, recording)
+    })
 }
 
 fn write_blocks(

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule,
 };
+
+use super::{compiled, in_text};
 
 /// What serving takes. Everything else is EPERM.
 const CALLS: &[i64] = &[
@@ -125,7 +127,6 @@ const IOCTL_TYPES: [u64; 2] = [0xaa, b'f' as u64];
 const IOCTLS: [u64; 2] = [0x5421, 0x5451];
 
 pub(super) fn filter() -> Result<BpfProgram, String> {
-    let words = |error: seccompiler::BackendError| error.to_string();
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         CALLS.iter().chain(OLDER).map(|&call| (call, Vec::new())).collect();
     let request = |op, value| {
@@ -134,15 +135,13 @@ pub(super) fn filter() -> Result<BpfProgram, String> {
     };
     let types = IOCTL_TYPES.iter().map(|kind| request(SeccompCmpOp::MaskedEq(0xff00), kind << 8));
     let single = IOCTLS.iter().map(|&number| request(SeccompCmpOp::Eq, number));
-    rules.insert(libc::SYS_ioctl, types.chain(single).collect::<Result<_, _>>().map_err(words)?);
-    rules.insert(libc::SYS_setsockopt, vec![peeking().map_err(words)?]);
-    let arch = std::env::consts::ARCH.try_into().map_err(words)?;
-    let refused = SeccompAction::Errno(libc::EPERM as u32);
-    SeccompFilter::new(rules, refused, SeccompAction::Allow, arch).and_then(TryInto::try_into).map_err(words)
+    rules.insert(libc::SYS_ioctl, types.chain(single).collect::<Result<_, _>>().map_err(in_text)?);
+    rules.insert(libc::SYS_setsockopt, vec![peeking().map_err(in_text)?]);
+    compiled(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)
 }
 
 /// What is said on a connection stays in its queue until somebody else has it: `SO_PEEK_OFF`.
-fn peeking() -> Result<SeccompRule, seccompiler::BackendError> {
+fn peeking() -> Result<SeccompRule, BackendError> {
     let is =
         |at, value: i32| SeccompCondition::new(at, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value as u64);
     SeccompRule::new(vec![is(1, libc::SOL_SOCKET)?, is(2, libc::SO_PEEK_OFF)?])

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, sock_filter,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule,
+    sock_filter,
 };
+
+use super::{compiled, in_text};
 
 /// `kexec_file_load`, for which musl's `libc` has no name on arm64.
 const KEXEC_FILE_LOAD: i64 = if cfg!(target_arch = "x86_64") { 320 } else { 294 };
@@ -120,21 +122,15 @@ const NAMESPACES: [i32; 7] = [
 pub(super) fn filters() -> Result<Vec<BpfProgram>, String> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         REFUSED.iter().chain(OLDER).map(|&call| (call, Vec::new())).collect();
-    let words = |error: BackendError| error.to_string();
     let local = condition(SeccompCmpOp::Ne, libc::AF_UNIX);
-    rules.insert(libc::SYS_socket, vec![local.map_err(words)?]);
+    rules.insert(libc::SYS_socket, vec![local.map_err(in_text)?]);
     let spaces = NAMESPACES.map(|flag| condition(SeccompCmpOp::MaskedEq(flag as u64), flag));
-    rules.insert(libc::SYS_clone, spaces.into_iter().collect::<Result<_, _>>().map_err(words)?);
+    rules.insert(libc::SYS_clone, spaces.into_iter().collect::<Result<_, _>>().map_err(in_text)?);
     // What it is asked for is in memory, which no filter sees; whoever finds that there is no such call takes the other.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    let filter = |rules, errno: i32| -> Result<BpfProgram, String> {
-        let arch = std::env::consts::ARCH.try_into().map_err(words)?;
-        let refused = SeccompAction::Errno(errno as u32);
-        SeccompFilter::new(rules, SeccompAction::Allow, refused, arch)
-            .and_then(TryInto::try_into)
-            .map_err(words)
-    };
-    let mut filters = vec![filter(rules, libc::EPERM)?, filter(clone3, libc::ENOSYS)?];
+    let refusing =
+        |rules, errno: i32| compiled(rules, SeccompAction::Allow, SeccompAction::Errno(errno as u32));
+    let mut filters = vec![refusing(rules, libc::EPERM)?, refusing(clone3, libc::ENOSYS)?];
     filters.iter_mut().for_each(let_ioctl_through);
     Ok(filters)
 }

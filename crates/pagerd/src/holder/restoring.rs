@@ -119,7 +119,7 @@ impl Custody {
                         "{} in the service manager's store is not understood: what it speaks of stays there. {why}",
                         journal_name(number)
                     ));
-                    store.leave_unused(true);
+                    store.leave_unused();
                 }
             }
         }
@@ -143,7 +143,7 @@ impl Custody {
     fn begin(&mut self, number: u64, store: &mut Store) -> std::io::Result<Journal> {
         if store.is_used() {
             crate::log(format_args!("nothing says what is in the service manager's store: it stays there"));
-            store.leave_unused(true);
+            store.leave_unused();
         }
         let journal = Journal::create(number, &[])?;
         self.notify.tell(storing(&journal_name(number)), Some(journal.as_fd()));

@@ -92,8 +92,8 @@ impl Store {
     }
 
     /// What nobody is known to want stays: somebody may.
-    pub(crate) fn leave_unused(&mut self, leave: bool) {
-        self.leaves_unused = leave;
+    pub(crate) fn leave_unused(&mut self) {
+        self.leaves_unused = true;
     }
 
     pub(crate) fn most(&self) -> usize {

@@ -7,6 +7,7 @@ pub mod client;
 pub mod guest;
 pub mod notified;
 pub mod service;
+pub mod stage;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;

@@ -1,7 +1,7 @@
 // `userfaultfd trace` and `report`, on recordings of sessions whose faults are known.
 
 import { spawnSync } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { linkSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -22,10 +22,14 @@ function cli(...args: string[]): { status: number | null; stdout: string; stderr
 }
 
 /** A recording of a session in which these pages were touched, one after the other. */
-async function recording(path: string, pages: readonly number[], replay?: string): Promise<string> {
+async function recording(
+  path: string,
+  pages: readonly number[],
+  { replay, fill = 1 }: { replay?: string; fill?: number } = {},
+): Promise<string> {
   const pager = Pager.create();
   const mapping = MemoryMapping.anonymous(PAGES * PAGE);
-  const source = bufferSource(new Uint8Array(PAGES * PAGE).fill(1));
+  const source = bufferSource(new Uint8Array(PAGES * PAGE).fill(fill));
   const session = await pager.serve(mapping, {
     source,
     record: path,
@@ -131,7 +135,7 @@ test('the numbers of a report are those of the recording', async t => {
 test('a report of a session that replayed tells late faults from missed ones', async t => {
   if (!canRun(t)) return;
   const { place, one } = await two(t);
-  const replaying = await recording(join(place, 'replaying.trace'), [3, 9, 40, 50], one);
+  const replaying = await recording(join(place, 'replaying.trace'), [3, 9, 40, 50], { replay: one });
 
   const { status, stderr } = cli('report', replaying, '--replayed', one, '-o', join(place, 'out.svg'));
 
@@ -161,4 +165,108 @@ test('what is no recording is refused by name, and nothing is written', async t 
     t.regex(stderr, /^ERR_UFFD_TRACE: /, args.join(' '));
   }
   t.throws(() => readFileSync(join(place, 'out.html')));
+});
+
+test('a recording made of others may replace one of them', async t => {
+  if (!canRun(t)) return;
+  const { place, one, other } = await two(t);
+
+  const { status, stderr } = cli('trace', 'merge', one, other, '-o', one);
+
+  t.is(status, 0, stderr);
+  const pages = (await Trace.read(one)).ranges().map(({ offset }) => offset / PAGE);
+  t.deepEqual(new Set(pages), new Set([3, 9, 40, 63]));
+  t.deepEqual(readdirSync(place).toSorted(), ['one.trace', 'other.trace']);
+});
+
+test('a report is written to .html and .svg only, and never over what it is made of', async t => {
+  if (!canRun(t)) return;
+  const { place, one, other } = await two(t);
+  const link = join(place, 'link.html');
+  const hard = join(place, 'hard.svg');
+  symlinkSync(one, link);
+  linkSync(other, hard);
+  const before = [one, other].map(path => readFileSync(path));
+
+  for (const [output, more] of [
+    [one, []],
+    [join(place, 'out.pdf'), []],
+    [join(place, 'out'), []],
+    [link, []],
+    [hard, ['--replayed', other]],
+  ] as const) {
+    const { status, stderr } = cli('report', one, '-o', output, ...more);
+    t.is(status, 1, output);
+    t.regex(stderr, /^ERR_INVALID_ARG_VALUE: Expected `--output` to .+, got '.+'\n$/, output);
+  }
+
+  t.deepEqual(
+    [one, other].map(path => readFileSync(path)),
+    before,
+  );
+  t.deepEqual(readdirSync(place).toSorted(), ['hard.svg', 'link.html', 'one.trace', 'other.trace']);
+});
+
+test('the ending of a report says what it is, in small letters or capitals, and replaces a report as a whole', async t => {
+  if (!canRun(t)) return;
+  const { place, one } = await two(t);
+  const page = join(place, 'A.HTML');
+  const picture = join(place, 'A.SVG');
+  const old = 'x'.repeat(1 << 20);
+  writeFileSync(page, old);
+  // Who has the old one open, or another name for it, keeps it: it is not written into.
+  linkSync(page, join(place, 'kept'));
+
+  t.is(cli('report', one, '-o', page).status, 0);
+  t.is(cli('report', one, '-o', picture).status, 0);
+
+  t.regex(readFileSync(page, 'utf8'), /^<!doctype html>[^]*<\/html>\n$/);
+  t.regex(readFileSync(picture, 'utf8'), /^<svg [^]*<\/svg>\n$/);
+  t.is(readFileSync(join(place, 'kept'), 'utf8'), old);
+  t.is(readdirSync(place).length, 5);
+});
+
+test('what of a report is not there is named, with what to do', async t => {
+  if (!canRun(t)) return;
+  const { place, one } = await two(t);
+  const nowhere = join(place, 'no', 'where.html');
+  const missing = join(place, 'no.trace');
+
+  const unwritten = cli('report', one, '-o', nowhere);
+  const unread = cli('report', missing, '-o', join(place, 'out.html'));
+  const unknown = cli('report', one, '--replayed', missing, '-o', join(place, 'out.html'));
+
+  t.deepEqual(
+    [unwritten, unread, unknown].map(({ status }) => status),
+    [1, 1, 1],
+  );
+  t.is(
+    unwritten.stderr,
+    `ERR_UFFD_SYSTEM: ${nowhere} could not be written: ENOENT: no such file or directory
+There is no folder ${join(place, 'no')}: make it, or name another one with --output.\n`,
+  );
+  for (const { stderr } of [unread, unknown]) {
+    t.true(stderr.startsWith(`ERR_UFFD_TRACE: open of recording ${missing}: ENOENT`), stderr);
+    t.regex(stderr, /\nA recording has its name when its session has ended, .*\n$/);
+  }
+  t.deepEqual(readdirSync(place).toSorted(), ['one.trace', 'other.trace']);
+});
+
+test('recordings of different images are not mixed, and both are named', async t => {
+  if (!canRun(t)) return;
+  const { place, one, other } = await two(t);
+  const foreign = await recording(join(place, 'foreign.trace'), [3], { fill: 2 });
+
+  for (const args of [
+    ['report', one, '--replayed', foreign, '-o', join(place, 'out.html')],
+    ['trace', 'merge', one, other, foreign, '-o', join(place, 'out.html')],
+    ['trace', 'intersect', one, other, foreign, '-o', join(place, 'out.html')],
+  ]) {
+    const { status, stderr } = cli(...args);
+    t.is(status, 1, args.join(' '));
+    const start = `ERR_UFFD_TRACE_IMAGE: ${foreign} is of another image (`;
+    t.is(stderr.slice(0, start.length), start);
+    t.regex(stderr, new RegExp(` than ${one} \\([0-9a-f]{16}, 256 KiB\\)\n`));
+  }
+  t.deepEqual(readdirSync(place).toSorted(), ['foreign.trace', 'one.trace', 'other.trace']);
 });

@@ -1,20 +1,59 @@
 /** `userfaultfd trace …` and `userfaultfd report`: what is in recordings of working sets. */
 
-import { writeFileSync } from 'node:fs';
+import { constants } from 'node:os';
 import { basename } from 'node:path';
 import process from 'node:process';
 
 import colors from 'picocolors';
 
+import { UffdError } from '../errors.js';
 import { Trace } from '../trace.js';
 import { htmlReport, rowsOf } from './report/html.js';
 import { figuresOf } from './report/model.js';
+import { kindOf, writeWhole } from './report/output.js';
 import { svgReport } from './report/picture.js';
 import { bytes, milliseconds } from './report/units.js';
 
-/** Puts recordings of one image together: what any of them wanted, or what all of them did. */
+/** What to do about a recording that is not there: it is missed most by who looks before the session has ended. */
+const NOT_THERE =
+  'A recording has its name when its session has ended, or has stopped recording. Is the path right?';
+
+/** Reads a recording that was named on the command line. */
+async function read(file: string): Promise<Trace> {
+  try {
+    return await Trace.read(file);
+  } catch (error) {
+    if (!(error instanceof UffdError) || error.errno !== constants.errno.ENOENT) throw error;
+    const { code, message, errno, syscall = 'open' } = error;
+    throw new UffdError(code, message, { errno, syscall, hint: NOT_THERE });
+  }
+}
+
+/** A recording, and what it is called. */
+type Named = readonly [file: string, trace: Trace];
+
+/** Places in one image are nothing in another. */
+function requireSameImage([file, one]: Named, [otherFile, other]: Named): void {
+  const isSame = one.identity === other.identity && one.imageSize === other.imageSize;
+  if (isSame && one.pageSize === other.pageSize) return;
+  const what = ({ identity, imageSize, pageSize }: Trace): string =>
+    isSame ? `pages of ${bytes(pageSize)}` : `${identity.slice(0, 16)}, ${bytes(imageSize)}`;
+  throw new UffdError(
+    'ERR_UFFD_TRACE_IMAGE',
+    `${otherFile} is of another ${isSame ? 'page size' : 'image'} (${what(other)}) than ${file} (${what(one)})`,
+    { hint: '`userfaultfd trace show` says which image a recording is of.' },
+  );
+}
+
+/**
+ * Puts recordings of one image together: what any of them wanted, or what all of them did. `output` may be one of them: all
+ * are read before, and it is written whole or not at all.
+ */
 export async function combine(how: 'merge' | 'intersect', files: string[], output: string): Promise<void> {
-  const traces = await Promise.all(files.map(async file => Trace.read(file)));
+  const traces = await Promise.all(files.map(read));
+  const named = traces.map((trace, index): Named => [files[index] ?? '', trace]);
+  const [first] = named;
+  if (first !== undefined) for (const other of named) requireSameImage(first, other);
   for (const [index, { end }] of traces.entries()) {
     if (end === 'torn') process.stderr.write(`${files[index]}: torn; what could be read of it is used\n`);
   }
@@ -34,7 +73,7 @@ export interface ShowOptions {
 
 /** Says what is in a recording. */
 export async function show(file: string, { json = false, faults = false }: ShowOptions): Promise<void> {
-  const trace = await Trace.read(file);
+  const trace = await read(file);
   const figures = figuresOf(trace);
   if (json) {
     const { heat: _heat, growth: _growth, ...told } = figures;
@@ -73,11 +112,14 @@ export interface ReportOptions {
 
 /** Draws a recording, as a page or as a picture. */
 export async function report(file: string, { output, replayed }: ReportOptions): Promise<void> {
-  const trace = await Trace.read(file);
-  const figures = figuresOf(trace, replayed === undefined ? undefined : await Trace.read(replayed));
-  writeFileSync(
+  const kind = kindOf(output, replayed === undefined ? [file] : [file, replayed]);
+  const trace = await read(file);
+  const before = replayed === undefined ? undefined : await read(replayed);
+  if (replayed !== undefined && before) requireSameImage([file, trace], [replayed, before]);
+  const figures = figuresOf(trace, before);
+  writeWhole(
     output,
-    output.endsWith('.svg') ? svgReport(figures, rowsOf(figures)) : htmlReport(figures, basename(file)),
+    kind === 'picture' ? svgReport(figures, rowsOf(figures)) : htmlReport(figures, basename(file)),
   );
   process.stdout.write(`${output}: ${figures.faults} faults, working set ${bytes(figures.workingSet)}\n`);
 }

@@ -91,7 +91,7 @@ test('trace show tells what is in a recording, for people and for programs', asy
     [3, 9, 40].map(page => page * PAGE),
   );
   t.regex(words.stdout, /^faults +3$/m);
-  t.regex(words.stdout, /^working set +12 KiB \(4\.7 %\)$/m);
+  t.regex(words.stdout, /^working set \(pages that faults brought\) +12 KiB \(4\.7 %\)$/m);
   t.regex(words.stdout, /0x3000 +4 KiB .* missing$/m);
 });
 
@@ -137,9 +137,17 @@ test('a report of a session that replayed tells late faults from missed ones', a
   const { place, one } = await two(t);
   const replaying = await recording(join(place, 'replaying.trace'), [3, 9, 40, 50], { replay: one });
 
-  const { status, stderr } = cli('report', replaying, '--replayed', one, '-o', join(place, 'out.svg'));
+  const { status, stdout, stderr } = cli(
+    'report',
+    replaying,
+    '--replayed',
+    one,
+    '-o',
+    join(place, 'out.svg'),
+  );
 
   t.is(status, 0, stderr);
+  t.regex(stdout, /: 1 fault brought 4 KiB; working set with what was replayed: 16 KiB\n$/);
   const picture = readFileSync(join(place, 'out.svg'), 'utf8');
   t.regex(picture, /^<svg xmlns=/);
   t.regex(picture, /missed \(not in what was replayed\)<\/text><text[^>]*>1</);
@@ -148,6 +156,30 @@ test('a report of a session that replayed tells late faults from missed ones', a
     picture,
     />Late and missed over time<[^]*<title>by [^<]+: 1 missed<\/title>[^]*>late: 0<[^]*>missed: 1</,
   );
+});
+
+test('the working set of a session that replayed is not taken for what faults brought', async t => {
+  if (!canRun(t)) return;
+  const { place, one } = await two(t);
+  const replaying = await recording(join(place, 'replaying.trace'), [3, 9, 40, 50], { replay: one });
+  const textOf = (...args: string[]): string => {
+    const { status, stderr } = cli('report', replaying, ...args, '-o', join(place, 'out.svg'));
+    t.is(status, 0, stderr);
+    return readFileSync(join(place, 'out.svg'), 'utf8');
+  };
+
+  const alone = textOf();
+  const told = textOf('--replayed', one);
+
+  // Four pages were used, and all but the last were replayed.
+  t.regex(alone, />working set \(pages that faults brought\)<\/text><text[^>]*>4 KiB \(1\.6 %\)</);
+  t.regex(told, />working set, all that was replayed included<\/text><text[^>]*>16 KiB \(6\.3 %\)</);
+  t.regex(told, />replayed<\/text><text[^>]*>12 KiB</);
+  t.regex(told, />pages that faults brought<\/text><text[^>]*>4 KiB</);
+  for (const picture of [alone, told]) {
+    t.notRegex(picture, /Working set over time/);
+    t.regex(picture, />Brought by faults over time<[^]*<title>by [^<]+: 4 KiB<\/title>/);
+  }
 });
 
 test('what is no recording is refused by name, and nothing is written', async t => {

@@ -12,7 +12,7 @@ import { htmlReport, rowsOf } from './report/html.js';
 import { figuresOf } from './report/model.js';
 import { kindOf, writeWhole } from './report/output.js';
 import { svgReport } from './report/picture.js';
-import { bytes, milliseconds } from './report/units.js';
+import { bytes, faultCount, milliseconds } from './report/units.js';
 
 /** What to do about a recording that is not there: it is missed most by who looks before the session has ended. */
 const NOT_THERE =
@@ -71,6 +71,9 @@ export interface ShowOptions {
   faults?: boolean;
 }
 
+/** Room for what a figure is called. */
+const NAME = 42;
+
 /** Says what is in a recording. */
 export async function show(file: string, { json = false, faults = false }: ShowOptions): Promise<void> {
   const trace = await read(file);
@@ -86,7 +89,7 @@ export async function show(file: string, { json = false, faults = false }: ShowO
     ['image is known by', figures.identity],
   ];
   for (const [name = '', value = ''] of [...rows, ...rowsOf(figures)]) {
-    process.stdout.write(`${colors.dim(name.padEnd(26))}${value}\n`);
+    process.stdout.write(`${colors.dim(name.padEnd(NAME))}${value}\n`);
   }
   if (!faults) return;
   process.stdout.write(
@@ -121,5 +124,7 @@ export async function report(file: string, { output, replayed }: ReportOptions):
     output,
     kind === 'picture' ? svgReport(figures, rowsOf(figures)) : htmlReport(figures, basename(file)),
   );
-  process.stdout.write(`${output}: ${figures.faults} faults, working set ${bytes(figures.workingSet)}\n`);
+  const { faulted, workingSet } = figures;
+  const more = before ? `; working set with what was replayed: ${bytes(workingSet)}` : '';
+  process.stdout.write(`${output}: ${faultCount(figures.faults)} brought ${bytes(faulted)}${more}\n`);
 }

@@ -1,4 +1,4 @@
-/** What happened over time: how the working set grew, and which faults a replay did not spare. */
+/** What happened over time: how what faults brought grew, and which faults a replay did not spare. */
 
 import type { Figures, Misses } from './model.js';
 import { BAR, BOTTOM, column, ground, HEAT, label, LEFT, timeAxis, WIDTH } from './svg.js';
@@ -13,8 +13,8 @@ const SWATCH = 22;
 const endOf = (index: number, count: number, duration: number): string =>
   milliseconds(((index + 1) / count) * duration);
 
-/** Bytes that had been brought, each counted once. */
-export function growthChart({ growth, workingSet, heat: { duration } }: Figures): string {
+/** Bytes that faults had brought, each page counted once. */
+export function growthChart({ growth, faulted, heat: { duration } }: Figures): string {
   const bottom = HEIGHT - BOTTOM;
   const width = (WIDTH - LEFT) / growth.length;
   const top = 16;
@@ -23,12 +23,12 @@ export function growthChart({ growth, workingSet, heat: { duration } }: Figures)
     // One area: no edge of a column is to be seen.
     '<g shape-rendering="crispEdges">',
     ...growth.map((size, index) => {
-      const height = (size / Math.max(1, workingSet)) * (bottom - top);
+      const height = (size / Math.max(1, faulted)) * (bottom - top);
       const title = `by ${endOf(index, growth.length, duration)}: ${bytes(size)}`;
       return column(LEFT + index * width, width + 0.6, bottom - height, height, BAR, title);
     }),
     '</g>',
-    label(LEFT - 8, 30, bytes(workingSet), 'end'),
+    label(LEFT - 8, 30, bytes(faulted), 'end'),
     label(LEFT - 8, bottom, '0', 'end'),
     timeAxis(bottom, duration),
   ].join('\n');

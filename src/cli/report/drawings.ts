@@ -24,8 +24,8 @@ export function drawingsOf(figures: Figures): Drawing[] {
       height: heights.heat,
     },
     {
-      name: 'Working set over time',
-      about: 'Bytes that had been brought, each counted once, over time',
+      name: 'Brought by faults over time',
+      about: 'Bytes that faults had brought, each page counted once, over time',
       content: growthChart(figures),
       height: chartHeight,
     },

@@ -7,15 +7,13 @@ import { bytes, milliseconds } from './units.js';
 
 /** What the report says in words and numbers. */
 export function rowsOf(figures: Figures): [name: string, value: string][] {
-  const { latency, late, missed, faults, dropped, workingSet, imageSize, brought, writes, duration } =
-    figures;
-  const share = imageSize === 0 ? 0 : (100 * workingSet) / imageSize;
+  const { latency, late, missed, faults, dropped, imageSize, brought, writes, duration } = figures;
   const rows: [string, string][] = [
     ['faults', `${faults}`],
     ['of these writes', `${writes}`],
-    ['working set', `${bytes(workingSet)} (${share.toFixed(1)} %)`],
+    ...workingSetOf(figures),
     ['image', bytes(imageSize)],
-    ['brought by faults', bytes(brought)],
+    ['brought by faults, each time counted', bytes(brought)],
     ['time to the last fault', milliseconds(duration)],
     ['latency p50', milliseconds(latency.p50)],
     ['latency p90', milliseconds(latency.p90)],
@@ -26,6 +24,23 @@ export function rowsOf(figures: Figures): [name: string, value: string][] {
   if (missed !== undefined) rows.push(['missed (not in what was replayed)', `${missed}`]);
   if (dropped > 0) rows.push(['not recorded', `${dropped}`]);
   return rows;
+}
+
+/** Named for what it is: what a replay brought is no fault, and a recording does not have it. */
+function workingSetOf({
+  workingSet,
+  faulted,
+  replayed,
+  imageSize,
+}: Figures): [name: string, value: string][] {
+  const share = imageSize === 0 ? 0 : (100 * workingSet) / imageSize;
+  const size = `${bytes(workingSet)} (${share.toFixed(1)} %)`;
+  if (replayed === undefined) return [['working set (pages that faults brought)', size]];
+  return [
+    ['working set, all that was replayed included', size],
+    ['replayed', bytes(replayed)],
+    ['pages that faults brought', bytes(faulted)],
+  ];
 }
 
 const STYLE = `

@@ -59,10 +59,17 @@ export interface Figures {
   readonly writes: number;
   /** Milliseconds to the last fault. */
   readonly duration: number;
-  /** Bytes that faults brought, each counted once. */
+  /**
+   * Bytes that the session used, as far as that is known: what faults brought, each page counted once, and with it, where it
+   * was said what was replayed, the pages of that. Of those nobody knows whether they were wanted: it is the most it can be.
+   */
   readonly workingSet: number;
+  /** Bytes that faults brought, each page counted once. A session that replays has few faults, however much it uses. */
+  readonly faulted: number;
   /** Bytes that answers brought, counted each time. */
   readonly brought: number;
+  /** Bytes that were replayed. */
+  readonly replayed?: number;
   /** Milliseconds. */
   readonly latency: {
     readonly p50: number;
@@ -72,7 +79,7 @@ export interface Figures {
   };
   readonly latencies: readonly LatencyBin[];
   readonly heat: HeatMap;
-  /** Bytes of the working set that had been brought by the end of each of equal stretches of time. */
+  /** Bytes that faults had brought, each page counted once, by the end of each of equal stretches of time. */
   readonly growth: readonly number[];
   /** Of a session that replayed another recording: faults on pages of that, which came too early for it, and the others. */
   readonly late?: number;
@@ -98,6 +105,8 @@ export function figuresOf(trace: ReportTrace, replayed?: ReportTrace): Figures {
   const faults = [...trace];
   const latencies = Float64Array.from(faults, ({ latency }) => latency).toSorted();
   const duration = faults.reduce((last, { time }) => Math.max(last, time), 0);
+  const pages = pagesOf(faults, trace.pageSize);
+  const faulted = pages.size * trace.pageSize;
   const figures: Figures = {
     imageSize: trace.imageSize,
     pageSize: trace.pageSize,
@@ -108,7 +117,8 @@ export function figuresOf(trace: ReportTrace, replayed?: ReportTrace): Figures {
     faults: faults.length,
     writes: faults.filter(({ write }) => write).length,
     duration,
-    workingSet: pagesOf(faults, trace.pageSize).size * trace.pageSize,
+    workingSet: faulted,
+    faulted,
     brought: faults.reduce((sum, { brought }) => sum + brought.length, 0),
     latency: {
       p50: percentile(latencies, 0.5),
@@ -131,7 +141,14 @@ export function figuresOf(trace: ReportTrace, replayed?: ReportTrace): Figures {
     ),
   };
   const late = faults.filter(isKnown).length;
-  return { ...figures, late, missed: faults.length - late, misses };
+  return {
+    ...figures,
+    workingSet: faulted + [...known].filter(page => !pages.has(page)).length * trace.pageSize,
+    replayed: known.size * trace.pageSize,
+    late,
+    missed: faults.length - late,
+    misses,
+  };
 }
 
 /** Numbers of the pages that faults brought, or wanted. */

@@ -1,7 +1,7 @@
 /** The drawings of a report, as SVG. Colours come from the page (`currentColor` and variables), so that they fit light and dark. */
 
 import type { HeatMap, LatencyBin } from './model.js';
-import { bytes, milliseconds } from './units.js';
+import { bytes, faultCount, milliseconds } from './units.js';
 
 export const WIDTH = 960;
 export const LEFT = 150;
@@ -66,7 +66,7 @@ export function heatMap({ columns, rows, cells, most, duration }: HeatMap, image
     // By its logarithm: one fault is to be seen beside a thousand.
     const heat = Math.log1p(count) / Math.log1p(most);
     return [
-      `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(2)}" height="${height.toFixed(2)}" fill="${HEAT}" fill-opacity="${(0.15 + 0.85 * heat).toFixed(2)}"><title>${count} faults</title></rect>`,
+      `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(2)}" height="${height.toFixed(2)}" fill="${HEAT}" fill-opacity="${(0.15 + 0.85 * heat).toFixed(2)}"><title>${faultCount(count)}</title></rect>`,
     ];
   });
   const bottom = HEAT_HEIGHT - BOTTOM;

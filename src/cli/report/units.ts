@@ -13,3 +13,7 @@ export function milliseconds(time: number): string {
   if (time < 0.9995) return `${Number((time * 1000).toPrecision(3))} µs`;
   return time < 999.5 ? `${Number(time.toPrecision(3))} ms` : `${Number((time / 1000).toPrecision(3))} s`;
 }
+
+export function faultCount(count: number): string {
+  return count === 1 ? '1 fault' : `${count} faults`;
+}

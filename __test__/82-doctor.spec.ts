@@ -1,82 +1,25 @@
 // What keeps a userfaultfd from being had is really applied to a process; the doctor has to name it first.
 
 import { spawnSync } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
 
-import test, { type ExecutionContext } from 'ava';
+import test from 'ava';
 import { capabilities } from 'userfaultfd';
 
-import { afterSetup, CONFINED, NO_DEVICE } from './helpers/confining.js';
-
-const MAIN = fileURLToPath(new URL('../../dist/src/cli/main.js', import.meta.url));
-const SYSCTL = '/proc/sys/vm/unprivileged_userfaultfd';
-const AS_NOBODY = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'];
-
-interface Report {
-  usable: boolean;
-  userFaults?: boolean;
-  problems: { code: string; cause: string; fix: string[] }[];
-  limits: { code: string; cause: string; fix: string[] }[];
-}
-
-/** Not public: the parts that a test can put together as no machine does. */
-const part = async (name: string): Promise<unknown> =>
-  import(new URL(`../../dist/src/cli/doctor/${name}.js`, import.meta.url).href);
-const { diagnose } = (await part('diagnose')) as {
-  diagnose: (facts: object) => { pager: Report; creator: Report };
-};
-const { collectFacts } = (await part('facts')) as { collectFacts: () => { device?: object } };
-
-interface Answer {
-  status: number | null;
-  usable: boolean;
-  roles: { pager: Report; creator: Report };
-}
-
-/** Runs the doctor: `setup` in a mount namespace of its own, before `wrappers`. */
-function doctor(
-  t: ExecutionContext,
-  { setup = '', wrappers = [] as string[], args = [] as string[] } = {},
-): Answer {
-  const command = [...wrappers, process.execPath, MAIN, 'doctor', '--json', ...args];
-  const [program = '', ...rest] = setup === '' ? command : afterSetup(setup, command);
-  const { status, stdout, stderr } = spawnSync(program, rest, { encoding: 'utf8', timeout: 60_000 });
-  if (!stdout.startsWith('{')) t.fail(`${status}: ${stdout}${stderr}`);
-  return { status, ...(JSON.parse(stdout) as Omit<Answer, 'status'>) };
-}
-
-/** What is in the way of creating one, in the order told. */
-const codes = ({ roles }: Answer): string[] => roles.creator.problems.map(({ code }) => code);
-
-function isRoot(t: ExecutionContext): boolean {
-  if (process.getuid?.() === 0) return true;
-  t.log('skipped: only root can take these things away from a process');
-  t.pass();
-  return false;
-}
-
-/** The number of the device's driver. */
-function driver(): string {
-  return /^\s*(\d+) userfaultfd$/m.exec(readFileSync('/proc/misc', 'utf8'))?.[1] ?? '';
-}
-
-/** For tests whose device is the only driver there is, or none. */
-function hasDriver(t: ExecutionContext): boolean {
-  if (driver() !== '') return true;
-  t.log('skipped: this kernel has no /dev/userfaultfd (before Linux 6.1)');
-  t.pass();
-  return false;
-}
+import { CONFINED, NO_DEVICE } from './helpers/confining.js';
+import {
+  AS_NOBODY,
+  codes,
+  collectFacts,
+  diagnose,
+  doctor,
+  driver,
+  hasDriver,
+  isRoot,
+  MAIN,
+  withoutSysctl,
+} from './helpers/doctor.js';
 
 const NO_DRIVER = `${NO_DEVICE}; mount --bind /dev/null /proc/misc`;
-
-/** Nobody may see faults of the kernel by the system call alone, until the test ends. */
-function withoutSysctl(t: ExecutionContext): void {
-  if (readFileSync(SYSCTL, 'utf8').trim() === '0') return;
-  writeFileSync(SYSCTL, '0');
-  t.teardown(() => writeFileSync(SYSCTL, '1'));
-}
 
 test.serial('where everything is allowed the doctor finds nothing in the way, and ends with status 0', t => {
   if (!capabilities().usable || capabilities().faults !== 'all') {
@@ -103,7 +46,7 @@ test.serial('no device node: that is the first cause, and a pager does not mind'
     roles: { pager: { usable: true }, creator: { userFaults: true } },
   });
   const [first] = answer.roles.creator.problems;
-  t.true(first?.fix.some(way => way.includes(`mknod /dev/userfaultfd c 10 ${driver()}`)));
+  t.true(first?.fix.some(way => way.includes(`mknod -m 0600 /dev/userfaultfd c 10 ${driver()}`)));
 });
 
 test.serial('the role of a pager is usable where that of a creator is not', t => {
@@ -125,7 +68,7 @@ test.serial('a device of mode 0600 of another user: its mode is the first cause'
 
   t.deepEqual(codes(answer), ['device-mode', 'not-permitted']);
   t.regex(answer.roles.creator.problems[0]?.cause ?? '', /is mode 0600, owner 0, group 0: user nobody/);
-  t.true(answer.roles.creator.problems[0]?.fix[0]?.startsWith('setfacl -m u:65534:r /dev/userfaultfd'));
+  t.true(answer.roles.creator.problems[0]?.fix[1]?.startsWith('setfacl -m u:65534:r /dev/userfaultfd'));
 });
 
 test.serial('a device whose driver this kernel does not have is told as such', t => {
@@ -206,7 +149,7 @@ test.serial('too few descriptors for a pager are told with the room there is', t
   t.is(roles.pager.problems[0]?.code, 'descriptors');
   t.regex(
     roles.pager.problems[0]?.cause ?? '',
-    /RLIMIT_NOFILE is 40, and \d+ are open: room for \d sessions/,
+    /RLIMIT_NOFILE is 40, the hard limit, and \d+ are open: room for \d sessions/,
   );
 });
 
@@ -293,7 +236,7 @@ test('for people it is told in words, with the fix below the cause', t => {
   t.is(status, 1);
   t.regex(stdout, /^kernel \S+ \(linux-\S+\), Node \S+, user \S+ \(uid \d+\)/);
   t.regex(stdout, /^no +pager/m);
-  t.regex(stdout, /cause RLIMIT_NOFILE is 40.*\n +fix: +ulimit -n/);
+  t.regex(stdout, /cause RLIMIT_NOFILE is 40.*\n +fix: \S.*nofile.*\n +or: {2}\S/);
 });
 
 test('what the command line cannot understand is refused with status 2 and its help', t => {

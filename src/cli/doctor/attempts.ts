@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url';
 import { UffdError } from '../../errors.js';
 import { UserfaultfdFactory } from '../../factory.js';
 import { native } from '../../native.js';
+import { exhausted } from './exhaustion.js';
 
 /**
  * - `device`: a userfaultfd that sees all faults, through /dev/userfaultfd.
@@ -67,14 +68,6 @@ export function attempt(names: readonly string[], tell: (line: string) => void):
   }
 }
 
-/** No process could be started: of the reasons for that, those that would keep a userfaultfd from being created, too. */
-function notStarted(error: NodeJS.ErrnoException): Outcomes {
-  const { errno, code = '' } = error;
-  if (errno === undefined || !['EMFILE', 'ENFILE'].includes(code)) throw error;
-  const outcome: Outcome = { ok: false, errno: -errno };
-  return { device: outcome, syscall: outcome, user: outcome, pidfd: outcome };
-}
-
 const PROGRAM = fileURLToPath(new URL('attempt.js', import.meta.url));
 
 /** Tries everything. */
@@ -86,7 +79,7 @@ export function attemptAll(): Outcomes {
       encoding: 'utf8',
       timeout: 30_000,
     });
-    if (error) return notStarted(error);
+    if (error) return exhausted(error);
     for (const line of stdout.split('\n').filter(Boolean)) {
       const { name, outcome } = JSON.parse(line) as { name: Attempt; outcome: Outcome };
       outcomes[name] = outcome;
@@ -94,7 +87,8 @@ export function attemptAll(): Outcomes {
     left = left.filter(name => outcomes[name] === undefined);
     const [culprit] = left;
     if (culprit === undefined) break;
-    if (signal === null) throw new Error(`trying ended with status ${status}: ${stderr}`);
+    // It could be started, but could not read its program.
+    if (signal === null) return exhausted(new Error(`trying ended with status ${status}: ${stderr}`));
     // Without a word about it: this was the one that it did not survive.
     outcomes[culprit] = { ok: false, signal };
     left = left.slice(1);

@@ -5,8 +5,10 @@ import process from 'node:process';
 import colors from 'picocolors';
 
 import { diagnose, type Diagnosis, type Role, type RoleReport, ROLES } from './diagnose.js';
-import { collectFacts, type Facts } from './facts.js';
+import { exhausted } from './exhaustion.js';
+import type { Facts } from './facts.js';
 import type { Problem } from './problems.js';
+import { lookAround } from './surroundings.js';
 
 /** Options of the command line. */
 export interface DoctorOptions {
@@ -19,9 +21,17 @@ const WORDS: { [role in Role]: string } = {
   creator: 'create a userfaultfd that sees all faults (a VMM such as Firecracker, or memory of its own)',
 };
 
+// With hardly a descriptor free Node cannot even read what tries: so that comes last, and that it cannot is an answer.
+const seen = lookAround();
+// oxlint-disable-next-line node/no-top-level-await -- a part of the program, which nobody requires
+const collect = await import('./facts.js').then(
+  ({ collectFacts }) => collectFacts,
+  (error: unknown) => (facts: Facts) => ({ ...facts, outcomes: exhausted(error) }),
+);
+
 /** Gives the exit status: 0 where every role asked for can be had, else 1. */
 export function doctor({ json = false, role }: DoctorOptions): number {
-  const facts = collectFacts();
+  const facts = collect(seen);
   const diagnosis = diagnose(facts);
   const roles = role === undefined ? ROLES : [role];
   const usable = roles.every(name => diagnosis[name].usable);

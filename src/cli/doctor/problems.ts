@@ -79,8 +79,8 @@ export function device(facts: Facts, outcome: Outcome): Problem | undefined {
       code: 'device-missing',
       cause: `${DEVICE} does not exist${container === undefined ? '' : ` in this container (${container})`}, although the kernel has its driver`,
       fix: [
-        ...intoContainer(container),
-        `mknod ${DEVICE} c 10 ${minor} && chmod 0600 ${DEVICE}      as root, until the next boot`,
+        ...intoContainer(container).map(way => (user.uid === 0 ? way : `${way}, ${asOnHost(user)}`)),
+        nodeFor(user, minor),
       ],
     };
   }
@@ -92,8 +92,9 @@ export function device(facts: Facts, outcome: Outcome): Problem | undefined {
         code: 'device-mode',
         cause: `${DEVICE} is mode ${mode}, owner ${node.uid}, group ${node.gid}: user ${user.name} (uid ${user.uid}) may not read it`,
         fix: [
-          `setfacl -m u:${user.uid}:r ${DEVICE}          as root: this user only, until the next boot`,
-          `echo 'KERNEL=="userfaultfd", GROUP="kvm", MODE="0640"' > /etc/udev/rules.d/90-userfaultfd.rules && udevadm trigger ${DEVICE}          as root: the group kvm, for good`,
+          `${givenTo(user)} && chmod u+r ${DEVICE}          as root: this user, until the next boot`,
+          `setfacl -m u:${user.uid}:r ${DEVICE}          as root: this user beside its owner, until the next boot (package acl)`,
+          ...byGroup(user),
         ],
       };
     case EPERM:
@@ -110,7 +111,7 @@ export function device(facts: Facts, outcome: Outcome): Problem | undefined {
         fix:
           minor === undefined
             ? [`rm ${DEVICE}, and see to the other way`]
-            : [`rm ${DEVICE} && mknod ${DEVICE} c 10 ${minor}`],
+            : [`rm ${DEVICE} && ${nodeFor(user, minor)}`],
       };
     case undefined:
     default:
@@ -120,6 +121,31 @@ export function device(facts: Facts, outcome: Outcome): Problem | undefined {
         fix: [`see to ${DEVICE}: ls -l ${DEVICE}; head -c0 ${DEVICE}`],
       };
   }
+}
+
+type User = Facts['user'];
+
+const givenTo = ({ uid }: User): string => `chown ${uid} ${DEVICE}`;
+
+const asOnHost = (user: User): string =>
+  `where the node is as on the host: there, as root, first ${givenTo(user)}`;
+
+/** A node that this user, and nobody else, may read. */
+function nodeFor(user: User, minor: number): string {
+  const made = `mknod -m 0600 ${DEVICE} c 10 ${minor}`;
+  return user.uid === 0
+    ? `${made}          as root, until the next boot`
+    : `${made} && ${givenTo(user)}          as root: this user only, until the next boot`;
+}
+
+/** Who has no name can be in no group. */
+function byGroup({ uid, name }: User): string[] {
+  const rule = `KERNEL=="userfaultfd", GROUP="kvm", MODE="0640"`;
+  return name === String(uid)
+    ? []
+    : [
+        `echo '${rule}' > /etc/udev/rules.d/90-userfaultfd.rules && udevadm trigger ${DEVICE} && usermod -aG kvm ${name}          as root: the group kvm, for good; this user is in it from the next login`,
+      ];
 }
 
 function intoContainer(container: string | undefined): string[] {
@@ -196,18 +222,28 @@ export function syscall(outcome: Outcome): Problem {
   };
 }
 
-export function descriptors({ descriptors: { soft, hard, open } }: Facts, sessions?: number): Problem {
-  const enough = Math.min(hard, 65_536);
+/** The limit is the hard one, whatever it was in the shell: Node has raised the soft limit as far as it may before anything is asked. */
+export function descriptors(
+  { descriptors: { soft, open }, user, container }: Facts,
+  sessions?: number,
+): Problem {
+  const service = 'systemd: LimitNOFILE=65536; docker run --ulimit nofile=65536';
+  const shell =
+    'prlimit --pid PID --nofile=65536:65536          as root: PID is the shell that starts the program';
   return {
     code: 'descriptors',
     cause:
       sessions === undefined
-        ? `no descriptor is free: RLIMIT_NOFILE is ${soft}`
-        : `RLIMIT_NOFILE is ${soft}, and ${open} are open: room for ${sessions} sessions`,
-    fix: [
-      `ulimit -n ${enough}          in the shell that starts the program (the hard limit is ${hard})`,
-      'systemd: LimitNOFILE=65536; docker run --ulimit nofile=65536',
-    ],
+        ? `no descriptor is free: RLIMIT_NOFILE is ${soft}, the hard limit`
+        : `RLIMIT_NOFILE is ${soft}, the hard limit, and ${open} are open: room for ${sessions} sessions`,
+    fix:
+      container === undefined
+        ? [
+            shell,
+            `echo '${user.name} - nofile 65536' > /etc/security/limits.d/90-userfaultfd.conf          as root, for good: from the next login`,
+            service,
+          ]
+        : [service, shell],
   };
 }
 

@@ -65,3 +65,15 @@ test('links between the documents lead somewhere', t => {
     }
   }
 });
+
+test('the README shows a report as a browser does, and the picture is a small one', t => {
+  const [, path = ''] =
+    /^!\[A report, in a browser: [^\]]+\]\((docs\/[\w-]+\.png)\)$/m.exec(text('README.md')) ?? [];
+  const picture = readFileSync(join(ROOT, path));
+
+  t.is(picture.toString('latin1', 0, 8), '\x89PNG\r\n\x1a\n');
+  const [width, height] = [16, 20].map(at => picture.readUInt32BE(at));
+  // As wide as a window, and all of the page.
+  t.true((width ?? 0) >= 900 && (height ?? 0) > (width ?? 0), `${width} by ${height}`);
+  t.true(picture.length < 150_000, `${picture.length} bytes`);
+});

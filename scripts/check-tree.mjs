@@ -7,6 +7,9 @@ import { root } from './paths.mjs';
 
 /** Lines; a file above it is split by concern. */
 const LONGEST_SOURCE = 450;
+/** Pictures of the documents, which cannot be text; bytes. */
+const PICTURE = /^docs\/[\w-]+\.png$/;
+const LARGEST_PICTURE = 150_000;
 const MACHINE_PATH = /(?:^|[\s"'`(=:])\/(?:home|root|work|Users)\/[\w.]/;
 const SOURCE = /^(?:src\/.*\.ts|crates\/[^/]+\/src\/.*\.rs)$/;
 const LOCK = /(?:^|\/)(?:package-lock\.json|Cargo\.lock)$/;
@@ -22,6 +25,11 @@ for (const file of files.split('\0').filter(Boolean)) {
     text = readFileSync(join(root, file));
   } catch {
     continue; // removed, and git does not know it yet
+  }
+  if (PICTURE.test(file)) {
+    if (text.length > LARGEST_PICTURE)
+      problems.push(`${file}: ${text.length} bytes, more than ${LARGEST_PICTURE}`);
+    continue;
   }
   if (text.includes(0)) {
     problems.push(`${file}: a binary file`);

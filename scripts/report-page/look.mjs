@@ -1,5 +1,5 @@
-// Looks at the report page in a browser: `look.mjs PAGE SCREENSHOT-FOLDER`, run by the Node and the packages that `report-page.mjs`
-// has installed. Prints what it has seen as JSON.
+// Looks at the report page in a browser: `look.mjs PAGE SCREENSHOT-FOLDER PACKAGES`, run by the Node and with the packages that
+// `browser.mjs` has installed. Prints what it has seen as JSON.
 
 import { createRequire } from 'node:module';
 import { join } from 'node:path';

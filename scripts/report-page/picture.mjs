@@ -1,14 +1,15 @@
-// Renews `docs/report.svg`, the picture of a report in the README: a session over a source that takes half a millisecond for each
-// request replays what an earlier one wanted, and wants partly other pages. Needs a built library.
+// Renews `docs/report.png`, the report page in the README, as a browser shows it: a session over a source that takes half a millisecond
+// for each request replays what an earlier one wanted, and wants partly other pages. Needs a built library.
 
 import { randomBytes } from 'node:crypto';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import { call } from '../build-all/prefix.mjs';
 import { dist, root } from '../paths.mjs';
+import { look } from './browser.mjs';
 
 const { callbackSource, MemoryMapping, MiB, Pager } = await import(
   pathToFileURL(join(dist, 'index.js')).href
@@ -51,5 +52,8 @@ async function run(options, others) {
 const [before, after] = ['before.trace', 'after.trace'].map(name => join(folder, name));
 await run({ record: before }, 0);
 await run({ record: after, replay: before }, 120);
-const command = [join(dist, 'src/cli/main.js'), 'report', after, '--replayed', before];
-process.stdout.write(call(process.execPath, [...command, '-o', join(root, 'docs/report.svg')]));
+const page = join(folder, 'report.html');
+const command = [join(dist, 'src/cli/main.js'), 'report', after, '--replayed', before, '-o', page];
+process.stdout.write(call(process.execPath, command));
+look(page, folder);
+copyFileSync(join(folder, 'desktop.png'), join(root, 'docs/report.png'));

@@ -1,13 +1,23 @@
 /** What happened over time: how what faults brought grew, and which faults a replay did not spare. */
 
 import type { Figures, Misses } from './model.js';
-import { BAR, BOTTOM, column, ground, HEAT, label, LEFT, timeAxis, WIDTH } from './svg.js';
+import {
+  BAR,
+  BOTTOM,
+  column,
+  countAxis,
+  ground,
+  HEAT,
+  label,
+  LEFT,
+  LEGEND,
+  named,
+  timeAxis,
+  WIDTH,
+} from './svg.js';
 import { bytes, milliseconds } from './units.js';
 
 const HEIGHT = 220;
-/** Above the columns, for what the colours mean. */
-const LEGEND = 48;
-const SWATCH = 22;
 
 /** The end of one of `count` equal stretches of the time. */
 const endOf = (index: number, count: number, duration: number): string =>
@@ -54,15 +64,12 @@ export function missChart({ late, missed }: Misses, duration: number): string {
     ];
   });
   const sum = (counts: readonly number[]): number => counts.reduce((all, count) => all + count, 0);
-  const named = (x: number, colour: string, text: string): string =>
-    `<rect x="${x}" y="8" width="${SWATCH}" height="${SWATCH}" fill="${colour}"/>${label(x + SWATCH + 8, 30, text, 'start')}`;
   return [
     ground(bottom),
     ...drawn,
     named(LEFT, BAR, `late: ${sum(late)}`),
     named((WIDTH + LEFT) / 2, HEAT, `missed: ${sum(missed)}`),
-    label(LEFT - 8, LEGEND + 14, String(most), 'end'),
-    label(LEFT - 8, bottom, '0', 'end'),
+    countAxis(bottom, most),
     timeAxis(bottom, duration),
   ].join('\n');
 }

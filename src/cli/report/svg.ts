@@ -7,10 +7,13 @@ export const WIDTH = 960;
 export const LEFT = 150;
 /** Below a drawing, for what is written at its axis. */
 export const BOTTOM = 46;
-const HEAT_HEIGHT = 400;
+/** Above a drawing, for what its axis counts and its colours mean. */
+export const LEGEND = 48;
+const HEAT_HEIGHT = 440;
 /** Room for a label, also where its letters are large. */
 const LABEL = 130;
-const BAR_HEIGHT = 220;
+const BAR_HEIGHT = 240;
+const SWATCH = 22;
 
 /** Text that may stand in SVG and HTML. */
 export function escape(text: string): string {
@@ -23,6 +26,20 @@ export function escape(text: string): string {
 
 export function label(x: number, y: number, text: string, anchor = 'middle'): string {
   return `<text x="${x}" y="${y}" text-anchor="${anchor}">${escape(text)}</text>`;
+}
+
+/** What the axis at the left counts, and how far it goes. */
+export function countAxis(bottom: number, most: number): string {
+  return [
+    label(LEFT - 8, 30, 'faults', 'end'),
+    label(LEFT - 8, LEGEND + 14, String(most), 'end'),
+    label(LEFT - 8, bottom, '0', 'end'),
+  ].join('\n');
+}
+
+/** What a colour means; the line of these is above the drawing. */
+export function named(x: number, colour: string, text: string, opacity = 1): string {
+  return `<rect x="${x}" y="8" width="${SWATCH}" height="${SWATCH}" fill="${colour}" fill-opacity="${opacity.toFixed(2)}"/>${label(x + SWATCH + 8, 30, text, 'start')}`;
 }
 
 /** What stands below a drawing whose width is all of the time. */
@@ -55,30 +72,48 @@ export function column(
 export const HEAT = 'var(--heat, #d9480f)';
 export const BAR = 'var(--bar, #1971c2)';
 
+/** How strong the colour of so many faults is. By its logarithm: one fault is to be seen beside a thousand. */
+const strength = (count: number, most: number): number =>
+  0.15 + (0.85 * Math.log1p(count)) / Math.log1p(most);
+
+/** Some counts from one to the most there are, as far from each other as their colours. */
+function shades(most: number): number[] {
+  if (most === 0) return [];
+  const [from, to] = [Math.log1p(1), Math.log1p(most)];
+  const steps = [0, 1 / 3, 2 / 3, 1].map(share => Math.round(Math.expm1(from + share * (to - from))));
+  return [...new Set(steps)];
+}
+
 /** Faults by place in the image (upwards) and time. */
 export function heatMap({ columns, rows, cells, most, duration }: HeatMap, imageSize: number): string {
+  const bottom = HEAT_HEIGHT - BOTTOM;
   const width = (WIDTH - LEFT) / columns;
-  const height = (HEAT_HEIGHT - BOTTOM) / rows;
+  const height = (bottom - LEGEND) / rows;
   const drawn = cells.flatMap((count, at) => {
     if (count === 0) return [];
     const x = LEFT + (at % columns) * width;
-    const y = Math.floor(at / columns) * height;
-    // By its logarithm: one fault is to be seen beside a thousand.
-    const heat = Math.log1p(count) / Math.log1p(most);
+    const y = LEGEND + Math.floor(at / columns) * height;
     return [
-      `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(2)}" height="${height.toFixed(2)}" fill="${HEAT}" fill-opacity="${(0.15 + 0.85 * heat).toFixed(2)}"><title>${faultCount(count)}</title></rect>`,
+      `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(2)}" height="${height.toFixed(2)}" fill="${HEAT}" fill-opacity="${strength(count, most).toFixed(2)}"><title>${faultCount(count)}</title></rect>`,
     ];
   });
-  const bottom = HEAT_HEIGHT - BOTTOM;
   return [
-    `<rect x="${LEFT}" y="0" width="${WIDTH - LEFT}" height="${bottom}" fill="none" stroke="currentColor" stroke-opacity="0.3"/>`,
+    `<rect x="${LEFT}" y="${LEGEND}" width="${WIDTH - LEFT}" height="${bottom - LEGEND}" fill="none" stroke="currentColor" stroke-opacity="0.3"/>`,
     ...drawn,
-    label(LEFT - 8, 30, bytes(imageSize), 'end'),
-    label(LEFT - 8, bottom / 2, bytes(imageSize / 2), 'end'),
+    label(LEFT - 8, 30, 'faults', 'end'),
+    ...shades(most).map((count, at) =>
+      named(LEFT + at * ((WIDTH - LEFT) / 4), HEAT, String(count), strength(count, most)),
+    ),
+    label(LEFT - 8, LEGEND + 30, bytes(imageSize), 'end'),
+    label(LEFT - 8, (LEGEND + bottom) / 2, bytes(imageSize / 2), 'end'),
     label(LEFT - 8, bottom, '0', 'end'),
     timeAxis(bottom, duration),
   ].join('\n');
 }
+
+/** From where to where it goes. */
+const span = ({ from, to }: LatencyBin): string =>
+  to === Infinity ? `${milliseconds(from)} or more` : `${milliseconds(from)} to ${milliseconds(to)}`;
 
 /** How many faults took how long. */
 export function histogram(latencies: readonly LatencyBin[]): string {
@@ -86,21 +121,30 @@ export function histogram(latencies: readonly LatencyBin[]): string {
   const most = Math.max(1, ...latencies.map(({ count }) => count));
   const width = (WIDTH - LEFT) / Math.max(1, latencies.length);
   const every = Math.ceil(latencies.length / 5);
+  const tail = latencies.at(-1);
   return [
     ground(bottom),
-    ...latencies.map(({ from, to, count }, at) => {
+    ...latencies.map((bin, at) => {
+      const { count } = bin;
       // One fault beside a million is to be seen.
-      const height = count === 0 ? 0 : Math.max(2, (count / most) * (bottom - 16));
-      const title = `${milliseconds(from)} to ${to === Infinity ? 'more' : milliseconds(to)}: ${count}`;
+      const height = count === 0 ? 0 : Math.max(2, (count / most) * (bottom - LEGEND));
+      const title = `${span(bin)}: ${faultCount(count)}`;
       return column(LEFT + at * width + 1, Math.max(1, width - 2), bottom - height, height, BAR, title);
     }),
+    // Where columns begin, and where the last one ends.
     ...latencies.flatMap(({ from }, at) =>
-      at % every === 0 && (latencies.length - at) * width >= LABEL
+      at % every === 0 && (latencies.length - at) * width >= 2 * LABEL
         ? [label(LEFT + at * width, bottom + 34, milliseconds(from), 'start')]
         : [],
     ),
-    label(LEFT - 8, 30, String(most), 'end'),
-    label(LEFT - 8, bottom, '0', 'end'),
+    ...(tail
+      ? [
+          label(WIDTH, bottom + 34, tail.to === Infinity ? '…' : milliseconds(tail.to), 'end'),
+          // In words, too: its column is the lowest, and what it stands for matters most.
+          label(WIDTH, 30, `slowest: ${faultCount(tail.count)}, ${span(tail)}`, 'end'),
+        ]
+      : []),
+    countAxis(bottom, most),
   ].join('\n');
 }
 

@@ -2,11 +2,14 @@
 
 import { GiB, KiB, MiB } from '../../units.js';
 
+/** Of eight letters at most, up to a terabyte: there is room for so many beside a drawing on a telephone. */
 export function bytes(count: number): string {
-  if (count >= GiB) return `${(count / GiB).toFixed(1)} GiB`;
-  if (count >= MiB) return `${(count / MiB).toFixed(1)} MiB`;
+  if (count >= GiB) return `${short(count / GiB)} GiB`;
+  if (count >= MiB) return `${short(count / MiB)} MiB`;
   return count >= KiB ? `${(count / KiB).toFixed(0)} KiB` : `${count} B`;
 }
+
+const short = (size: number): string => size.toFixed(size < 100 ? 1 : 0);
 
 export function milliseconds(time: number): string {
   if (time === 0) return '0';

@@ -208,9 +208,13 @@ fn what_cannot_be_written_is_said_and_harms_nobody() {
     let nowhere = RecordTo::new(&folder.path().join("no/such/folder"), &source).unwrap_err();
     assert_eq!((nowhere.code(), nowhere.errno()), ("ERR_UFFD_TRACE", Some(libc::ENOENT)));
 
-    // Seen only when all is written: a folder has that name. And at once: the folder has gone.
+    let refused = RecordTo::new(folder.path(), &source).unwrap_err();
+    assert_eq!((refused.code(), refused.errno()), ("ERR_UFFD_TRACE", Some(libc::EISDIR)));
+    let device = RecordTo::new(Path::new("/dev/null"), &source).unwrap_err();
+    assert!(matches!(device, PagerError::Trace { .. }), "{device}");
+
+    // Seen only when all is written: a folder has that name by then. And at once: the folder has gone.
     let taken = folder.path().join("folder");
-    std::fs::create_dir_all(taken.join("within")).unwrap();
     let gone = folder.path().join("gone");
     std::fs::create_dir(&gone).unwrap();
     let vanish = |options: &mut SessionOptions| {
@@ -220,6 +224,7 @@ fn what_cannot_be_written_is_said_and_harms_nobody() {
     let mapping = || Mapping::new(PAGES * PAGE, MappingKind::Private).unwrap();
     let Some(late) = serve_recorded(Arc::clone(&source), &taken) else { return };
     let Some(early) = serve(mapping(), source, vanish) else { return };
+    std::fs::create_dir_all(taken.join("within")).unwrap();
 
     for (served, errno) in [(late, libc::EISDIR), (early, libc::ENOENT)] {
         assert!(read(&served.mapping, 0, PAGES * PAGE) == image(PAGES));

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::errno::Errno;
 use uffd::errno_of;
 
 use crate::error::PagerError;
@@ -262,6 +263,23 @@ pub(crate) fn io_failed(path: &Path, syscall: &'static str, error: &std::io::Err
 
 /// A file beside `path` that nobody else writes to, to be renamed when it is whole.
 fn create_partial(path: &Path, who: &str) -> Result<(File, PathBuf), PagerError> {
+    // Renaming would fail on a folder when all is written, and would take the place of a device.
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if there.is_dir() => {
+            return Err(PagerError::TraceFile {
+                path: path.to_owned(),
+                syscall: "open",
+                errno: Errno::EISDIR,
+            });
+        }
+        Ok(there) if !there.is_file() && !there.is_symlink() => {
+            return Err(PagerError::Trace {
+                path: path.to_owned(),
+                reason: "something that is no file has that name".to_owned(),
+            });
+        }
+        _ => {}
+    }
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}-{who}.partial", std::process::id()));
     let partial = PathBuf::from(name);

@@ -6,13 +6,16 @@ import process from 'node:process';
 
 import { Command, Option } from 'commander';
 
+import { LONGEST_TIMEOUT } from '../limits.js';
 import { FAILURE_POLICIES } from '../policy.js';
+import { integer, path } from './arguments.js';
 import { ROLES } from './doctor/diagnose.js';
 import type { BenchOptions } from './bench/command.js';
 import type { DoctorOptions } from './doctor/command.js';
 import type { ReportOptions, ShowOptions } from './recordings.js';
 import type { ServeOptions } from './serve.js';
 import { explain } from './explain.js';
+import { endWithReaders, outlivingReaders } from './output.js';
 
 const { version } = JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')) as {
   version: string;
@@ -40,27 +43,39 @@ program
 program
   .command('serve')
   .description('Serves Firecracker snapshots from a memory file, until SIGINT or SIGTERM.')
-  .requiredOption('--socket <path>', 'where to listen: mem_backend.backend_path of PUT /snapshot/load')
-  .requiredOption('--memory <file>', "the snapshot's memory file")
+  .requiredOption('--socket <path>', 'where to listen: mem_backend.backend_path of PUT /snapshot/load', path)
+  .requiredOption('--memory <file>', "the snapshot's memory file", path)
   .addOption(
     new Option(
       '--on-failure <policy>',
-      'what happens to a VM whose memory cannot be served any more, also when this is ended',
+      'what happens to a VM whose memory cannot be served any more, and to one that lacks memory when this is ended (`hold`: poison then)',
     )
       .choices(FAILURE_POLICIES)
       .default('poison'),
   )
-  .option('--hold-timeout <ms>', 'how long a VM is held (--on-failure hold) before it is poisoned')
-  .option('--record <file>', 'records what a VM wanted; of several, the last to end has the name')
-  .option('--replay <recording>', 'brings what an earlier VM wanted before it is asked for')
+  .option(
+    '--hold-timeout <ms>',
+    'how long a VM is held (--on-failure hold) before it is poisoned (default: as long as it takes)',
+    integer(1, LONGEST_TIMEOUT),
+  )
+  .option(
+    '--record <file>',
+    'records what a VM wanted; of several, the last to end has the name. Status 1 where it could not be written',
+    path,
+  )
+  .option('--replay <recording>', 'brings what an earlier VM wanted before it is asked for', path)
   .option(
     '--pager <path>',
     'the daemon (userfaultfd-pagerd) that serves and outlives this: where it listens, or `spawn` to start one',
+    path,
   )
-  .option('--uid <uid>', 'whose VMs may connect (default: those of this user)')
-  .action(async (options: ServeOptions) => {
+  .option('--uid <uid>', 'whose VMs may connect (default: those of this user)', integer(0, 2 ** 32 - 2))
+  .action(async (options: ServeOptions, command: Command) => {
+    if (options.holdTimeout !== undefined && options.onFailure !== 'hold') {
+      command.error("error: option '--hold-timeout <ms>' does nothing without '--on-failure hold'");
+    }
     const { serve } = await import('./serve.js');
-    process.exitCode = await serve(options);
+    process.exitCode = await outlivingReaders(async () => serve(options));
   });
 
 const trace = program
@@ -122,6 +137,7 @@ program
   });
 
 async function main(): Promise<void> {
+  endWithReaders();
   try {
     await program.parseAsync();
   } catch (error) {

@@ -1,12 +1,14 @@
 /** What `serve` says: to a person at a terminal, or to a program that reads lines. */
 
 import process from 'node:process';
+import type { Writable } from 'node:stream';
 import type { WriteStream } from 'node:tty';
 
 import colors from 'picocolors';
 
 import type { RejectedConnection } from '../firecracker.js';
 import type { Session, SessionEnd, SessionHold } from '../session.js';
+import type { RecordingStats } from '../trace-options.js';
 import { MiB } from '../units.js';
 
 /** Where news of a server goes. */
@@ -19,7 +21,8 @@ export interface Log {
   rejected(rejection: RejectedConnection): void;
   /** Once a second. */
   progress(sessions: readonly Session[]): void;
-  ending(signal: string, sessions: number, policy: string): void;
+  /** `how`: what becomes of them. */
+  ending(signal: string, sessions: number, how: 'poison' | 'kill'): void;
   /** This ends, and nothing of what the daemon serves. */
   left(signal: string, sessions: number): void;
   ended(): void;
@@ -51,11 +54,15 @@ function totals(sessions: readonly Session[]): Totals {
   return sum;
 }
 
-/** One JSON object a line; `event` says which. */
-export class JsonLog implements Log {
-  readonly #out: NodeJS.WritableStream;
+/** Bytes that wait for a reader who has stopped to read; what comes then is not told. */
+const MOST_WAITING = 1 * MiB;
 
-  constructor(out: NodeJS.WritableStream) {
+/** One JSON object a line; `event` says which. Of a reader who is too slow it tells how much was `dropped`: progress at once, else at a limit. */
+export class JsonLog implements Log {
+  readonly #out: Writable;
+  #dropped = 0;
+
+  constructor(out: Writable) {
     this.#out = out;
   }
 
@@ -80,7 +87,7 @@ export class JsonLog implements Log {
       bytesInstalled,
       pagesPoisoned,
       pagesRemoved,
-      ...(recording ? { recording } : {}),
+      ...(recording ? { recording: told(recording) } : {}),
       ...(replay ? { replay } : {}),
     });
   }
@@ -107,8 +114,8 @@ export class JsonLog implements Log {
     this.#write('progress', totals(sessions));
   }
 
-  ending(signal: string, sessions: number, policy: string): void {
-    this.#write('ending', { signal, sessions, onFailure: policy });
+  ending(signal: string, sessions: number, how: 'poison' | 'kill'): void {
+    this.#write('ending', { signal, sessions, onFailure: how });
   }
 
   left(signal: string, sessions: number): void {
@@ -120,8 +127,28 @@ export class JsonLog implements Log {
   }
 
   #write(event: string, details: object): void {
+    const { writableLength } = this.#out;
+    if (writableLength > (event === 'progress' ? 0 : MOST_WAITING)) {
+      this.#dropped += 1;
+      return;
+    }
+    if (this.#dropped > 0 && writableLength === 0) {
+      this.#put('dropped', { lines: this.#dropped });
+      this.#dropped = 0;
+    }
+    this.#put(event, details);
+  }
+
+  #put(event: string, details: object): void {
     this.#out.write(`${JSON.stringify({ at: new Date().toISOString(), event, ...details })}\n`);
   }
+}
+
+/** An error's message is not among what JSON takes of it. */
+function told({ error, ...recording }: RecordingStats): object {
+  if (error === undefined) return recording;
+  const { code, message, errno, syscall } = error;
+  return { ...recording, error: { code, message, errno, syscall } };
 }
 
 /** Lines for what happens, and below them one that is written over as memory arrives. */
@@ -176,8 +203,8 @@ export class TerminalLog implements Log {
     this.#out.write(colors.dim(line.slice(0, (this.#out.columns || 80) - 1)));
   }
 
-  ending(signal: string, sessions: number, policy: string): void {
-    this.#line(`${signal}: ending ${sessions} sessions (${policy})`);
+  ending(signal: string, sessions: number, how: 'poison' | 'kill'): void {
+    this.#line(`${signal}: ending ${sessions} sessions (${how})`);
   }
 
   left(signal: string, sessions: number): void {

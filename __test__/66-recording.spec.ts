@@ -142,9 +142,11 @@ test('what cannot be recorded is refused before the session starts, or told when
   if (!canRun(t)) return;
   t.like(await t.throwsAsync(refused), { code: 'ERR_UFFD_TRACE', syscall: 'open' });
 
-  mkdirSync(join(inside, 'taken', 'by'), { recursive: true });
+  await t.throwsAsync(async () => recorded(t, inside), { code: 'ERR_UFFD_TRACE', message: /EISDIR/ });
+
   const made = await recorded(t, join(inside, 'taken'));
   if (!made) return;
+  mkdirSync(join(inside, 'taken', 'by'), { recursive: true });
   const warned = new Promise<Error>(resolve => {
     process.once('warning', resolve);
   });

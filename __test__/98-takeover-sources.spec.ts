@@ -84,7 +84,7 @@ test('sessions are held, resumed and given sources while daemons die', async t =
   t.is((await peer.ask('hash')).sha256, sha256(bytes));
 });
 
-test('an image that is broken while daemons change is whole again when it is', async t => {
+test('an image that is broken while daemons change is whole again when somebody says so', async t => {
   if (!canRun(t)) return;
   const client = await daemon(t);
   const { connect, bytes, memory } = await remotely(t, client, { onFailure: 'hold' });
@@ -92,12 +92,36 @@ test('an image that is broken while daemons change is whole again when it is', a
 
   truncateSync(memory, 0);
   await killed(client);
+  const hash = peer.ask('hash');
+  await until(() => session.held !== undefined, 'it is held');
+  // As long as it was, and other bytes at first.
+  truncateSync(memory, bytes.length);
   writeFileSync(memory, bytes);
+  await session.resume();
 
-  t.is((await peer.ask('hash')).sha256, sha256(bytes));
+  t.is((await hash).sha256, sha256(bytes));
   t.is(session.held, undefined);
   const { peer: later } = await connect();
   t.is((await later.ask('hash')).sha256, sha256(bytes), 'its server has lost nothing, either');
+});
+
+test('of an image that is written to while it is served nothing is taken before somebody says that it is right', async t => {
+  if (!canRun(t)) return;
+  const client = await daemon(t);
+  const { connect, bytes, memory } = await remotely(t, client, { onFailure: 'hold' });
+  const { peer, session } = await connect();
+  await peer.ask('read', 0, 8);
+  // As long as it was, and nothing but zeros.
+  truncateSync(memory, 0);
+  truncateSync(memory, bytes.length);
+
+  const hash = peer.ask('hash');
+  await until(() => session.held !== undefined, 'it is held');
+  t.regex(session.held?.error?.message ?? '', /was written to while it was served/);
+  writeFileSync(memory, bytes);
+  await session.resume();
+
+  t.is((await hash).sha256, sha256(bytes));
 });
 
 test('what was brought for a daemon that died is not taken for an answer to the next', async t => {

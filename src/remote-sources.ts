@@ -166,7 +166,7 @@ export class RemoteSources {
     if (kind === 'file') {
       const fd = await openedAt(given.path, 0, fds);
       const direct = given.direct ? { direct: await openedAt(given.path, constants.O_DIRECT, fds) } : {};
-      return { kind, path: given.path, fd, ...direct };
+      return { kind, path: given.path, fd, mayChange: given.mayChange, ...direct };
     }
     if (kind === 'memory') return { kind, fd: sent(given.bytes, fds) };
     if (kind === 'layered') {

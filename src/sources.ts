@@ -26,7 +26,7 @@ export interface OpenSource {
  * asked. @hidden
  */
 export type SourceDescription =
-  | { kind: 'file'; path: string; direct: boolean }
+  | { kind: 'file'; path: string; direct: boolean; mayChange: boolean }
   | { kind: 'zero'; size: number }
   | { kind: 'memory'; bytes: Uint8Array }
   | { kind: 'layered'; base: PageSource; diffs: readonly string[] }
@@ -119,6 +119,11 @@ export interface FileSourceOptions {
    * `false`.
    */
   direct?: boolean;
+  /**
+   * It may be written to while it is served: each page is what the file has when it is read, and only a file that is cut short
+   * is an error. Default: `false`, and of a file that was written to, or whose time of writing was set (`touch`), no page is taken any more.
+   */
+  mayChange?: boolean;
 }
 
 /** Bytes of a clone's own over a shared image: its identity, its network settings. */
@@ -130,16 +135,18 @@ export interface Overlay {
 }
 
 /**
- * A file or block device: a snapshot's memory. It must not change while it is served; one that shrinks ends its sessions by
- * their failure policy. What its last page has behind its end is zero, as in a mapping of it. Opened by the first session, on
+ * A file or block device: a snapshot's memory. It must not change while it is served: one that shrinks, or is written to, ends its
+ * sessions by their failure policy, unless the options say that it may. What its last page has behind its end is zero, as in a mapping of it. Opened by the first session, on
  * another thread.
  */
 export function fileSource(path: string | URL, options: FileSourceOptions = {}): PageSource {
   const name = validatePathOrUrl('path', path);
-  validateOptions('options', options, ['direct']);
+  validateOptions('options', options, ['direct', 'mayChange']);
   const direct = validateBoolean('options.direct', options.direct, false);
-  const description = { kind: 'file', path: name, direct } as const;
-  return new PageSource(async () => openedBy(native().openFileSource(name, direct)), false, description);
+  const mayChange = validateBoolean('options.mayChange', options.mayChange, false);
+  const description = { kind: 'file', path: name, direct, mayChange } as const;
+  const open = async () => openedBy(native().openFileSource(name, direct, mayChange));
+  return new PageSource(open, false, description);
 }
 
 /** Bytes, copied here: whole pages that are missing come from them. */

@@ -1,6 +1,6 @@
 /** The real thing: a daemon with its holder, a Node that it serves for, and guests; all of them may be killed. */
 
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, truncateSync, utimesSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -47,7 +47,7 @@ export class Rig {
   daemons = 0;
 
   private constructor() {
-    for (const policy of [...POLICIES, 'spare'] as const) writeFileSync(this.#file(policy), bytes);
+    for (const policy of [...POLICIES, 'spare'] as const) this.#write(policy);
     this.#node = this.#program();
     this.#spare = this.#program();
   }
@@ -298,7 +298,14 @@ export class Rig {
 
   mendFile(model: Model, policy: Policy): void {
     model.mendFile(policy);
-    writeFileSync(this.#file(policy), bytes);
+    this.#write(policy);
+  }
+
+  /** As far as a file tells, nobody has written to it in between. */
+  #write(policy: Policy | 'spare'): void {
+    const file = this.#file(policy);
+    writeFileSync(file, bytes);
+    utimesSync(file, 1e9, 1e9);
   }
 
   async hold(model: Model, guest: Guest): Promise<void> {

@@ -68,11 +68,11 @@ fn opened(env: &Env, source: Opened) -> Result<NativeSource> {
     }
 }
 
-/// An image in a file; `direct`: past the page cache.
+/// An image in a file; `direct`: past the page cache; `may_change`: it may be written to meanwhile.
 #[napi(catch_unwind, ts_return_type = "Promise<NativeJob>")]
-pub fn open_file_source(env: &Env, path: String, direct: bool) -> Result<Object<'_>> {
+pub fn open_file_source(env: &Env, path: String, direct: bool, may_change: bool) -> Result<Object<'_>> {
     open_elsewhere(env, move || {
-        Ok(Arc::new(FileSource::open_with(Path::new(&path), FileOptions { direct })?))
+        Ok(Arc::new(FileSource::open_with(Path::new(&path), FileOptions { direct, may_change })?))
     })
 }
 

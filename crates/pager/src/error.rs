@@ -34,6 +34,14 @@ pub enum PagerError {
         /// Bytes it has now.
         actual: u64,
     },
+    /// A file was written to after it was opened as a source.
+    #[error(
+        "{path} was written to while it was served: the image must not change; write a new file beside it and rename that"
+    )]
+    SourceChanged {
+        /// What was read.
+        path: PathBuf,
+    },
     /// A file of the wrong kind or size was given as a source.
     #[error("{path} cannot be a memory image: {reason}")]
     NotAnImage {
@@ -243,6 +251,7 @@ impl PagerError {
         match self {
             Self::Source { .. }
             | Self::SourceTruncated { .. }
+            | Self::SourceChanged { .. }
             | Self::NotAnImage { .. }
             | Self::Callback(_)
             | Self::Layer { .. }

@@ -194,6 +194,8 @@ impl Session {
                 )));
             }
             self.source = source;
+        } else if self.phase.holds() {
+            self.source.put_right();
         }
         // What was asked before is asked again: neither are bytes of another source wanted, nor does a failure from before this hold
         // it once more. Who waits is answered by what is read from now on.

@@ -4,6 +4,7 @@
 mod sources {
     pub(crate) mod asked;
     pub(crate) mod cached;
+    mod changed;
     pub(crate) mod failing;
     pub(crate) mod kinds;
     pub(crate) mod zeros;

@@ -194,6 +194,8 @@ pub(crate) enum Description {
         fd: usize,
         path: String,
         direct: Option<usize>,
+        #[serde(default, rename = "mayChange")]
+        may_change: bool,
         size: Option<u64>,
     },
     Zero {

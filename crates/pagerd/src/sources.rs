@@ -64,9 +64,10 @@ impl Sources {
         };
         let mut asked = None;
         let pages: Arc<dyn PageSource> = match description {
-            Description::File { fd, path, direct, size } => {
+            Description::File { fd, path, direct, may_change, size } => {
                 let direct = direct.map(&mut take).transpose()?;
-                Arc::new(FileSource::of_fds(take(*fd)?, direct, Path::new(path), *size)?)
+                let file = FileSource::of_fds(take(*fd)?, direct, Path::new(path), *size)?;
+                Arc::new(if *may_change { file.that_may_change() } else { file })
             }
             Description::Zero { size } => Arc::new(ZeroSource::new(*size)),
             Description::Memory { fd } => Arc::new(MemorySource::new(bytes_of(take(*fd)?)?)),

@@ -1,9 +1,9 @@
 //! A file as the source of pages.
 //!
 //! It is read with `pread`, and never through a mapping unless it is a memfd that is sealed ([`Sealed`]): a mapped file that is truncated ends the reader by SIGBUS,
-//! or gives zeros behind the new end without a word. After each read the size is compared with the size at
-//! opening, before a byte is installed, because a read that races with a truncation may return zeros for the
-//! rest of its last page.
+//! or gives zeros behind the new end without a word. After each read its size, and when it was written, are compared
+//! with those at opening, before a byte is installed: a read that races with a truncation may return zeros for the
+//! rest of its last page, and a file that was cut short and has grown again has nothing but zeros.
 //!
 //! The event loop must not wait for a disk, so it reads with `RWF_NOWAIT` and leaves to a worker what is not in
 //! the page cache. Files of a memory file system are always at hand (apart from swap) and are read directly.
@@ -17,8 +17,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
@@ -27,6 +28,7 @@ use uffd::errno_of;
 use super::direct::Direct;
 use super::extents::{any_in, data_of};
 use super::sealed::Sealed;
+use super::stamp::{Stamp, Written};
 use super::{PageSource, ReadNow};
 use crate::error::PagerError;
 
@@ -42,6 +44,9 @@ pub struct FileOptions {
     /// cache what is used again. What lies behind the last whole block is read as usual, and so are files of a memory
     /// file system, which have nothing else. Default: no.
     pub direct: bool,
+    /// It may be written to while it is served: each page is what the file has when it is read, and only being cut short is an error.
+    /// Default: no, and a file that was written to gives no page any more.
+    pub may_change: bool,
 }
 
 /// A regular file or block device, opened once.
@@ -55,6 +60,10 @@ pub struct FileSource {
     in_memory: bool,
     /// Regular files can be truncated; block devices cannot.
     can_shrink: bool,
+    /// Block devices cannot say when they were written.
+    must_not_change: bool,
+    /// When it was written last, before it was opened or put right, where that is known and it must not change.
+    written: Mutex<Option<Written>>,
     direct: Option<Direct>,
     /// Where it has data, if it has holes.
     sparse: Option<Sparse>,
@@ -67,27 +76,6 @@ struct Sparse {
     data: Vec<Range<u64>>,
     /// What the file looked like before its holes were looked for.
     stamp: Stamp,
-}
-
-/// What changes when a file's bytes do: when it was written, its blocks, its size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    seconds: i64,
-    nanoseconds: i64,
-    blocks: u64,
-    size: u64,
-}
-
-impl Stamp {
-    fn of(file: &File) -> std::io::Result<Self> {
-        let now = file.metadata()?;
-        Ok(Self {
-            seconds: now.mtime(),
-            nanoseconds: now.mtime_nsec(),
-            blocks: now.blocks(),
-            size: now.len(),
-        })
-    }
 }
 
 impl FileSource {
@@ -118,6 +106,9 @@ impl FileSource {
                 errno: errno_of(&error),
             })?;
         let mut source = Self::of_file(file, path, None)?;
+        if options.may_change {
+            source = source.that_may_change();
+        }
         if options.direct && !source.in_memory {
             source.direct = Some(Direct::open(path, &source.file, source.size)?);
         }
@@ -146,11 +137,17 @@ impl FileSource {
         size: Option<u64>,
     ) -> Result<Self, PagerError> {
         let mut source = Self::of_file(File::from(fd), name, size)?;
-        let whole = source.check_size().is_ok();
+        let whole = source.check().is_ok();
         if let Some(direct) = direct.filter(|_| whole && !source.in_memory) {
             source.direct = Some(Direct::of(File::from(direct), name, &source.file, source.size)?);
         }
         Ok(source)
+    }
+
+    /// As [`FileOptions::may_change`] says.
+    #[must_use]
+    pub fn that_may_change(self) -> Self {
+        Self { must_not_change: false, written: Mutex::default(), ..self }
     }
 
     /// What errors call it.
@@ -167,7 +164,8 @@ impl FileSource {
                 errno: errno_of(&error),
             }
         };
-        let kind = file.metadata().map_err(failed("fstat"))?.file_type();
+        let now = file.metadata().map_err(failed("fstat"))?;
+        let kind = now.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(PagerError::NotAnImage {
                 path: path.to_owned(),
@@ -186,7 +184,20 @@ impl FileSource {
         let sparse = if kind.is_file() && !in_memory && whole { holes_of(&file, size) } else { None };
         let sealed = if in_memory && whole { Sealed::of(&file) } else { None };
         let path = path.to_owned();
-        Ok(Self { file, path, size, in_memory, can_shrink: kind.is_file(), direct: None, sparse, sealed })
+        let can_shrink = kind.is_file();
+        let written = Mutex::new(Written::of_whole(&now, size).filter(|_| can_shrink));
+        Ok(Self {
+            file,
+            path,
+            size,
+            in_memory,
+            can_shrink,
+            must_not_change: can_shrink,
+            written,
+            direct: None,
+            sparse,
+            sealed,
+        })
     }
 
     /// Where it has data; `None` when that is more than `most` stretches. May wait for a disk.
@@ -203,15 +214,25 @@ impl FileSource {
     }
 
     /// The bytes just read are good only if the file still has every byte it had.
-    fn check_size(&self) -> Result<(), PagerError> {
+    pub(super) fn check(&self) -> Result<(), PagerError> {
         if !self.can_shrink {
             return Ok(());
         }
-        let actual = self.file.metadata().map_err(|error| self.failed("fstat", errno_of(&error)))?.len();
-        if actual >= self.size {
-            return Ok(());
+        let now = self.file.metadata().map_err(|error| self.failed("fstat", errno_of(&error)))?;
+        if now.len() < self.size {
+            let (path, expected, actual) = (self.path.clone(), self.size, now.len());
+            return Err(PagerError::SourceTruncated { path, expected, actual });
         }
-        Err(PagerError::SourceTruncated { path: self.path.clone(), expected: self.size, actual })
+        match *self.written() {
+            Some(written) if written != Written::of(&now) => {
+                Err(PagerError::SourceChanged { path: self.path.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn written(&self) -> MutexGuard<'_, Option<Written>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The part of `buffer` that is of the file, and the part that is behind its end.
@@ -257,7 +278,7 @@ impl PageSource for FileSource {
         match self.read_cached(offset, inside) {
             Ok(read) if read == inside.len() => {
                 behind.fill(0);
-                self.check_size().map(|()| ReadNow::Done)
+                self.check().map(|()| ReadNow::Done)
             }
             // Partly cached, or cut off: the blocking read tells these apart. EOPNOTSUPP and ENOSYS: this file
             // system or kernel cannot say. Every other error is the blocking read's to report.
@@ -277,7 +298,7 @@ impl PageSource for FileSource {
             };
             match read {
                 Ok(0) => {
-                    self.check_size()?;
+                    self.check()?;
                     // Not shorter, and yet no byte: it shrank and grew again while this was reading.
                     return Err(self.failed("pread", Errno::EIO));
                 }
@@ -286,7 +307,15 @@ impl PageSource for FileSource {
                 Err(error) => return Err(self.failed("pread", errno_of(&error))),
             }
         }
-        self.check_size()
+        self.check()
+    }
+
+    fn put_right(&self) {
+        if self.must_not_change
+            && let Ok(now) = self.file.metadata()
+        {
+            *self.written() = Written::of_whole(&now, self.size);
+        }
     }
 
     fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
@@ -369,7 +398,7 @@ mod tests {
     #[test]
     fn behind_the_end_of_a_file_its_last_page_is_zero() {
         let (_dir, path) = image(&[7; 5000]);
-        for options in [FileOptions::default(), FileOptions { direct: true }] {
+        for options in [FileOptions::default(), FileOptions { direct: true, ..FileOptions::default() }] {
             // Some file systems cannot be read past the page cache.
             let Ok(source) = FileSource::open_with(&path, options) else { continue };
             let mut buffer = vec![1; 4096];
@@ -395,27 +424,6 @@ mod tests {
         let error = source.read(4096, &mut [0; 4096]).unwrap_err();
 
         assert!(matches!(error, PagerError::SourceTruncated { expected: 5000, actual: 4999, .. }), "{error}");
-    }
-
-    #[test]
-    fn a_file_that_was_cut_short_before_it_is_opened_again_fails_until_it_is_whole() {
-        let (_dir, path) = image(&[7; 8192]);
-        let whole = |len: usize| std::fs::write(&path, vec![7; len]).unwrap();
-        for len in [0, 5000] {
-            whole(len);
-            let fd = File::open(&path).unwrap().into();
-            let source = FileSource::of_fds(fd, None, &path, Some(8192)).unwrap();
-            assert_eq!(source.size(), 8192);
-
-            let error = source.read(0, &mut [0; 4096]).unwrap_err();
-
-            assert!(matches!(error, PagerError::SourceTruncated { expected: 8192, .. }), "{error}");
-            assert!(!source.zeros(4096, 4096));
-            whole(8192);
-            let mut buffer = [0; 4096];
-            source.read(4096, &mut buffer).unwrap();
-            assert_eq!(buffer, [7; 4096]);
-        }
     }
 
     #[test]

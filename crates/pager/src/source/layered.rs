@@ -90,6 +90,8 @@ impl LayeredSource {
                         "with it there are more than {MOST_EXTENTS} stretches of data: merge diffs"
                     ))
                 })?;
+            // Where it has data is known of what it is now.
+            diff.check()?;
             found.extend(data.into_iter().map(|data| Stretch {
                 start: data.start,
                 end: data.end,
@@ -195,6 +197,11 @@ impl PageSource for LayeredSource {
 
     fn answered_by(&self) -> Option<u32> {
         self.base.answered_by()
+    }
+
+    fn put_right(&self) {
+        // Where diffs have data was found before: one that has changed stays refused.
+        self.base.put_right();
     }
 
     fn zeros(&self, offset: u64, len: u64) -> bool {

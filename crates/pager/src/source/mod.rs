@@ -14,6 +14,7 @@ mod memory;
 mod overlay;
 mod retry;
 mod sealed;
+mod stamp;
 pub(crate) mod waiting;
 mod zero;
 
@@ -93,6 +94,10 @@ pub trait PageSource: Send + Sync + std::fmt::Debug {
     fn image(&self) -> Option<Arc<dyn PageSource>> {
         None
     }
+
+    /// Somebody who goes on with a session that was held says that its image is right now, whatever has happened to it. Default: nothing
+    /// is to be done.
+    fn put_right(&self) {}
 
     /// Whether these bytes are known to be all zero without reading them. Called on the event loop: it must not wait.
     /// `false` means only that they have to be read.

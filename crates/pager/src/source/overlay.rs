@@ -136,6 +136,10 @@ impl PageSource for OverlaySource {
         self.base.answered_by()
     }
 
+    fn put_right(&self) {
+        self.base.put_right();
+    }
+
     fn zeros(&self, offset: u64, len: u64) -> bool {
         within(&self.overlays, offset, len).next().is_none() && self.base.zeros(offset, len)
     }

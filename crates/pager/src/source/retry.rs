@@ -111,6 +111,10 @@ impl PageSource for RetrySource {
         self.inner.answered_by()
     }
 
+    fn put_right(&self) {
+        self.inner.put_right();
+    }
+
     fn zeros(&self, offset: u64, len: u64) -> bool {
         self.inner.zeros(offset, len)
     }

@@ -85,7 +85,7 @@ fn files_are_served_through_and_past_the_page_cache_also_their_ragged_ends() {
     let path = dir.path().join("image");
     // The end is in the middle of a block, and no page of the memory.
     write(&path, &[&bytes[..], &[7; 1234]].concat());
-    for options in [FileOptions { direct: false }, FileOptions { direct: true }] {
+    for options in [FileOptions::default(), FileOptions { direct: true, ..FileOptions::default() }] {
         let source = match FileSource::open_with(&path, options) {
             Err(error @ PagerError::NotAnImage { .. }) if options.direct => {
                 return println!("skipped: {error}");
@@ -115,7 +115,7 @@ fn a_file_read_past_the_page_cache_that_is_cut_short_is_an_error() {
     let dir = dir();
     let path = dir.path().join("image");
     write(&path, &image(PAGES));
-    let source = match FileSource::open_with(&path, FileOptions { direct: true }) {
+    let source = match FileSource::open_with(&path, FileOptions { direct: true, ..FileOptions::default() }) {
         Err(error @ PagerError::NotAnImage { .. }) => return println!("skipped: {error}"),
         source => source.unwrap(),
     };

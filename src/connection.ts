@@ -5,6 +5,7 @@ import { createConnection, type Socket } from 'node:net';
 import { sendFds } from './descriptors.js';
 import { UffdError, type UffdErrorCode } from './errors.js';
 import { withResolvers } from './limits.js';
+import type { Upgraded } from './remote-upgrade.js';
 
 /** What this speaks. */
 const PROTOCOL = 1;
@@ -17,6 +18,10 @@ export interface Welcome {
   pid: number;
   holder: number | null;
   takeover: boolean;
+  /** How many daemons there were. Absent where the daemon is too old to say, as is the next. */
+  epoch?: number;
+  /** How the last upgrades ended; of a holder that is too old to say, nothing. */
+  upgrades?: Upgraded[] | null;
   sessions: Record<string, unknown>[];
   /** Those that are not announced yet. */
   pending?: number[];

@@ -1,4 +1,5 @@
 import { closeSync } from 'node:fs';
+import { resolve } from 'node:path';
 
 import { DaemonRecording } from './daemon-recording.js';
 import { DaemonServer, type EndedSession } from './daemon-server.js';
@@ -314,15 +315,18 @@ export class PagerClient extends Paging {
 
   /**
    * Has another executable take the daemon's place: of a newer package, or the same one again. It takes everything over, as it
-   * would if the daemon had died; processes that are served notice a pause of some milliseconds. If it does not come to
-   * serve, the one that was there before does. The holder stays the one that was started.
+   * would if the daemon had died; processes that are served notice a pause of some milliseconds. It is started beside the daemon, which
+   * ends for it only once it is ready; should it not come to serve even so, the one that was there before does. The holder stays the
+   * one that was started.
    *
-   * @param executable Its path, as the daemon's holder sees it. Default: the one of this package.
-   * @throws {@linkcode UffdError} `ERR_UFFD_PAGER_LOST` (there is no holder, or nobody can be reached afterwards)
+   * @param executable Its path, as the daemon's holder sees it; from this process's directory, where it is not absolute. Default: the one of
+   *   this package.
+   * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM` (it cannot be started; `errno` says why), `ERR_UFFD_PROTOCOL` (it is no
+   *   userfaultfd-pagerd, or did not come to serve), `ERR_UFFD_PAGER_LOST` (there is no holder, or nobody can be reached afterwards)
    */
   async upgrade(executable?: string): Promise<void> {
     const path = executable === undefined ? executablePath() : validatePath('executable', executable);
-    await holdOpen(this.remote.upgrade(path));
+    await holdOpen(this.remote.upgrade(resolve(path)));
   }
 
   /**

@@ -16,6 +16,7 @@ import type { PageSource } from './sources.js';
 import type { TraceSettings } from './trace-options.js';
 import { isOfThisUser, type ToldRecording } from './remote-recordings.js';
 import { RemoteRequests } from './remote-requests.js';
+import { hasUpgraded } from './remote-upgrade.js';
 import { RemoteSources } from './remote-sources.js';
 
 /** Between attempts to reach a daemon again, in milliseconds. */
@@ -59,7 +60,8 @@ export class RemoteEngine extends RemoteRequests implements PagingEngine {
   /** What the daemon has goes on without this: nothing of that is removed. */
   leaves = false;
   #scheduled = false;
-  #upgraded: () => void = () => {};
+  /** Who waits until the next daemon is reached. */
+  readonly #upgrading = new Set<() => void>();
   welcome: Welcome | undefined;
   /** The holder is gone: nothing replaces the daemon when it dies. */
   onHolderLost: () => void = () => {};
@@ -207,14 +209,14 @@ export class RemoteEngine extends RemoteRequests implements PagingEngine {
   /** This program ends: what the daemon serves goes on. */
   abandon(): void {}
 
-  /** Resolves when a daemon has been reached that came after the one that was asked. */
+  /** Resolves when a daemon has been reached that came after the one that was asked, and is of that executable. */
   async upgrade(executable: string): Promise<void> {
     while (true) {
       // One that is being replaced already takes no request, and the next one is not what was asked for.
       const losses = await this.#settle();
       try {
-        await this.#upgradeThis(executable);
-        return;
+        // The daemon may have ended by itself between its answer and its end for another: nobody has heard of that then.
+        if (await this.#upgradeThis(executable)) return;
       } catch (error) {
         // It died before it could say that it has heard: done twice, it comes to the same.
         if ((error as UffdError).code !== 'ERR_UFFD_PAGER_LOST' || losses === this.#losses) throw error;
@@ -222,19 +224,23 @@ export class RemoteEngine extends RemoteRequests implements PagingEngine {
     }
   }
 
-  async #upgradeThis(executable: string): Promise<void> {
+  async #upgradeThis(executable: string): Promise<boolean> {
+    const { epoch } = await this.request('upgrade', { executable });
+    // Who has answered: another is not reached before this is heard.
     const before = this.welcome?.pid;
     const { promise, resolve, reject } = withResolvers<void>();
-    this.#upgraded = () => {
+    const reached = (): void => {
       if (this.welcome?.pid !== before) resolve();
     };
+    this.#upgrading.add(reached);
+    const late = setTimeout(() => reject(lost()), this.#patience);
     try {
-      await this.request('upgrade', { executable });
-      const late = setTimeout(() => reject(lost()), this.#patience);
-      await promise.finally(() => clearTimeout(late));
+      await promise;
     } finally {
-      this.#upgraded = () => {};
+      clearTimeout(late);
+      this.#upgrading.delete(reached);
     }
+    return hasUpgraded(this.welcome, epoch as number | undefined, executable);
   }
 
   /**
@@ -337,7 +343,7 @@ export class RemoteEngine extends RemoteRequests implements PagingEngine {
         const reopened = this.sources.reopen();
         this.#reconnecting = undefined;
         await reopened;
-        this.#upgraded();
+        for (const reached of this.#upgrading) reached();
         return;
       } catch (error) {
         const { code } = error as UffdError;

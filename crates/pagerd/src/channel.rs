@@ -28,12 +28,18 @@ pub(crate) enum Message {
     /// A session is over: `value` takes its place under the key `end`. With `still_open`, its descriptors stay until its process
     /// has ended.
     Ended { key: String, end: String, value: Value, still_open: bool },
-    /// Start another executable in the daemon's place.
+    /// Start another executable beside the daemon, and say whether it could take its place.
+    Prove { executable: String },
+    /// What came of that: why it cannot, or nothing.
+    Proved { unfit: Option<Unfit> },
+    /// Have another executable take the daemon's place.
     Upgrade { executable: String },
     /// The value is in the last descriptor.
     Spilled { key: String },
     /// To a daemon that is to wait until it is needed: it gives up now what it will not need.
     Prepare(Confinement),
+    /// It has, and waits.
+    Prepared,
     /// The daemon's heir, whose pidfd comes along.
     Heir,
     /// What a daemon that is dead has had in its table, by the numbers there; `all` with the last of it.
@@ -71,6 +77,26 @@ pub(crate) struct Go {
     /// For how long it stays without a holder and with nothing to do, in milliseconds; where it is not said, a minute.
     #[serde(default)]
     pub(crate) lonely_for: Option<u64>,
+    /// How the last upgrades ended, of a holder that proves an executable before it ends the daemon.
+    #[serde(default)]
+    pub(crate) upgrades: Option<Vec<Upgraded>>,
+}
+
+/// Why an executable cannot take the daemon's place, in words; and which system call refused it, with what errno.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Unfit {
+    pub(crate) why: String,
+    pub(crate) system: Option<(String, i32)>,
+}
+
+/// What came of replacing a daemon on purpose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Upgraded {
+    /// The epoch of the daemon that was replaced.
+    pub(crate) from: u64,
+    /// Why the new executable did not come to serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) failed: Option<String>,
 }
 
 /// One end.

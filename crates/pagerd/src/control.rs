@@ -16,7 +16,7 @@ use uffd::fd_passing::{self, Credentials};
 use serde_json::Value;
 
 use crate::args::Confinement;
-use crate::channel::{Channel, ChannelError, Go, Message};
+use crate::channel::{Channel, ChannelError, Go, Message, Unfit, Upgraded};
 use crate::confine::confine;
 use crate::heir::Heir;
 use crate::keeping::Line;
@@ -53,6 +53,8 @@ pub(crate) struct Control {
 pub(crate) enum FromHolder {
     Nothing,
     Stop,
+    /// Whether another executable could take this daemon's place.
+    Proved(Option<Unfit>),
     Lost,
 }
 
@@ -69,7 +71,11 @@ impl Control {
         let mut confined = None;
         let go = loop {
             match channel.receive()? {
-                Some((Message::Prepare(level), _)) => confined = Some(give_up(level)),
+                Some((Message::Prepare(level), _)) => {
+                    confined = Some(give_up(level));
+                    // One that does not hear it starts it all the same.
+                    let _ = channel.send(&Message::Prepared, &[]);
+                }
                 None => wait_for(channel.as_fd()).map_err(|errno| failed(&errno))?,
                 Some((Message::Go(go), _)) => break go,
                 Some((Message::Keep { key, .. }, mut fds)) if key == LISTENER => listener = fds.pop(),
@@ -129,9 +135,15 @@ impl Control {
         (!self.line.is_lost()).then_some(self.go.holder)
     }
 
+    /// How the last upgrades ended; `None` of a holder that is too old to say, and starts whatever it is told.
+    pub(crate) fn upgrades(&self) -> Option<&[Upgraded]> {
+        self.go.upgrades.as_deref()
+    }
+
     pub(crate) fn hear(&mut self) -> FromHolder {
         match self.line.channel().receive() {
             Ok(Some((Message::Stop, _))) => FromHolder::Stop,
+            Ok(Some((Message::Proved { unfit }, _))) => FromHolder::Proved(unfit),
             Ok(_) => FromHolder::Nothing,
             Err(_) => {
                 self.line.lose();

@@ -23,6 +23,7 @@ use crate::recordings::Recordings;
 use crate::sessions::Sessions;
 use crate::sources::Sources;
 use crate::telling::Ask;
+use crate::upgrades::Upgrades;
 
 /// Clients at one time.
 const MOST_CLIENTS: usize = 64;
@@ -76,6 +77,7 @@ pub(crate) struct Daemon {
     /// Since when its holder is gone and there is nothing to do.
     lonely_since: Option<Instant>,
     pub(crate) plans: Plans,
+    pub(crate) upgrades: Upgrades,
     last: u64,
     stats_at: Instant,
     /// The next session whose counters are looked at.
@@ -117,6 +119,7 @@ impl Daemon {
             recordings: Recordings::default(),
             lonely_since: None,
             plans: Plans::default(),
+            upgrades: Upgrades::default(),
             last: 0,
             stats_at: Instant::now(),
             stats_from: 0,
@@ -148,6 +151,7 @@ impl Daemon {
             if ready.holder {
                 match self.control.hear() {
                     FromHolder::Stop => stop = true,
+                    FromHolder::Proved(unfit) => self.proved(unfit),
                     FromHolder::Lost => self.holder_lost(),
                     FromHolder::Nothing => {}
                 }
@@ -195,6 +199,7 @@ impl Daemon {
     fn holder_lost(&mut self) {
         crate::log(format_args!("the holder is gone: nothing replaces this daemon when it dies"));
         self.tell_all(&json!({ "jsonrpc": "2.0", "method": "holder", "params": { "lost": true } }));
+        self.nobody_upgrades();
     }
 
     /// Waits, at most for so long.
@@ -318,18 +323,6 @@ impl Daemon {
                 }
             }
         }
-    }
-
-    /// What a request has come to that was not answered at once.
-    pub(crate) fn answered(&mut self, client: u64, request: &Value, answer: Result<Value, PagerError>) {
-        if let Some(client) = self.clients.get_mut(&client) {
-            client.outstanding = client.outstanding.saturating_sub(1);
-        }
-        let message = match answer {
-            Ok(result) => json!({ "jsonrpc": "2.0", "id": request, "result": result }),
-            Err(error) => crate::requests::failure(request, &error),
-        };
-        self.tell(client, &message);
     }
 
     pub(crate) fn client_of(&self, token: &str) -> Option<u64> {

@@ -10,6 +10,7 @@ mod open_file;
 mod restoring;
 mod stash;
 mod store;
+mod upgrading;
 mod watchdog;
 
 use std::collections::VecDeque;
@@ -31,7 +32,7 @@ use crate::channel::{Channel, ChannelError, Go, Message};
 use crate::confine::confine_holder;
 use crate::control::LISTENER;
 use crate::kept::Kept;
-use crate::running::Running;
+use crate::running::{NotStarted, Running};
 use crate::signals::Signals;
 
 use custody::Custody;
@@ -41,6 +42,7 @@ use listening::Passed;
 use notify::Notify;
 pub(crate) use open_file::same_open_file;
 use stash::StartedDaemon;
+use upgrading::Executables;
 use watchdog::Watchdog;
 
 /// Starts within this time are counted.
@@ -49,6 +51,8 @@ const STORM: Duration = Duration::from_secs(10);
 const MOST_STARTS: usize = 32;
 /// How long a daemon may take until it serves; one that hangs in what was kept is no better than one that dies of it.
 const STARTING: Duration = Duration::from_secs(10);
+/// Between attempts to start one.
+const RESTING: u16 = 20;
 /// How long the daemon of an earlier holder may take to be gone once it was killed.
 const PREDECESSOR: Duration = Duration::from_secs(1);
 
@@ -57,7 +61,11 @@ enum Ended {
     InOrder,
     /// It was ended, so that another executable takes its place.
     Upgrade,
+    /// The other executable did not come to serve.
+    NotUpgraded(String),
     Died(String),
+    /// Nor can another be started.
+    NoOther(String),
 }
 
 struct Holder {
@@ -65,8 +73,7 @@ struct Holder {
     go: Go,
     custody: Custody,
     watchdog: Option<Watchdog>,
-    /// In the place of this very executable.
-    executable: Option<String>,
+    executables: Executables,
     starts: VecDeque<Instant>,
     /// Started already, for when this one dies.
     spare: Option<Running>,
@@ -107,10 +114,11 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
             stored: custody.is_stored(),
             lonely_for: None,
             alive_every: watchdog.as_ref().map(|watchdog| watchdog.interval().as_millis() as u64),
+            upgrades: Some(Vec::new()),
         },
         custody,
         watchdog,
-        executable: None,
+        executables: Executables::default(),
         starts: VecDeque::new(),
         spare: None,
         told_ready: false,
@@ -155,6 +163,14 @@ impl Holder {
             let why = match self.serve(signals) {
                 Ok(Ended::InOrder) => return Ok(()),
                 Ok(Ended::Upgrade) => continue,
+                Ok(Ended::NotUpgraded(why)) => {
+                    crate::log(format_args!("{why}: the old one does again"));
+                    continue;
+                }
+                Ok(Ended::NoOther(why)) => {
+                    self.fail_all(&why);
+                    return Err(why);
+                }
                 Ok(Ended::Died(why)) | Err(why) => why,
             };
             crate::log(format_args!("{why}"));
@@ -178,7 +194,10 @@ impl Holder {
 
     /// The life of one daemon.
     fn serve(&mut self, signals: &Signals) -> Result<Ended, String> {
-        let mut running = self.start()?;
+        let mut running = match self.start_patiently(signals) {
+            Ok(running) => running,
+            Err(why) => return Ok(Ended::NoOther(why)),
+        };
         let status = self.watch(&mut running, signals)?;
         if running.stopping && status.success() {
             return Ok(Ended::InOrder);
@@ -186,12 +205,13 @@ impl Holder {
         if running.upgrading {
             return Ok(Ended::Upgrade);
         }
-        if !running.serving && self.executable.take().is_some() {
-            return Ok(Ended::Died(
-                "the new executable did not come to serve: the old one does again".to_owned(),
-            ));
+        let how = ending(status);
+        if !running.serving
+            && let Some(executable) = self.gives_up_executable(&how)
+        {
+            return Ok(Ended::NotUpgraded(format!("{executable} did not come to serve ({how})")));
         }
-        Ok(Ended::Died(format!("the daemon (process {}) died: {}", running.process.pid(), ending(status))))
+        Ok(Ended::Died(format!("the daemon (process {}) died: {how}", running.process.pid())))
     }
 
     /// Whether another daemon may be started.
@@ -200,29 +220,66 @@ impl Holder {
         self.starts.len() < MOST_STARTS
     }
 
+    /// Starts a daemon. What the system cannot do at this moment is tried again, as long as those who wait can be left waiting.
+    fn start_patiently(&mut self, signals: &Signals) -> Result<Running, String> {
+        let began = Instant::now();
+        let mut told = false;
+        loop {
+            let error = match self.start() {
+                Ok(running) => return Ok(running),
+                Err(error) => error,
+            };
+            // Whoever has started this hears of it at once.
+            let nobody_waits = !self.told_ready && self.custody.kept().is_empty();
+            if nobody_waits || began.elapsed() >= STARTING {
+                return Err(error.to_string());
+            }
+            if !std::mem::replace(&mut told, true) {
+                crate::log(format_args!("{error}: it is tried again for {} s", STARTING.as_secs()));
+            }
+            self.pause(signals)?;
+        }
+    }
+
+    /// Between attempts to start a daemon: signals and a service manager do not wait for that.
+    fn pause(&mut self, signals: &Signals) -> Result<(), String> {
+        let _ = poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], RESTING);
+        if self.custody.notified().is_behind() {
+            self.custody.notify().flush();
+        }
+        if self.watchdog.as_mut().is_some_and(Watchdog::is_due) {
+            self.custody.notify().tell("WATCHDOG=1".to_owned(), None);
+        }
+        if signals.came() {
+            self.stops();
+            self.stopping = true;
+            return Err("it was to end while there was no daemon".to_owned());
+        }
+        Ok(())
+    }
+
     /// Starts a daemon and gives it everything.
-    fn start(&mut self) -> Result<Running, String> {
-        self.starts.push_back(Instant::now());
-        self.go.epoch += 1;
+    fn start(&mut self) -> Result<Running, NotStarted> {
+        // Who has asked for it is gone with the daemon, and asks again.
+        self.executables.candidate = None;
         let running = match self.spare.take() {
             Some(spare) => Running { since: Instant::now(), ..spare },
-            None => Running::start(self.executable.as_deref())?,
+            None => self.start_any()?,
         };
+        self.starts.push_back(Instant::now());
+        self.go.epoch += 1;
         self.custody.daemon_started(self.go.epoch, running.process.pid());
         // One that dies of it is noticed by its end.
         let _ = self.hand_over(&running.channel);
         Ok(running)
     }
 
-    /// Starts the next daemon, which does everything that does not depend on what it will be given, and waits for that. One that cannot be
-    /// started now is started when it is needed.
+    /// Starts the next daemon. One that cannot be started now is started when it is needed.
     fn keep_spare(&mut self) {
         if !self.go.takeover || self.spare.is_some() || self.stopping {
             return;
         }
-        let spare = Running::start(self.executable.as_deref());
-        self.spare =
-            spare.ok().filter(|spare| spare.channel.send(&Message::Prepare(self.go.confine), &[]).is_ok());
+        self.spare = self.start_waiting(self.executables.current()).ok();
     }
 
     fn hand_over(&self, channel: &Channel) -> Result<(), ChannelError> {
@@ -250,6 +307,7 @@ impl Holder {
                 fds.push(PollFd::new(spare.process.as_fd(), PollFlags::POLLIN));
                 fds.len() - 1
             });
+            fds.extend(self.executables.candidate());
             fds.extend(self.custody.notified().room().map(|room| PollFd::new(room, PollFlags::POLLOUT)));
             let lingering = fds.len();
             fds.extend(self.custody.lingering().iter().filter_map(process_of));
@@ -263,6 +321,7 @@ impl Holder {
                     starting,
                     self.custody.notified().again(),
                     self.watchdog.as_ref().map(Watchdog::left),
+                    self.executables.left(),
                 ]),
             ) {
                 Ok(0) if !running.serving && running.since.elapsed() >= STARTING => {
@@ -283,6 +342,7 @@ impl Holder {
                 crate::log(format_args!("the spare daemon has died: the next is started when it is needed"));
                 self.spare = None;
             }
+            self.look_at_candidate(running);
             if ready.get(1) == Some(&true) && signals.came() {
                 self.stops();
                 self.stopping = true;

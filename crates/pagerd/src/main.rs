@@ -28,6 +28,7 @@ mod sessions;
 mod signals;
 mod sources;
 mod telling;
+mod upgrades;
 mod wire;
 
 use std::fmt::Arguments;

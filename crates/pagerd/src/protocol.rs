@@ -341,6 +341,6 @@ pub(crate) struct Shutdown {
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Upgrade {
-    /// Its path, as the holder sees it.
+    /// Its absolute path, as the holder sees it.
     pub(crate) executable: String,
 }

@@ -15,7 +15,7 @@ use crate::keeping::{SourceValue, source_key};
 use crate::outbox::Event;
 use crate::protocol::{
     self, Address, CancelPopulate, Close, CloseSource, Decide, Hello, OfServer, OfSession, OpenSource,
-    PROTOCOL, PopulateParams, Request, RestParams, Resume, Shutdown, SourceAnswer, TakeDirty, Upgrade,
+    PROTOCOL, PopulateParams, Request, RestParams, Resume, Shutdown, SourceAnswer, TakeDirty,
 };
 use crate::serving::policy_of;
 use crate::wire;
@@ -185,6 +185,8 @@ impl Daemon {
             "takeover": self.control.takeover,
             "confined": self.control.confined,
             "servingSince": self.control.serving_since,
+            "epoch": self.control.epoch,
+            "upgrades": self.control.upgrades(),
             "sessions": sessions,
             "pending": pending,
             "servers": servers,
@@ -279,26 +281,29 @@ impl Daemon {
                 }
                 done()
             }
-            "upgrade" => {
-                let upgrade: Upgrade = params(value)?;
-                if self.control.line.is_lost() {
-                    return Err(
-                        PagerError::Internal("the holder, which would start it, is gone".to_owned()).into()
-                    );
-                }
-                // The answer is on its way before this daemon ends.
-                if let (Some(id), Some(client)) = (id, self.clients.get_mut(&client)) {
-                    let _ = client.tell(&json!({ "jsonrpc": "2.0", "id": id, "result": {} }));
-                }
-                self.control.line.say(&Message::Upgrade { executable: upgrade.executable }, &[])?;
-                Ok(Answer::Later)
-            }
+            "upgrade" => self.upgrade(client, id, value),
             "shutdown" => self.shutdown(client, id, value),
             _ => Err(Refusal::Words {
                 code: protocol::METHOD_NOT_FOUND,
                 message: format!("there is no method {method:?} in protocol {PROTOCOL}"),
             }),
         }
+    }
+
+    /// What a request has come to that was not answered at once.
+    pub(crate) fn answered(&mut self, client: u64, request: &Value, answer: Result<Value, PagerError>) {
+        let message = match answer {
+            Ok(result) => json!({ "jsonrpc": "2.0", "id": request, "result": result }),
+            Err(error) => failure(request, &error),
+        };
+        self.reply(client, &message);
+    }
+
+    pub(crate) fn reply(&mut self, client: u64, message: &Value) {
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.outstanding = client.outstanding.saturating_sub(1);
+        }
+        self.tell(client, message);
     }
 
     pub(crate) fn token(&self, client: u64) -> String {

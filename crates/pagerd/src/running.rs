@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use uffd::liveness::PidFd;
 
@@ -38,6 +39,15 @@ pub(crate) struct Running {
     pub(crate) heir: Option<PidFd>,
 }
 
+/// A process that could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("a daemon cannot be started: {what}: {error}")]
+pub(crate) struct NotStarted {
+    /// The system call.
+    pub(crate) what: &'static str,
+    pub(crate) error: std::io::Error,
+}
+
 /// A child that leaves no zombie.
 pub(crate) struct Reaped(pub(crate) Child);
 
@@ -54,13 +64,13 @@ impl Running {
     ///
     /// # Errors
     ///
-    /// What is missing for it, in words.
-    pub(crate) fn start(executable: Option<&str>) -> Result<Self, String> {
-        let words = |error: &dyn std::fmt::Display| format!("the daemon cannot be started: {error}");
-        let (ours, theirs) = Channel::pair().map_err(|errno| words(&errno))?;
+    /// What the system has refused.
+    pub(crate) fn start(executable: Option<&str>) -> Result<Self, NotStarted> {
+        let of = |what| move |errno: Errno| NotStarted { what, error: errno.into() };
+        let (ours, theirs) = Channel::pair().map_err(of("socketpair"))?;
         let theirs = theirs.into_fd();
         // Only this one thread starts processes: no other child can inherit it.
-        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|errno| words(&errno))?;
+        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(of("fcntl"))?;
         let mut command = Command::new(executable.unwrap_or("/proc/self/exe"));
         for name in OF_THE_HOLDER {
             command.env_remove(name);
@@ -71,9 +81,10 @@ impl Running {
             .stdout(Stdio::null())
             .spawn()
             .map(Reaped)
-            .map_err(|error| words(&error))?;
+            .map_err(|error| NotStarted { what: "execve", error })?;
         drop(theirs);
-        let process = PidFd::open(child.0.id() as i32).map_err(|error| words(&error))?;
+        let process = PidFd::open(child.0.id() as i32)
+            .map_err(|error| NotStarted { what: "pidfd_open", error: std::io::Error::other(error) })?;
         Ok(Self {
             child,
             process,

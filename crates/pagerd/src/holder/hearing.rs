@@ -76,17 +76,13 @@ impl Holder {
             }
             Message::Serving => {
                 running.serving = true;
+                self.executables.serve();
                 self.ready(running);
                 self.keep_spare();
             }
             Message::Alive => running.alive_at = Some(Instant::now()),
-            Message::Upgrade { executable } => {
-                self.executable = Some(executable);
-                self.spare = None;
-                running.upgrading = true;
-                // The same path as any other death, on purpose: there is no second way that could be wrong.
-                let _ = running.process.send_signal(libc::SIGKILL);
-            }
+            Message::Prove { executable } => self.prove(executable, running),
+            Message::Upgrade { executable } => self.upgrade(executable, running),
             Message::Stopping => {
                 self.stops();
                 running.stopping = true;
@@ -96,7 +92,13 @@ impl Holder {
                 self.custody.left(running.process.pid(), &numbers, fds, all);
             }
             Message::TakenOver => self.custody.left_is_taken_over(),
-            Message::Spilled { .. } | Message::Go(_) | Message::Prepare(_) | Message::Stop => {}
+            // Of one that has waited for its turn.
+            Message::Prepared => {}
+            Message::Spilled { .. }
+            | Message::Go(_)
+            | Message::Prepare(_)
+            | Message::Proved { .. }
+            | Message::Stop => {}
         }
         Heard::Something
     }

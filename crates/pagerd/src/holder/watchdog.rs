@@ -35,13 +35,22 @@ impl Watchdog {
         self.next.saturating_duration_since(Instant::now())
     }
 
-    /// Whether the manager is to be told; `heard`: nothing of the daemon is left to be read. Kills a daemon that is not heard of.
-    pub(super) fn look(&mut self, running: &Running, heard: bool) -> bool {
+    /// Whether the manager is to be told, once each time.
+    pub(super) fn is_due(&mut self) -> bool {
         let now = Instant::now();
         if now < self.next {
             return false;
         }
         self.next = now + self.interval();
+        true
+    }
+
+    /// The same; `heard`: nothing of the daemon is left to be read. Kills a daemon that is not heard of.
+    pub(super) fn look(&mut self, running: &Running, heard: bool) -> bool {
+        if !self.is_due() {
+            return false;
+        }
+        let now = Instant::now();
         // One of an earlier version says nothing of the kind.
         let silent = running.alive_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         if heard && silent > self.patience / DAEMONS_PART {

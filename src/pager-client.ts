@@ -14,7 +14,7 @@ import {
   readServing,
   type ServeOptions,
 } from './serve-options.js';
-import { executablePath, startDaemon } from './pagerd.js';
+import { executablePath, startDaemon, type Started } from './pagerd.js';
 import { Paging } from './paging.js';
 import type { OnFailure, Rest } from './policy.js';
 import { RemoteEngine } from './remote-engine.js';
@@ -79,7 +79,7 @@ const SPAWN = [...CONNECT, 'socketPath', 'takeover', 'confine', 'executable', 's
 export class PagerClient extends Paging {
   readonly #remote: RemoteEngine;
   /** Of a daemon that it has started itself. */
-  readonly #ended: Promise<void> | undefined;
+  readonly #daemon: Started | undefined;
   /** Of mappings of this process: sessions that end with it. */
   readonly #started = new Set<Session>();
   #holderIsLost = false;
@@ -90,7 +90,7 @@ export class PagerClient extends Paging {
   private constructor(
     path: string,
     remote: RemoteEngine,
-    ended: Promise<void> | undefined,
+    daemon: Started | undefined,
     statsInterval: number | undefined,
   ) {
     super(notify => {
@@ -99,7 +99,7 @@ export class PagerClient extends Paging {
     }, statsInterval);
     this.socketPath = path;
     this.#remote = remote;
-    this.#ended = ended;
+    this.#daemon = daemon;
     remote.handOver = ids => this.handOver(ids);
     remote.onHolderLost = () => {
       this.#holderIsLost = true;
@@ -129,8 +129,8 @@ export class PagerClient extends Paging {
     };
     const patience = patienceOf(options);
     const statsInterval = readStatsInterval(options.statsInterval);
-    const { socket, ended } = await holdOpen(startDaemon(settings));
-    return PagerClient.#at(socket, patience, statsInterval, ended);
+    const daemon = await holdOpen(startDaemon(settings));
+    return PagerClient.#at(daemon.socket, patience, statsInterval, daemon);
   }
 
   /**
@@ -151,11 +151,11 @@ export class PagerClient extends Paging {
     path: string,
     patience: number,
     statsInterval: number | undefined,
-    ended?: Promise<void>,
+    daemon?: Started,
   ): Promise<PagerClient> {
     const remote = new RemoteEngine(path, patience);
     await holdOpen(remote.connect());
-    const client = new PagerClient(path, remote, ended, statsInterval);
+    const client = new PagerClient(path, remote, daemon, statsInterval);
     // Those that are there already are known before anybody asks.
     client.look();
     return client;
@@ -356,13 +356,15 @@ export class PagerClient extends Paging {
 
   /** @hidden */
   protected override async closeSessions(rest: Rest): Promise<void> {
-    if (this.#ended === undefined && !this.#endsAll) {
+    if (this.#daemon === undefined && !this.#endsAll) {
       await Promise.all([...this.#started].map(async session => session.close({ rest })));
       return;
     }
     const sessions = this.sessions.map(async session => session.closed);
-    await holdOpen(this.#remote.shutDown(rest));
-    await holdOpen(Promise.all([this.#ended, ...sessions]));
+    const isDown = await holdOpen(this.#remote.shutDown(rest));
+    await holdOpen(Promise.all([this.#daemon?.ended, ...sessions]));
+    // What cannot be reached may be there all the same.
+    if (isDown) this.#daemon?.clearUp();
   }
 }
 

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -16,6 +16,14 @@ export interface Ready {
   socket: string;
   holder: number;
   daemon: number;
+}
+
+/** One that runs. @hidden */
+export interface Started extends Ready {
+  /** The holder has ended. */
+  ended: Promise<unknown>;
+  /** Removes what a holder that was killed has left of the socket, once the daemon has ended, too. */
+  clearUp: () => void;
 }
 
 /** How a daemon is started. @hidden */
@@ -67,12 +75,12 @@ function isMusl(): boolean {
  * @throws {@linkcode UffdError} `ERR_UFFD_SOCKET` (it did not start; the message is what it said), `ERR_UFFD_TIMEOUT`
  * @hidden
  */
-export async function startDaemon(settings: SpawnSettings): Promise<Ready & { ended: Promise<void> }> {
+export async function startDaemon(settings: SpawnSettings): Promise<Started> {
   const executable = settings.executable ?? executablePath();
   const own =
     settings.socketPath === undefined ? mkdtempSync(join(tmpdir(), 'userfaultfd-pagerd-')) : undefined;
   const socket = settings.socketPath ?? join(own ?? '', 'pager.sock');
-  const cleanUp = (): void => {
+  const removeOwn = (): void => {
     if (own !== undefined) rmSync(own, { recursive: true, force: true });
   };
   const args = [
@@ -86,7 +94,10 @@ export async function startDaemon(settings: SpawnSettings): Promise<Ready & { en
   // A group and session of its own: an interrupt at this terminal is not meant for what it serves. What it has to say later
   // goes where this program's own words go, also when this program is gone.
   const child = spawn(executable, args, { detached: true, stdio: ['ignore', 'pipe', 'inherit'] });
-  const ended = once(child, 'close').then(() => cleanUp());
+  const ended = once(child, 'close').then(([code]) => {
+    // Where it was killed, its daemon goes on and is reached there.
+    if (code !== null) removeOwn();
+  });
   const late = AbortSignal.timeout(settings.timeout);
   try {
     const failed = once(child, 'error', { signal: late });
@@ -97,10 +108,17 @@ export async function startDaemon(settings: SpawnSettings): Promise<Ready & { en
     if (said instanceof Error) throw said;
     const ready = JSON.parse(said) as Ready & { error?: string };
     if (ready.error !== undefined) throw new Error(ready.error);
-    return { ...ready, ended };
+    const made = statSync(socket, { throwIfNoEntry: false });
+    const clearUp = (): void => {
+      const there = statSync(socket, { throwIfNoEntry: false });
+      // Somebody may listen there by now.
+      if (there !== undefined && there.ino === made?.ino && there.dev === made.dev) rmSync(socket);
+      removeOwn();
+    };
+    return { ...ready, ended, clearUp };
   } catch (cause) {
     child.kill('SIGKILL');
-    cleanUp();
+    removeOwn();
     if (late.aborted) {
       throw new UffdError('ERR_UFFD_TIMEOUT', `the daemon was not ready within ${settings.timeout} ms`);
     }

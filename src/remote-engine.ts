@@ -256,11 +256,12 @@ export class RemoteEngine extends RemoteRequests implements PagingEngine {
     return losses;
   }
 
-  /** Ends the daemon: nothing is to be reached again. */
-  async shutDown(rest: Rest): Promise<void> {
+  /** Ends the daemon: nothing is to be reached again. Whether it has said that it does. */
+  async shutDown(rest: Rest): Promise<boolean> {
     await this.#reconnecting;
     this.#released = true;
-    await this.#connection?.request('shutdown', { rest }).catch(() => {});
+    const [asked] = await Promise.allSettled([this.#connection?.request('shutdown', { rest })]);
+    return asked.status === 'fulfilled' && asked.value !== undefined;
   }
 
   /** Nobody hears of anything any more; what the daemon serves goes on. */

@@ -33,6 +33,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const STATS_INTERVAL: Duration = Duration::from_millis(100);
 /// Sessions whose counters go out at one time.
 const STATS_AT_ONCE: usize = 64;
+/// How often a daemon without clients looks whether anything is still served from what they have closed.
+const SWEEPING: Duration = Duration::from_secs(1);
 /// How long an ordered stop waits for what is served to be put through its policy.
 const STOPPING: Duration = Duration::from_secs(10);
 
@@ -217,7 +219,9 @@ impl Daemon {
             push(&mut fds, client.as_fd(), PollFlags::POLLIN | write);
         }
         let idle = self.clients.is_empty() && self.stopping.is_none() && self.awaited.is_empty();
-        let soonest = [most, (!idle).then_some(STATS_INTERVAL)].into_iter().flatten().min();
+        let sweeps = self.sources.has_closed() || self.plans.are_there();
+        let often = if idle { sweeps.then_some(SWEEPING) } else { Some(STATS_INTERVAL) };
+        let soonest = [most, often].into_iter().flatten().min();
         // Rounded up: poll(2) counts in milliseconds.
         let rounded =
             |first: Duration| PollTimeout::try_from(first.as_millis() + 1).unwrap_or(PollTimeout::MAX);

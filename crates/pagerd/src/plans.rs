@@ -21,6 +21,10 @@ impl Plans {
         self.0.get(&id).cloned()
     }
 
+    pub(crate) fn are_there(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     /// Lets go of what no session and no server replays any more.
     pub(crate) fn sweep(&mut self) -> Vec<u64> {
         let unused = self.0.iter().filter(|(_, plan)| Arc::strong_count(plan) == 1);

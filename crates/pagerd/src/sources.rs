@@ -158,6 +158,11 @@ impl Sources {
         }
     }
 
+    /// Whether there are any that only sessions use.
+    pub(crate) fn has_closed(&self) -> bool {
+        self.open.values().any(|open| open.closed)
+    }
+
     /// Lets go of what nobody uses any more.
     pub(crate) fn sweep(&mut self) -> Vec<SourceKey> {
         let mut gone = Vec::new();

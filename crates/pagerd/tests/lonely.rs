@@ -134,3 +134,19 @@ fn a_holder_proves_an_executable_before_it_is_told_of_the_upgrade_and_one_that_d
     drop(holder);
     assert_eq!(asked.join().unwrap()["error"]["data"]["code"], "ERR_UFFD_PAGER_LOST");
 }
+
+#[test]
+fn what_a_client_that_is_gone_had_open_is_let_go_of_although_no_other_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_daemon, holder) = start(&dir, &json!({}));
+    // At once, so that the daemon has just looked.
+    for source in 1..=3 {
+        let mut client = Client::connect(&dir.path().join("pager.sock"));
+        client.hello();
+        let zeros = json!({ "source": source, "description": { "kind": "zero", "size": 4096 } });
+        assert!(client.ask("source.open", &zeros, &[])["error"].is_null());
+    }
+    let mut gone: Vec<Value> = (1..=3).map(|_| hears(&holder, "forget", "stopping")["key"].clone()).collect();
+    gone.sort_by_key(Value::to_string);
+    assert_eq!(gone, ["source:by hand:1", "source:by hand:2", "source:by hand:3"]);
+}

@@ -92,7 +92,7 @@ impl Daemon {
     fn refused(&mut self, client: u64, request: &Value, executable: &str, unfit: &Unfit) {
         let holder = self.control.holder_pid().unwrap_or_default();
         let Unfit { why, system } = unfit;
-        let message = format!("{executable} does not take the daemon's place, which goes on: {why}");
+        let message = format!("the daemon goes on, because {executable} cannot take its place: {why}");
         let mut data = json!({ "code": "ERR_UFFD_PROTOCOL", "message": message });
         data["hint"] = if let Some((syscall, errno)) = system {
             data["code"] = "ERR_UFFD_SYSTEM".into();

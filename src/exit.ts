@@ -1,5 +1,7 @@
 import process from 'node:process';
 
+import { leaveToSignals, keepFromSignals } from './signals.js';
+
 /** Something native that must not be left as it is when the program ends. */
 interface Abandonable {
   abandon(): void;
@@ -22,6 +24,13 @@ export function abandonAtExit(one: Abandonable): void {
 
 /** It has been closed. */
 export function forgetAtExit(one: Abandonable): void {
+  leaveToSignals(one);
   alive.delete(one);
   if (alive.size === 0) process.off('exit', abandonAll);
+}
+
+/** Has it abandoned also when a signal ends the program, or no more: it serves other processes, or not. */
+export function servesOthers(one: Abandonable, serves: boolean): void {
+  if (serves && alive.has(one)) keepFromSignals(one);
+  else leaveToSignals(one);
 }

@@ -6,7 +6,7 @@ import { decide } from './deciding.js';
 import { tellRejected, tellStarted } from './diagnostics.js';
 import { emitting } from './emitting.js';
 import { fromNative, messageOf, UffdError } from './errors.js';
-import { abandonAtExit, forgetAtExit } from './exit.js';
+import { abandonAtExit, forgetAtExit, servesOthers } from './exit.js';
 import { type FirecrackerServerOptions, readOptions, type Start } from './firecracker-options.js';
 import {
   type ChooseImage,
@@ -149,6 +149,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       throw error;
     }
     abandonAtExit(this.#native);
+    servesOthers(this.#native, !this.#native.isElsewhere);
     this.#reports = new StatsReports(
       statsInterval,
       () => this.#sessions.values(),

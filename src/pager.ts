@@ -112,8 +112,8 @@ export class Pager extends Paging {
       const all = { ...settings, ...given, source: opened };
       const adopted = this.#native.adopt(uffd.handle(), regions, pageSize, pidfd, memfd, all);
       if (!adopted.error) {
-        uffd.taken();
         this.isForeign(adopted.id);
+        uffd.taken();
       }
       return adopted;
     });

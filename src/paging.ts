@@ -6,7 +6,7 @@ import { decide } from './deciding.js';
 import { tellStarted } from './diagnostics.js';
 import { emitting } from './emitting.js';
 import { fromNative, UffdError } from './errors.js';
-import { abandonAtExit, forgetAtExit } from './exit.js';
+import { abandonAtExit, forgetAtExit, servesOthers } from './exit.js';
 import { holdOpen } from './hold-open.js';
 import {
   type AcceptOptions,
@@ -36,6 +36,8 @@ export interface PagingEngine extends SessionOwner {
   takeNotices(): NativeNotice[];
   abandon(): void;
   release(): void;
+  /** Another process serves, and goes on when this one ends. */
+  readonly isElsewhere?: true;
 }
 
 /** Events of a {@link Pager}. */
@@ -182,6 +184,7 @@ export abstract class Paging extends EventEmitter<PagerEvents> {
   }
 
   #holdOpen(): void {
+    if (!this.engine.isElsewhere) servesOthers(this.engine, this.#foreign.size > 0);
     const hold = this.#mayKeepAlive && this.#foreign.size > 0;
     if (!hold) {
       clearInterval(this.#keepAlive);

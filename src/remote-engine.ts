@@ -209,6 +209,8 @@ export class RemoteEngine extends RemoteRequests implements PagingEngine {
   /** This program ends: what the daemon serves goes on. */
   abandon(): void {}
 
+  readonly isElsewhere = true;
+
   /** Resolves when a daemon has been reached that came after the one that was asked, and is of that executable. */
   async upgrade(executable: string): Promise<void> {
     while (true) {

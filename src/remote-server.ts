@@ -28,6 +28,8 @@ export interface ServerEngine extends SessionOwner {
   giveUp(): void;
   abandon(): void;
   release(): void;
+  /** Another process serves, and goes on when this one ends. */
+  readonly isElsewhere?: true;
 }
 
 /** A path that was bound here, and what lies there. */
@@ -207,6 +209,8 @@ export class RemoteServer implements ServerEngine {
 
   /** This program ends: the daemon goes on listening. */
   abandon(): void {}
+
+  readonly isElsewhere = true;
 
   release(): void {
     // The daemon goes on listening there.

@@ -16,6 +16,7 @@ import { type Feature, type Ioctl, IOCTLS, MODES, type OrBit, type RegisterMode 
 import { native } from './native.js';
 import { errno, errorOf } from './outcome.js';
 import { type MemoryRange, startOf } from './range.js';
+import { keepFromSignals, leaveToSignals } from './signals.js';
 import {
   argumentError,
   validateFd,
@@ -44,7 +45,10 @@ const SLICE = 100;
 const fromHandle = (handle: number): Userfaultfd => Userfaultfd.fromHandle(handle);
 
 const collected = new FinalizationRegistry<number>(handle => {
-  if (!native().forgetUserfaultfd(handle)) return;
+  if (!native().forgetUserfaultfd(handle)) {
+    leaveToSignals(handle);
+    return;
+  }
   process.emitWarning('A Userfaultfd with registered memory was collected without close(); it stays open', {
     code: 'UFFD_NOT_CLOSED',
   });
@@ -84,7 +88,7 @@ export class Userfaultfd extends PageOperations {
   #handler: FaultHandler | undefined;
   #closed = false;
 
-  private constructor(made: NativeUserfaultfd) {
+  private constructor(made: NativeUserfaultfd, own = made.backend !== undefined) {
     if (made.error) throw fromNative(made.error);
     super();
     this.#handle = made.handle;
@@ -93,6 +97,7 @@ export class Userfaultfd extends PageOperations {
     this.backend = made.backend as Backend | undefined;
     this.userModeOnly = made.userModeOnly ?? undefined;
     collected.register(this, this.#handle, this);
+    if (!own) keepFromSignals(this.#handle);
   }
 
   /**
@@ -127,8 +132,8 @@ export class Userfaultfd extends PageOperations {
   }
 
   /** @hidden */
-  static fromHandle(handle: number): Userfaultfd {
-    return new Userfaultfd(native().describeUserfaultfd(handle));
+  static fromHandle(handle: number, own = false): Userfaultfd {
+    return new Userfaultfd(native().describeUserfaultfd(handle), own);
   }
 
   /** The descriptor, to be polled or sent; it stays this object's. */
@@ -334,7 +339,7 @@ export class Userfaultfd extends PageOperations {
 
   /** Another object for the same userfaultfd, closed on its own; the kernel's ends with the last. */
   clone(): Userfaultfd {
-    return Userfaultfd.fromHandle(native().cloneUserfaultfd(this.handle()));
+    return Userfaultfd.fromHandle(native().cloneUserfaultfd(this.handle()), this.backend !== undefined);
   }
 
   /**
@@ -436,6 +441,7 @@ export class Userfaultfd extends PageOperations {
   #ended(): void {
     this.#closed = true;
     collected.unregister(this);
+    leaveToSignals(this.#handle);
     for (const mapping of this.#mappings) mapping.leftBy(this);
     this.#mappings.clear();
   }

@@ -10,6 +10,7 @@ use uffd::Userfaultfd;
 
 use crate::buffers::Mapped;
 use crate::handlers::{self, Handling};
+use crate::signals;
 use crate::slots::Slots;
 use crate::sources::Source;
 
@@ -81,6 +82,7 @@ fn end(id: usize) {
         uffd.end_guard();
         poison_if_last(&uffd);
     }
+    signals::forget(id);
     drop(WORKING_SETS.remove_of(id));
     drop(TRACES.remove_of(id));
     drop(MAPPINGS.remove_of(id));

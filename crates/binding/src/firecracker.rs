@@ -12,6 +12,7 @@ use napi::{CleanupEnvHook, Env, Result};
 use napi_derive::napi;
 use pager::{Images, Listener, Observer, Pager, PagerError, Rest, ServerOptions, WorkingSet};
 
+use crate::exiting::{self, ServesOthers};
 use crate::filling::fill_of;
 use crate::holding::{self, NativePolicy};
 use crate::images::{self, NativeImage};
@@ -58,6 +59,19 @@ struct Shared {
     running: Running,
     /// The environment has ended: a server that starts only now is closed at once.
     ended: AtomicBool,
+    /// Held while it is abandoned.
+    abandoning: Mutex<()>,
+}
+
+impl ServesOthers for Shared {
+    fn abandon_others(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        self.abandon();
+    }
+
+    fn tell(&self) {
+        self.notices.tell();
+    }
 }
 
 impl Shared {
@@ -73,6 +87,8 @@ impl Shared {
 
     /// Nobody will close it any more: its sessions meet their failure policy.
     fn abandon(&self) {
+        // Who comes second waits as well: it goes on to end the program.
+        let _one = self.abandoning.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((pager, id)) = self.take() {
             pager.abandon_server(id);
             self.notices.wait_closed(TEARDOWN);
@@ -104,12 +120,14 @@ pub fn start_firecracker_server(
     let shared = Arc::new(Shared {
         notices: Arc::new(Notices::new(wake)),
         running: Mutex::new(None),
-        ended: AtomicBool::new(false),
+        ended: AtomicBool::new(exiting::is_abandoning()),
+        abandoning: Mutex::new(()),
     });
-    let teardown = env.add_env_cleanup_hook(Arc::downgrade(&shared), |shared| {
+    let weak = Arc::downgrade(&shared);
+    exiting::serves(Weak::<Shared>::clone(&weak));
+    let teardown = env.add_env_cleanup_hook(weak, |shared| {
         if let Some(shared) = shared.upgrade() {
-            shared.ended.store(true, Ordering::SeqCst);
-            shared.abandon();
+            shared.abandon_others();
         }
     })?;
     let starting = Arc::clone(&shared);
@@ -323,8 +341,7 @@ impl NativeServer {
     /// The program ends without having closed it: its sessions meet their failure policy before this returns.
     #[napi(catch_unwind)]
     pub fn abandon(&self) {
-        self.shared.ended.store(true, Ordering::SeqCst);
-        self.shared.abandon();
+        self.shared.abandon_others();
     }
 
     /// Lets go of the pager, after `closed`; the last to do so joins its thread, which has nothing left to do.

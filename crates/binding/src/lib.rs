@@ -30,6 +30,7 @@ mod promised;
 mod recording;
 mod scanning;
 mod shared_pager;
+mod signals;
 mod slots;
 mod sources;
 mod stack;

@@ -10,6 +10,7 @@ use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
 use pager::{Notice, Observer, PagerError, SessionInfo};
 
+use crate::exiting;
 use crate::values::{NativeError, NativePeer, NativeSession, NativeStats};
 
 /// Rejections kept for JavaScript to look at. Started and ended sessions are always kept: `maxSessions` bounds them.
@@ -107,12 +108,20 @@ impl Notices {
 
     pub(crate) fn push(&self, notice: NativeNotice) {
         self.lock().queue.push_back(notice);
+        self.tell();
+    }
+
+    /// Has JavaScript take what there is.
+    pub(crate) fn tell(&self) {
         // A full queue has a call in it that will take this notice too; a closing one has nobody to tell.
         self.wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
     }
 
     pub(crate) fn take(&self) -> Vec<NativeNotice> {
         let mut state = self.lock();
+        if exiting::is_abandoning() {
+            return Vec::new();
+        }
         state.rejections = 0;
         state.queue.drain(..).collect()
     }
@@ -155,6 +164,11 @@ impl Notices {
     /// Waits until all sessions have ended.
     pub(crate) fn wait_idle(&self, deadline: Duration) {
         self.wait_until(deadline, |state| state.alive.is_empty());
+    }
+
+    /// Waits until all sessions but these have ended.
+    pub(crate) fn wait_none_but(&self, others: &HashSet<u64>, deadline: Duration) {
+        self.wait_until(deadline, |state| state.alive.is_subset(others));
     }
 
     /// What there is to tell of a rejection, unless too many wait already.

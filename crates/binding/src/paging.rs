@@ -1,5 +1,6 @@
 //! `Pager`, as TypeScript drives it: memory that is served without a handshake.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use uffd::liveness::PidFd;
 use uffd::{CreateOptions, Factory, Features, Modes, Userfaultfd};
 
 use crate::environment::{MAPPINGS, SOURCES, UFFDS};
+use crate::exiting::{self, ServesOthers};
 use crate::failures;
 use crate::filling::fill_of;
 use crate::firecracker::{TEARDOWN, rest_of};
@@ -110,6 +112,25 @@ fn served(outcome: Outcome) -> NativeServed {
 struct Shared {
     notices: Arc<Notices>,
     pager: Mutex<Option<Arc<Pager>>>,
+    /// Sessions of memory of this process.
+    own: Mutex<HashSet<u64>>,
+}
+
+impl ServesOthers for Shared {
+    fn abandon_others(&self) {
+        let Some(pager) = self.pager() else { return };
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for id in self.notices.alive() {
+            if !own.contains(&id) {
+                pager.close_session(id, Rest::Poison);
+            }
+        }
+        self.notices.wait_none_but(&own, TEARDOWN);
+    }
+
+    fn tell(&self) {
+        self.notices.tell();
+    }
 }
 
 impl Shared {
@@ -119,6 +140,8 @@ impl Shared {
 
     /// Nobody will close them any more: what is missing is poisoned, so that whoever waits does not wait for ever.
     fn abandon(&self) {
+        // First: poison can end this process where its own memory has it.
+        self.abandon_others();
         let Some(pager) = self.pager.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         for id in self.notices.alive() {
             pager.close_session(id, Rest::Poison);
@@ -145,8 +168,10 @@ pub fn create_pager(env: &Env, cpu: Option<u32>, notify: Function<'_, (), ()>) -
             None
         }
     };
-    let shared = Arc::new(Shared { notices, pager: Mutex::new(pager) });
-    let teardown = env.add_env_cleanup_hook(Arc::downgrade(&shared), |shared| {
+    let shared = Arc::new(Shared { notices, pager: Mutex::new(pager), own: Mutex::default() });
+    let weak = Arc::downgrade(&shared);
+    exiting::serves(Weak::<Shared>::clone(&weak));
+    let teardown = env.add_env_cleanup_hook(weak, |shared| {
         if let Some(shared) = shared.upgrade() {
             shared.abandon();
         }
@@ -187,7 +212,12 @@ impl NativePager {
         let session = options.session(vec![region], page_size, Arc::clone(&source.pages), minor)?;
         let session = SessionOptions { backing: Some(mapping), ..session };
         let prepared = session.prepare(&uffd).map_err(|error| NativeError::from(&error))?;
-        self.start(|| Ok(uffd), prepared)
+        let id = self.start(|| Ok(uffd), prepared)?;
+        let alive: HashSet<u64> = self.shared.notices.alive().into_iter().collect();
+        let mut own = self.shared.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.retain(|known| alive.contains(known));
+        own.insert(id);
+        Ok(id)
     }
 
     /// Serves what is registered with a userfaultfd, which is the pager's from then on.
@@ -242,7 +272,8 @@ impl NativePager {
         uffd: impl FnOnce() -> std::result::Result<Userfaultfd, NativeError>,
         prepared: Prepared,
     ) -> Outcome {
-        let Some(pager) = self.shared.pager() else { return Err(failures::closed("pager")) };
+        let pager = self.shared.pager().filter(|_| !exiting::is_abandoning());
+        let Some(pager) = pager else { return Err(failures::closed("pager")) };
         let uffd = uffd()?;
         let observer: Arc<dyn Observer> = Arc::<Notices>::clone(&self.shared.notices);
         self.shared.notices.begin(|| Ok(pager.adopt_prepared(uffd, prepared, observer)))

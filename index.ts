@@ -31,12 +31,8 @@ export type {
 } from './src/handler-options.js';
 export type { RestoreMode } from './src/fill-options.js';
 export type { FirecrackerServerOptions } from './src/firecracker-options.js';
-export {
-  FirecrackerServer,
-  type FirecrackerServerEvents,
-  type RejectedConnection,
-  serveFirecracker,
-} from './src/firecracker.js';
+export { FirecrackerServer, serveFirecracker } from './src/firecracker.js';
+export type { FirecrackerServerEvents, RejectedConnection } from './src/firecracker-events.js';
 export type { ChooseImage, ImageChoice, ImageRequest, MemoryImage } from './src/images.js';
 export { type CopyOptions, type FillOptions, type MoveOptions, PageOperations } from './src/filling.js';
 export { type MappingRange, MemoryMapping } from './src/mapping.js';

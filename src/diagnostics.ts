@@ -2,7 +2,7 @@
 
 import { channel } from 'node:diagnostics_channel';
 
-import type { RejectedConnection } from './firecracker.js';
+import type { RejectedConnection } from './firecracker-events.js';
 import type { Session, SessionEnd, SessionHold } from './session.js';
 import type { SessionStats } from './stats.js';
 

@@ -6,6 +6,7 @@ import { decide } from './deciding.js';
 import { tellRejected, tellStarted } from './diagnostics.js';
 import { emitting } from './emitting.js';
 import { fromNative, messageOf, UffdError } from './errors.js';
+import { type FirecrackerServerEvents, rejectionOf } from './firecracker-events.js';
 import { abandonAtExit, forgetAtExit, servesOthers } from './exit.js';
 import { type FirecrackerServerOptions, readOptions, type Start } from './firecracker-options.js';
 import {
@@ -19,38 +20,9 @@ import {
 import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
 import type { OnFailure } from './policy.js';
 import type { ServerEngine, ServerNotice } from './remote-server.js';
-import { type CloseOptions, type Peer, restOf, Session, type SessionHold } from './session.js';
+import { type CloseOptions, restOf, Session } from './session.js';
+import { PageSource, release } from './sources.js';
 import { StatsReports } from './stats-reports.js';
-import type { SessionStats } from './stats.js';
-
-/**
- * A connection that was turned away. If it had handed over memory, that was put through the failure policy before: poisoned,
- * or its process killed; killed also where it never said which memory it was.
- */
-export interface RejectedConnection {
-  /** Why; `error.code` says which kind of mistake it was, `error.cause` what a function of `memory` has thrown. */
-  readonly error: UffdError;
-  /** Who it was, where the kernel told. */
-  readonly peer?: Peer;
-  /** When. */
-  readonly at: Date;
-  /** Rejections before this one that were too many to keep. */
-  readonly dropped: number;
-}
-
-/** Events of a {@link FirecrackerServer}. */
-export interface FirecrackerServerEvents {
-  /** A process handed over its memory and is being served: all of it is there already, with a `mode` that fills. */
-  session: [session: Session];
-  /** The faults of a session are kept from now on, without an answer: {@link Session.resume} and {@link Session.close} end that. */
-  held: [session: Session, hold: SessionHold];
-  /** Counters of a session: every `statsInterval`, and when it has ended. */
-  stats: [session: Session, stats: SessionStats];
-  /** A connection was turned away; the server goes on. */
-  rejected: [rejection: RejectedConnection];
-  /** The server is closed: no socket, no descriptor, no thread of it is left. */
-  close: [];
-}
 
 /** Sessions that wait for `accept`; the oldest are dropped from the queue (not from service) beyond it. */
 const LONGEST_BACKLOG = 1024;
@@ -92,6 +64,10 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   readonly #defaults: Served<ImageDefaults>;
   /** Of sessions whose image has said it. */
   readonly #policies = new Map<number, OnFailure>();
+  /** Of processes that have an image of their own, and are no sessions yet. */
+  readonly #sources = new Map<number, PageSource>();
+  /** What the others have: who is served from JavaScript holds what answers. */
+  readonly #source: PageSource | undefined;
   readonly #questions = new Map<number, Question>();
   readonly #sessions = new Map<number, Session>();
   readonly #backlog: Session[] = [];
@@ -110,24 +86,29 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
 
   /** @hidden */
   static async start(options: Start): Promise<FirecrackerServer> {
-    if (options.image !== undefined) Object.assign(options.native, await options.open(options.image));
+    const { image } = options;
     const { promise, ...settle } = withResolvers<void>();
-    const server = new FirecrackerServer(options, settle);
+    let server: FirecrackerServer | undefined;
     try {
+      if (image !== undefined) Object.assign(options.native, await options.open(image));
+      server = new FirecrackerServer(options, settle);
       await promise;
       return server;
     } catch (error) {
-      server.#release();
+      if (server) server.#release();
       throw error;
+    } finally {
+      release(image);
     }
   }
 
   private constructor(
-    { native: options, choose, onFailure, open, engine, statsInterval }: Start,
+    { native: options, image: source, choose, onFailure, open, engine, statsInterval }: Start,
     start: { resolve: () => void; reject: (error: UffdError) => void },
   ) {
     super();
     this.#choose = choose;
+    this.#source = source instanceof PageSource ? source : undefined;
     this.#open = open;
     const image = {
       onFailure: options.onFailure,
@@ -357,10 +338,19 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     const { signal } = question.controller;
     try {
       const choice = await this.#choose?.(requestOf(asked, signal));
-      const { image, onFailure } = await readChoice(choice, this.#defaults, this.#open);
-      if (signal.aborted) return this.#native.unused?.(image);
+      const { image, onFailure, source } = await readChoice(choice, this.#defaults, this.#open);
+      if (signal.aborted) {
+        this.#native.unused?.(image);
+        release(source);
+        return;
+      }
       this.#policies.set(asked.id, onFailure);
-      question.answer = () => this.#native.answer(asked.id, image);
+      if (source) this.#sources.set(asked.id, source);
+      question.answer = () => {
+        this.#native.answer(asked.id, image);
+        // A daemon says itself when it has it.
+        if (!this.#native.isElsewhere) release(source);
+      };
     } catch (cause) {
       if (signal.aborted) return;
       question.cause = cause;
@@ -390,6 +380,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   #rejected(notice: NativeNotice): void {
     const question = this.#questions.get(notice.id ?? -1);
     this.#questions.delete(notice.id ?? -1);
+    this.#sources.delete(notice.id ?? -1);
     this.#policies.delete(notice.id ?? -1);
     const rejection = rejectionOf(notice, question?.cause);
     question?.controller.abort(rejection.error);
@@ -399,6 +390,10 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
 
   #started(session: Session): void {
     this.#questions.delete(session.id);
+    const source = this.#sources.get(session.id) ?? this.#source;
+    this.#sources.delete(session.id);
+    if (source) session.fedBy(source);
+    this.#sessions.get(session.parent ?? -1)?.hasForked(session);
     tellStarted(session);
     this.#has(session);
   }
@@ -430,14 +425,6 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
     forgetAtExit(this.#native);
     this.#native.release();
   }
-}
-
-function rejectionOf(notice: NativeNotice, cause: unknown): RejectedConnection {
-  const error = notice.error
-    ? fromNative(notice.error, cause)
-    : new UffdError('ERR_UFFD_PROTOCOL', 'a connection was turned away');
-  const rejection = { error, at: new Date(notice.at), dropped: notice.dropped ?? 0 };
-  return notice.peer ? { ...rejection, peer: notice.peer } : rejection;
 }
 
 function timedOut(timeout: number): UffdError {

@@ -4,7 +4,7 @@ import { FAILURE_OPTIONS, type FailureOptions, type OnFailure, readFailureOption
 import { readSourceTimeout } from './limits.js';
 import type { Peer, SessionRegion } from './session.js';
 import { readMode, type RestoreMode } from './fill-options.js';
-import { fileSource, overlaid, type Overlay, PageSource, passing } from './sources.js';
+import { fileSource, overlaid, type Overlay, PageSource, passing, release } from './sources.js';
 import { readTraceOptions, TRACE_OPTIONS, type TraceOptions } from './trace-options.js';
 import { KiB, MiB } from './units.js';
 import { validateBoolean, validateOptions, validatePathOrUrl, validatePowerOfTwo } from './validate.js';
@@ -55,6 +55,12 @@ export type ImageDefaults = Omit<NativeImage, 'memory' | 'source'>;
 export interface Served<Image> {
   image: Image;
   onFailure: OnFailure;
+}
+
+/** The image of one process. */
+export interface Chosen extends Served<NativeImage> {
+  /** Absent where the addon opens a file by itself. */
+  source: PageSource | undefined;
 }
 
 /** @hidden Options that say how an image is served. */
@@ -113,11 +119,12 @@ export async function readChoice(
   choice: unknown,
   { image: defaults, onFailure }: Served<ImageDefaults>,
   open: OpenMemory,
-): Promise<Served<NativeImage>> {
+): Promise<Chosen> {
   const name = 'the answer of options.memory';
   const isImage = choice instanceof URL || choice instanceof PageSource;
   if (typeof choice !== 'object' || choice === null || isImage) {
-    return { image: { ...defaults, ...(await open(readMemory(name, choice))) }, onFailure };
+    const read = readMemory(name, choice);
+    return { image: { ...defaults, ...(await open(read)) }, onFailure, source: sourceOf(read) };
   }
   validateOptions(name, choice, ['memory', 'overlays', ...IMAGE_OPTIONS]);
   const { memory, overlays, ...own } = choice as ImageChoice;
@@ -131,9 +138,19 @@ export async function readChoice(
   // Who says how it is brought, says all of that.
   if (own.mode === undefined && own.replay === undefined) settings.mode = defaults.mode;
   else if (own.replay === undefined) delete settings.replay;
-  const opened = await open(withOverlays(readMemory(`${name}.memory`, memory), overlays));
-  return { image: { ...settings, ...opened }, onFailure: says ? read.onFailure : onFailure };
+  const laid = withOverlays(readMemory(`${name}.memory`, memory), overlays);
+  try {
+    const opened = await open(laid);
+    const policy = says ? read.onFailure : onFailure;
+    return { image: { ...settings, ...opened }, onFailure: policy, source: sourceOf(laid) };
+  } catch (error) {
+    release(laid);
+    throw error;
+  }
 }
+
+const sourceOf = (memory: string | PageSource): PageSource | undefined =>
+  memory instanceof PageSource ? memory : undefined;
 
 /** @hidden */
 export function requestOf(asked: NativeSession, signal: AbortSignal): ImageRequest {

@@ -1,6 +1,6 @@
 import { cpus } from 'node:os';
 
-import type { NativePager } from '#native';
+import type { NativePager, NativeServed } from '#native';
 
 import { fromNative } from './errors.js';
 import { MemoryMapping } from './mapping.js';
@@ -8,8 +8,9 @@ import { native } from './native.js';
 import { Paging } from './paging.js';
 import { type AdoptOptions, readAdopting, readServing, type ServeOptions } from './serve-options.js';
 import type { Session } from './session.js';
+import { type PageSource, release } from './sources.js';
 import { readStatsInterval } from './stats-reports.js';
-import { withTraces } from './trace-options.js';
+import { type TraceSettings, withTraces } from './trace-options.js';
 import { Userfaultfd } from './userfaultfd.js';
 import { validateInteger, validateOptions, wrongType } from './validate.js';
 
@@ -81,11 +82,10 @@ export class Pager extends Paging {
     const handle = mapping.nativeHandle();
     mapping.refuseDeadlock(source.needsThisThread);
     this.refuseClosed();
-    const opened = await source.handle();
-    const served = await withTraces(traces, opened, given => {
+    const served = await opening(source, traces, given => {
       this.refuseClosed();
       mapping.refuseDeadlock(source.needsThisThread);
-      return this.#native.serve(handle, { ...settings, ...given, source: opened });
+      return this.#native.serve(handle, { ...settings, ...given });
     });
     return this.started(served, { source, mapping, onFailure }, signal);
   }
@@ -106,10 +106,9 @@ export class Pager extends Paging {
     const { settings, onFailure, signal, traces, source, ...memory } = readAdopting(options);
     const { regions, pageSize, pidfd, memfd } = memory;
     this.refuseClosed();
-    const opened = await source.handle();
-    const served = await withTraces(traces, opened, given => {
+    const served = await opening(source, traces, given => {
       this.refuseClosed();
-      const all = { ...settings, ...given, source: opened };
+      const all = { ...settings, ...given };
       const adopted = this.#native.adopt(uffd.handle(), regions, pageSize, pidfd, memfd, all);
       if (!adopted.error) {
         this.isForeign(adopted.id);
@@ -118,5 +117,19 @@ export class Pager extends Paging {
       return adopted;
     });
     return this.started(served, { source, mapping: undefined, onFailure }, signal);
+  }
+}
+
+/** Begins a session with a source that is open: it has that from then on, whoever closes it. */
+async function opening(
+  source: PageSource,
+  traces: TraceSettings,
+  begin: (given: { source: number; workingSet?: number }) => NativeServed,
+): Promise<NativeServed> {
+  try {
+    const opened = await source.handle();
+    return await withTraces(traces, opened, given => begin({ ...given, source: opened }));
+  } finally {
+    release(source);
   }
 }

@@ -3,7 +3,7 @@ import { promisify } from 'node:util';
 
 import { fromNative, UffdError } from './errors.js';
 import { native } from './native.js';
-import type { PageSource, SourceDescription } from './sources.js';
+import { type PageSource, release, type SourceDescription } from './sources.js';
 import { KiB, MiB } from './units.js';
 
 /** How a daemon is talked to. @hidden */
@@ -129,12 +129,7 @@ export class RemoteSources {
    * and no longer.
    */
   used(id: number): void {
-    let source = this.#numbers.get(id);
-    while (source?.passing === true) {
-      source.close();
-      const given: SourceDescription | undefined = source.description;
-      source = given?.kind === 'overlay' ? given.base : undefined;
-    }
+    release(this.#numbers.get(id));
   }
 
   #close(source: PageSource): void {

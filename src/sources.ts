@@ -16,9 +16,9 @@ import {
 export interface OpenSource {
   readonly handle: number;
   /** Ends what answers for it. */
-  close?(): void;
+  readonly close?: () => void;
   /** Why it failed, where that is known here. */
-  failure?(): unknown;
+  readonly failure?: () => unknown;
 }
 
 /**
@@ -31,6 +31,22 @@ export type SourceDescription =
   | { kind: 'memory'; bytes: Uint8Array }
   | { kind: 'layered'; base: PageSource; diffs: readonly string[] }
   | { kind: 'overlay'; base: PageSource; places: readonly (readonly [number, number])[]; bytes: Uint8Array };
+
+/**
+ * What an open source counts for where the engine decides when to collect: it sees a small object and not the descriptor, of which a
+ * process has a thousand, nor the bytes.
+ */
+const WEIGHT = 1 * MiB;
+
+/** Sources that were dropped without being closed. Who is served from one holds it. */
+const forgotten = new FinalizationRegistry<OpenSource>(endSource);
+
+/** Sessions that have it go on, unless it is JavaScript: nobody answers for it any more. */
+function endSource({ handle, close }: OpenSource): void {
+  close?.();
+  native().closeSource(handle, true);
+  native().weigh(-WEIGHT);
+}
 
 /**
  * Where the bytes of missing pages come from. One source can feed any number of sessions; it is opened by the first. Made by
@@ -48,6 +64,7 @@ export class PageSource {
   readonly #open: () => Promise<OpenSource>;
   #opened: Promise<OpenSource> | undefined;
   #now: OpenSource | undefined;
+  #failure: (() => unknown) | undefined;
   #closed = false;
 
   /** @hidden */
@@ -65,7 +82,7 @@ export class PageSource {
   /** @hidden The native number. */
   async handle(): Promise<number> {
     if (this.#closed) throw new UffdError('ERR_UFFD_USE_AFTER_CLOSE', 'the source is closed');
-    this.#opened ??= this.#open();
+    this.#opened ??= this.#begin();
     try {
       this.#now = await this.#opened;
     } catch (error) {
@@ -77,6 +94,14 @@ export class PageSource {
     return this.#now.handle;
   }
 
+  async #begin(): Promise<OpenSource> {
+    const open = await this.#open();
+    this.#failure = open.failure;
+    forgotten.register(this, open, this);
+    native().weigh(WEIGHT);
+    return open;
+  }
+
   /** @hidden Has `act` called when it is closed. */
   whenClosed(act: () => void): void {
     this.#ended.add(act);
@@ -84,12 +109,13 @@ export class PageSource {
 
   /** @hidden What made it fail last. */
   failure(): unknown {
-    return this.#now?.failure?.();
+    return this.#failure?.();
   }
 
   /**
-   * Ends it. Sessions that are served from a file go on; one whose source is JavaScript ends by its failure policy when it
-   * wants the next bytes. Idempotent.
+   * Ends it. Sessions that it feeds go on, and have its file or its bytes as long as they last; those whose source is JavaScript end by
+   * their failure policy when they want the next bytes. Idempotent. One that is dropped without it is closed when it is
+   * collected, which is never before its sessions have ended.
    */
   close(): void {
     if (this.#closed) return;
@@ -107,8 +133,8 @@ export class PageSource {
     const now = this.#now;
     if (!now) return;
     this.#now = undefined;
-    now.close?.();
-    native().closeSource(now.handle, true);
+    forgotten.unregister(this);
+    endSource(now);
   }
 }
 
@@ -204,6 +230,16 @@ export function overlaySource(base: PageSource, overlays: readonly Overlay[]): P
 export function passing(source: PageSource): PageSource {
   source.passing = true;
   return source;
+}
+
+/** @hidden Closes what was made for one use, which has it or will never come: only the caller's own are left. */
+export function release(source: unknown): void {
+  let given = source;
+  while (given instanceof PageSource && given.passing) {
+    given.close();
+    const { description }: PageSource = given;
+    given = description?.kind === 'overlay' ? description.base : undefined;
+  }
 }
 
 /** @hidden A session's own bytes over a source, where it has any. */

@@ -6,7 +6,7 @@ import type { WriteStream } from 'node:tty';
 
 import colors from 'picocolors';
 
-import type { RejectedConnection } from '../firecracker.js';
+import type { RejectedConnection } from '../firecracker-events.js';
 import type { Session, SessionEnd, SessionHold } from '../session.js';
 import type { RecordingStats } from '../trace-options.js';
 import { MiB } from '../units.js';

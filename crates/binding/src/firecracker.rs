@@ -15,7 +15,7 @@ use pager::{Images, Listener, Observer, Pager, PagerError, Rest, ServerOptions, 
 use crate::exiting::{self, ServesOthers};
 use crate::filling::fill_of;
 use crate::holding::{self, NativePolicy};
-use crate::images::{self, NativeImage};
+use crate::images::{Memory, NativeImage};
 use crate::jobs;
 use crate::notices::{NativeNotice, Notices, wake_by};
 use crate::populating::{self, NativePopulateOptions};
@@ -132,9 +132,10 @@ pub fn start_firecracker_server(
     })?;
     let starting = Arc::clone(&shared);
     let earlier = options.replay.as_ref().map(Earlier::of).transpose();
+    let memory = options.memory.as_ref().map(|memory| Memory::named(memory, options.source));
     let spawned = std::thread::Builder::new()
         .name("uffd-start".into())
-        .spawn(move || start(&starting, options, earlier));
+        .spawn(move || start(&starting, options, memory, earlier));
     if let Err(error) = &spawned {
         let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
         let error =
@@ -144,8 +145,8 @@ pub fn start_firecracker_server(
     Ok(NativeServer { shared, starting: spawned.ok(), teardown: Some(teardown) })
 }
 
-fn start(shared: &Shared, options: NativeServerOptions, earlier: Known) {
-    match try_start(shared, options, earlier) {
+fn start(shared: &Shared, options: NativeServerOptions, memory: Option<Memory>, earlier: Known) {
+    match try_start(shared, options, memory, earlier) {
         Ok(path) => {
             shared.notices.push(NativeNotice { path: Some(path), ..NativeNotice::new("listening") });
         }
@@ -160,12 +161,13 @@ type Known = std::result::Result<Option<Earlier>, PagerError>;
 fn try_start(
     shared: &Shared,
     options: NativeServerOptions,
+    memory: Option<Memory>,
     earlier: Known,
 ) -> std::result::Result<String, PagerError> {
     let mut working_set = WorkingSet::default();
-    let images = match &options.memory {
+    let images = match memory {
         Some(memory) => {
-            let source = images::open(memory, options.source)?;
+            let source = memory.open()?;
             working_set = recording::working_set(&source, options.record.as_deref(), earlier?.as_ref())?;
             Images::One(source)
         }
@@ -229,8 +231,9 @@ impl NativeServer {
     pub fn answer(&self, asked: f64, image: NativeImage) {
         let shared = Arc::clone(&self.shared);
         let earlier = image.replay.as_ref().map(Earlier::of).transpose();
+        let memory = Memory::named(&image.memory, image.source);
         let open = move || {
-            let image = earlier.and_then(|earlier| image.open(earlier.as_ref()));
+            let image = earlier.and_then(|earlier| image.open(memory, earlier.as_ref()));
             shared.with(|pager, _| pager.answer(asked as u64, image));
         };
         if let Err(error) = jobs::OPENINGS.submit(Box::new(open)) {

@@ -11,6 +11,7 @@ use pager::{FileSource, Image, PageSource, PagerError};
 
 use crate::holding::NativePolicy;
 use crate::recording::{Earlier, NativeReplay, working_set};
+use crate::sources::Source;
 
 /// What a process is served from, and how.
 #[napi(object, object_to_js = false)]
@@ -32,8 +33,8 @@ pub struct NativeImage {
 
 impl NativeImage {
     /// May wait for a disk or a network: never on JavaScript's thread, nor on the pager's.
-    pub(crate) fn open(&self, earlier: Option<&Earlier>) -> Result<Image, PagerError> {
-        let source = open(&self.memory, self.source)?;
+    pub(crate) fn open(&self, memory: Memory, earlier: Option<&Earlier>) -> Result<Image, PagerError> {
+        let source = memory.open()?;
         Ok(Image {
             label: String::new(),
             working_set: working_set(&source, self.record.as_deref(), earlier)?,
@@ -46,12 +47,26 @@ impl NativeImage {
     }
 }
 
-/// As [`NativeImage::open`].
-pub(crate) fn open(memory: &str, source: Option<f64>) -> Result<Arc<dyn PageSource>, PagerError> {
-    if let Some(handle) = source {
-        let source =
-            SOURCES.get(handle).ok_or_else(|| PagerError::NoImage("the source is closed".to_owned()))?;
-        return Ok(Arc::clone(&source.pages));
+/// What is opened elsewhere, named here: a source may be closed in the meantime by who has named it.
+pub(crate) enum Memory {
+    Source(Option<Arc<Source>>),
+    File(String),
+}
+
+impl Memory {
+    pub(crate) fn named(memory: &str, source: Option<f64>) -> Self {
+        match source {
+            Some(handle) => Self::Source(SOURCES.get(handle)),
+            None => Self::File(memory.to_owned()),
+        }
     }
-    Ok(Arc::new(FileSource::open(Path::new(memory))?))
+
+    /// As [`NativeImage::open`].
+    pub(crate) fn open(self) -> Result<Arc<dyn PageSource>, PagerError> {
+        match self {
+            Self::Source(Some(source)) => Ok(Arc::clone(&source.pages)),
+            Self::Source(None) => Err(PagerError::NoImage("the source is closed".to_owned())),
+            Self::File(path) => Ok(Arc::new(FileSource::open(Path::new(&path))?)),
+        }
+    }
 }

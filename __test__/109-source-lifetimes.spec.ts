@@ -1,6 +1,7 @@
 /** What is left of sources: of those that the caller has dropped, and of those that were made for one session. */
 
 import { execFile } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, readFileSync, readdirSync, readlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
@@ -125,7 +126,7 @@ test('what a server has made for one process is closed with its session, or wher
   t.is(open(path), 0);
 
   choice = far;
-  const rejected = new Promise(resolve => void server.once('rejected', resolve));
+  const rejected = once(server, 'rejected');
   start('--region', `${IMAGE_SIZE}`);
   await rejected;
 

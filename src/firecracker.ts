@@ -70,7 +70,8 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   readonly #source: PageSource | undefined;
   readonly #questions = new Map<number, Question>();
   readonly #sessions = new Map<number, Session>();
-  readonly #backlog: Session[] = [];
+  /** Alive, and not taken by `accept`. */
+  readonly #backlog = new Set<Session>();
   readonly #waiting = new Set<{ resolve: (session: Session) => void; reject: (reason: unknown) => void }>();
   readonly #keepAlive: NodeJS.Timeout;
   readonly #reports: StatsReports;
@@ -154,16 +155,19 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   }
 
   /**
-   * The next session: one that no earlier `accept` has taken, or that starts from now on.
+   * The next session: one that is alive and that no earlier `accept` has taken, or that starts from now on.
    *
    * @throws {@linkcode UffdError} `ERR_UFFD_TIMEOUT` when nobody comes in time, `ERR_UFFD_USE_AFTER_CLOSE` when the server is or gets
    * closed; the signal's reason when it aborts.
    */
   async accept(options: AcceptOptions = {}): Promise<Session> {
     const limits = readLimits(options);
-    const ready = this.#backlog.shift();
-    if (ready !== undefined) return ready;
     if (this.#closing !== undefined || this.#isClosed) throw this.#closedError();
+    const [ready] = this.#backlog;
+    if (ready !== undefined) {
+      this.#backlog.delete(ready);
+      return ready;
+    }
     const { promise, ...waiting } = withResolvers<Session>();
     this.#waiting.add(waiting);
     try {
@@ -310,6 +314,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
         this.#sessions.delete(notice.id ?? -1);
         this.#policies.delete(notice.id ?? -1);
         if (!session) return;
+        this.#backlog.delete(session);
         session.ended(notice);
         this.#reports.ended(session);
         return;
@@ -412,8 +417,9 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
       this.#waiting.delete(waiting);
       waiting.resolve(session);
     } else {
-      if (this.#backlog.length >= LONGEST_BACKLOG) this.#backlog.shift();
-      this.#backlog.push(session);
+      const [oldest] = this.#backlog;
+      if (oldest && this.#backlog.size >= LONGEST_BACKLOG) this.#backlog.delete(oldest);
+      this.#backlog.add(session);
     }
     emitting(() => this.emit('session', session));
   }

@@ -8,8 +8,8 @@ import { KiB, MiB } from './units.js';
 import { got, validateInteger, validateOptions, validatePowerOfTwo, wrongType } from './validate.js';
 
 /**
- * Brings bytes of an image: exactly `length` of them from `offset` on, in any view. `signal` aborts when they are not wanted
- * any more, or the time is up.
+ * Brings bytes of an image: exactly `length` of them from `offset` on, in any view. `signal` aborts when no session waits for them
+ * any more, the time is up, or the source is closed.
  */
 export type FetchPages = (
   offset: number,
@@ -90,20 +90,30 @@ export function callbackSource(fetch: FetchPages, options: CallbackSourceOptions
 export function openCallback(fetch: FetchPages, settings: CallbackSettings): OpenSource {
   const ended = new AbortController();
   let failure: unknown;
+  /** By which each chunk that is on the way is given up. */
+  const onTheWay = new Map<number, AbortController>();
   const answer = async (id: number, offset: number, length: number): Promise<void> => {
+    const unwanted = new AbortController();
+    onTheWay.set(id, unwanted);
     try {
-      const bytes = await bring(fetch, settings, { offset, length, ended: ended.signal });
+      const until = AbortSignal.any([ended.signal, unwanted.signal]);
+      const bytes = await bring(fetch, settings, { offset, length, ended: until });
       native().answerRequest(handle, id, bytes);
     } catch (error) {
+      if (unwanted.signal.aborted) return;
       failure = error;
       native().failRequest(handle, id, reasonOf(error, offset, length));
+    } finally {
+      onTheWay.delete(id);
     }
   };
   const { size, chunk, concurrency, cacheBytes } = settings;
   const { error, handle } = native().callbackSource({ size, chunk, concurrency, cacheBytes }, () => {
     const asked = native().takeRequests(handle);
     for (let at = 0; at < asked.length; at += 3) {
-      void answer(asked[at] ?? 0, asked[at + 1] ?? 0, asked[at + 2] ?? 0);
+      const id = asked[at] ?? 0;
+      if (id < 0) onTheWay.get(-id)?.abort(new Error('nobody waits for these bytes any more'));
+      else void answer(id, asked[at + 1] ?? 0, asked[at + 2] ?? 0);
     }
   });
   if (error) throw fromNative(error);

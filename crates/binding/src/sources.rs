@@ -160,6 +160,19 @@ impl Fetcher for Asks {
         // ends, which closes the source.
         self.0.wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
     }
+
+    fn cancel(&self, id: u64) {
+        let id = id as f64;
+        let mut queue = self.0.lock();
+        let asked = queue.len();
+        queue.retain(|request| request[0] != id);
+        // JavaScript has it already.
+        if queue.len() == asked {
+            queue.push_back([-id, 0.0, 0.0]);
+        }
+        drop(queue);
+        self.0.wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
+    }
 }
 
 /// A source that asks: `notify` is called on this thread when there is something to take.
@@ -187,7 +200,7 @@ pub fn callback_source(
     Ok(NativeSource { error: None, handle: SOURCES.insert(Arc::new(both), environment::of(env)?) })
 }
 
-/// What is asked for: id, offset, length, and again.
+/// What is asked for: id, offset, length, and again. A negative id: that request is not wanted any more.
 #[napi(catch_unwind)]
 pub fn take_requests(handle: f64) -> Float64Array {
     let source = SOURCES.get(handle);

@@ -366,7 +366,9 @@ impl EventLoop {
 
     /// Closes a session that is over, and tells.
     fn bury(&mut self, id: u64) {
-        let Some(Entry { session, server, observer, standing }) = self.sessions.remove(&id) else { return };
+        let Some(Entry { mut session, server, observer, standing }) = self.sessions.remove(&id) else {
+            return;
+        };
         self.ahead.remove(&id);
         self.unreadable.remove(&id);
         // Explicitly: the peer may hold the same open file, and epoll would go on watching it.
@@ -377,6 +379,7 @@ impl EventLoop {
         }
         let Some((end, leave_open)) = session.ended() else { return };
         session.info.stats.unanswered.add(session.faults_waiting() as u64);
+        session.drop_reads();
         // Everything of it is closed by the time anybody hears of its end.
         let Session { uffd, process, connection, source, backing, info, recorder, kept, .. } = session;
         if leave_open {

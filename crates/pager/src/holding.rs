@@ -138,7 +138,7 @@ impl Session {
         if let Some(replaying) = self.replaying.as_deref_mut() {
             replaying.forget_reads();
         }
-        for page in std::mem::take(&mut self.in_flight).into_iter().flat_map(|reading| reading.waiting) {
+        for page in self.drop_reads() {
             match self.map.address_of(page) {
                 Some(address) => self.keep_fault(Wanted::missing(address)),
                 // Who waited for it was woken when it left.
@@ -193,6 +193,8 @@ impl Session {
                     "the memory image has {len} bytes, the session needs {needed}"
                 )));
             }
+            // Of the source that was asked.
+            self.give_up_reads();
             self.source = source;
         } else if self.phase.holds() {
             self.source.put_right();

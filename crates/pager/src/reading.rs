@@ -28,6 +28,8 @@ pub(crate) struct InFlight {
     pub(crate) since: Instant,
     /// When it has taken too long.
     pub(crate) deadline: Instant,
+    /// The source looks whether it is still there.
+    pub(crate) _wanted: Arc<()>,
 }
 
 /// Why a read is done.
@@ -162,7 +164,8 @@ impl Session {
         };
         let waiting = reason.waiting();
         let urgency = if waiting.is_some() { Urgency::Demand } else { Urgency::Background };
-        let fetch = Fetch::new(job, workers.deliver(), urgency == Urgency::Demand);
+        let wanted = Arc::new(());
+        let fetch = Fetch::new(job, workers.deliver(), urgency == Urgency::Demand).wanted_with(&wanted);
         let job = source::fetch(&*self.source, fetch).err().and_then(Fetch::into_job);
         if job.is_some_and(|job| workers.submit(job, urgency).is_err()) {
             let error = PagerError::Exhausted(format!(
@@ -175,7 +178,15 @@ impl Session {
         let since = Instant::now();
         let deadline = since + self.source_timeout;
         let waiting = waiting.into_iter().collect();
-        self.in_flight.push(InFlight { number, pages: run, reason, waiting, since, deadline });
+        self.in_flight.push(InFlight {
+            number,
+            pages: run,
+            reason,
+            waiting,
+            since,
+            deadline,
+            _wanted: wanted,
+        });
         Ok(())
     }
 
@@ -229,11 +240,21 @@ impl Session {
         let ms = self.source_timeout.as_millis() as u64;
         self.fail(EndReason::Stalled, PagerError::Timeout { what: "the source did not answer", ms });
         // Whoever waits for these pages gets what the policy says; an answer that still comes finds nothing to fill.
-        let given_up = std::mem::take(&mut self.in_flight);
-        for page in given_up.into_iter().flat_map(|reading| reading.waiting) {
+        for page in self.drop_reads() {
             self.answer_waiting(page, cx);
         }
         None
+    }
+
+    /// Wants nothing any more of what the source was asked for; the pages of it that somebody waits for.
+    pub(crate) fn drop_reads(&mut self) -> Vec<usize> {
+        if self.in_flight.is_empty() {
+            return Vec::new();
+        }
+        let waiting =
+            std::mem::take(&mut self.in_flight).into_iter().flat_map(|reading| reading.waiting).collect();
+        self.source.given_up();
+        waiting
     }
 
     /// Answers who waited for a read of `page`, where that is now. Who waited where it was before was woken when it left.

@@ -15,6 +15,11 @@ use crate::error::PagerError;
 pub trait Fetcher: Send + Sync {
     /// Asks for `len` bytes from `offset`. The answer goes to [`CallbackSource::answer`] with the same `id`.
     fn request(&self, id: u64, offset: u64, len: usize);
+
+    /// Nobody wants the bytes of this request any more; an answer is passed over. Called as `request` is. Default: nothing.
+    fn cancel(&self, id: u64) {
+        let _ = id;
+    }
 }
 
 /// How a [`CallbackSource`] asks.
@@ -262,6 +267,35 @@ impl PageSource for CallbackSource {
         };
         self.ask(&requests);
         Ok(())
+    }
+
+    fn given_up(&self) {
+        let (reads, ids, more) = {
+            let mut state = self.lock();
+            let state = &mut *state;
+            let reads: Vec<Reading> = state
+                .reads
+                .extract_if(|_, reading| !reading.fetch.is_wanted())
+                .map(|(_, reading)| reading)
+                .collect();
+            if reads.is_empty() {
+                return;
+            }
+            let (wanted, reads_left) = (&mut state.wanted, &state.reads);
+            wanted.retain(|_, waiting| {
+                waiting.retain(|read| reads_left.contains_key(read));
+                !waiting.is_empty()
+            });
+            let ids: Vec<u64> =
+                state.asked.extract_if(|_, chunk| !wanted.contains_key(chunk)).map(|(id, _)| id).collect();
+            (reads, ids, self.next_requests(state))
+        };
+        // Outside the lock: all of it goes to other threads.
+        drop(reads);
+        for id in ids {
+            self.fetcher.cancel(id);
+        }
+        self.ask(&more);
     }
 
     fn answered_by(&self) -> Option<u32> {

@@ -1,6 +1,6 @@
 //! A read whose bytes come later, from whoever can get them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::error::PagerError;
 use crate::workers::{Completion, Deliver, Job};
@@ -12,11 +12,25 @@ pub struct Fetch {
     job: Option<Job>,
     deliver: Deliver,
     demand: bool,
+    /// Gone when the session has given the read up; none where nobody can.
+    wanted: Option<Weak<()>>,
 }
 
 impl Fetch {
     pub(crate) fn new(job: Job, deliver: Deliver, demand: bool) -> Self {
-        Self { job: Some(job), deliver, demand }
+        Self { job: Some(job), deliver, demand, wanted: None }
+    }
+
+    /// Wanted as long as this is there.
+    pub(crate) fn wanted_with(mut self, wanted: &Arc<()>) -> Self {
+        self.wanted = Some(Arc::downgrade(wanted));
+        self
+    }
+
+    /// Whether somebody would still do anything with the bytes.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.as_ref().is_none_or(|wanted| wanted.strong_count() > 0)
     }
 
     /// Where the first byte is in the source.
@@ -58,7 +72,7 @@ impl Fetch {
             }
             deliver(completion);
         });
-        Self { job: self.job.take(), deliver: wrapped, demand: self.demand }
+        Self { job: self.job.take(), deliver: wrapped, demand: self.demand, wanted: self.wanted.take() }
     }
 
     /// The bytes are there, all of them; or they cannot be had.

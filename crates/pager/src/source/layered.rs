@@ -195,6 +195,10 @@ impl PageSource for LayeredSource {
         }
     }
 
+    fn given_up(&self) {
+        self.base.given_up();
+    }
+
     fn answered_by(&self) -> Option<u32> {
         self.base.answered_by()
     }

@@ -77,6 +77,9 @@ pub trait PageSource: Send + Sync + std::fmt::Debug {
         Err(fetch)
     }
 
+    /// Some reads that were fetched are not wanted any more ([`Fetch::is_wanted`]). Called on the event loop: it must not wait.
+    fn given_up(&self) {}
+
     /// The thread without which bytes that are not at hand never come, by its kernel id. If that very thread waits for them,
     /// it waits for itself. Default: none.
     fn answered_by(&self) -> Option<u32> {

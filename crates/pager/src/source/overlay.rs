@@ -132,6 +132,10 @@ impl PageSource for OverlaySource {
         Some(Arc::clone(&self.base))
     }
 
+    fn given_up(&self) {
+        self.base.given_up();
+    }
+
     fn answered_by(&self) -> Option<u32> {
         self.base.answered_by()
     }

@@ -1,6 +1,6 @@
 /** What signals that end a program leave to the processes it serves. */
 
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import {
   closeSync,
@@ -37,10 +37,15 @@ interface Program {
   ended: Promise<unknown[]>;
 }
 
-function start(t: ExecutionContext, args: readonly string[], fd: number | 'ignore' = 'ignore'): Program {
+function start(
+  t: ExecutionContext,
+  args: readonly string[],
+  { fd = 'ignore', by = [] }: { fd?: number | 'ignore'; by?: readonly string[] } = {},
+): Program {
   // Without an answer, a process waits for ever.
   t.timeout(LIMIT);
-  const child = spawn(process.execPath, [FIXTURE, ...args], {
+  const [command = '', ...rest] = [...by, process.execPath, FIXTURE, ...args];
+  const child = spawn(command, rest, {
     stdio: ['pipe', 'pipe', 'inherit', fd],
     timeout: LIMIT,
     killSignal: 'SIGKILL',
@@ -62,12 +67,17 @@ function peerAt(t: ExecutionContext, socketPath: string, size: number = SIZE): P
 }
 
 /** A program with a server, and a process that it serves. */
-async function serving(t: ExecutionContext, how: string, size = SIZE): Promise<Program & { peer: Peer }> {
+async function serving(
+  t: ExecutionContext,
+  how: string,
+  size = SIZE,
+  by: readonly string[] = [],
+): Promise<Program & { peer: Peer }> {
   const path = join(folder(t), 'image');
   writeFileSync(path, Buffer.alloc(PAGE, 7));
   truncateSync(path, size);
   const socketPath = join(folder(t), 's');
-  const program = start(t, [how, ENTRY, path, socketPath]);
+  const program = start(t, [how, ENTRY, path, socketPath], { by });
   t.is(await program.next(), 'listens');
   const peer = peerAt(t, socketPath, size);
   await peer.ready();
@@ -88,6 +98,23 @@ for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR2', 'SIGA
     t.is((await peer.ask('read', 0, 8)).hex, '0707070707070707');
   });
 }
+
+test('the first process of a container ends by SIGTERM, too, after its policy, and not by what it never hears of', async t => {
+  if (!canRun(t)) return;
+  const by = ['unshare', '--pid', '--fork', '--kill-child'];
+  if (spawnSync('unshare', [...by.slice(1), 'true']).status !== 0)
+    return t.log('skipped: there can be no namespace of processes here');
+  const { child, ended, peer } = await serving(t, 'server', SIZE, by);
+  const first = Number(readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8'));
+
+  process.kill(first, 'SIGUSR2');
+  t.is((await peer.ask('read', 0, 8)).hex, '0707070707070707');
+  t.is((await peer.ask('read', 3 * PAGE, 8)).hex, '0000000000000000', 'it is served, a hole of the image');
+  process.kill(first, 'SIGTERM');
+
+  t.deepEqual(await ended, [128 + constants.signals.SIGTERM, null]);
+  t.is((await peer.ask('probe', 9 * PAGE)).result, 'efault');
+});
 
 for (const [how, what] of [
   ['blocked', 'has a blocked event loop'],
@@ -171,11 +198,9 @@ for (const how of ['pager', 'handler', 'adopted']) {
     const { path } = image(t, SIZE);
     const [region] = regions;
     const fd = uffd.releaseFd();
-    const { child, next, ended } = start(
-      t,
-      [how, ENTRY, path, `${region?.address}`, `${region?.length}`],
+    const { child, next, ended } = start(t, [how, ENTRY, path, `${region?.address}`, `${region?.length}`], {
       fd,
-    );
+    });
     closeSync(fd);
     t.is(await next(), 'listens');
     const waits = peer.ask('probe', 9 * PAGE);

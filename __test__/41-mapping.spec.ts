@@ -1,5 +1,6 @@
 // Memory: what it can be made of, reading and writing it, giving it back, and what was written.
 
+import { constants as buffer } from 'node:buffer';
 import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { constants } from 'node:os';
@@ -93,6 +94,17 @@ test('huge pages come from the pool, and one that is empty is named', t => {
   t.throws(() => MemoryMapping.anonymous(4 * MiB, { pages: 2 * MiB }), {
     code: 'ERR_UFFD_EXHAUSTED',
     message: /nr_hugepages/,
+  });
+});
+
+test('more bytes at once than a buffer can have are refused', async t => {
+  const mapping = mapped(t, MemoryMapping.anonymous(5 * GiB));
+  const most = buffer.MAX_LENGTH;
+  if (most >= mapping.length) return t.log('skipped: here a buffer can have as many bytes as memory');
+
+  await t.throwsAsync(mapping.read(0, most + 1), {
+    code: 'ERR_OUT_OF_RANGE',
+    message: /`length`.*4294967297/,
   });
 });
 

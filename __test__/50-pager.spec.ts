@@ -188,6 +188,27 @@ test('a callback that fails is tried again, and what it brings then is used', as
   t.is(failures, -1);
 });
 
+test('what a callback throws that is no error is tried again, too, and told as it was thrown', async t => {
+  let calls = 0;
+  const source = callbackSource(
+    () => {
+      calls += 1;
+      // eslint-disable-next-line @typescript-eslint/only-throw-error -- that is what this is about
+      throw { code: 503 };
+    },
+    { size: PAGES * PAGE, retries: 1 },
+  );
+  const made = await served(t, source);
+  if (!made) return;
+
+  await t.throwsAsync(made.mapping.read(0, 1), { code: 'ERR_UFFD_SYSTEM' });
+
+  const { error } = await ended(made);
+  t.is(calls, 2);
+  t.regex(error?.message ?? '', /\{ code: 503 \}/);
+  t.deepEqual(error?.cause, { code: 503 });
+});
+
 const WRONGS: [string, Partial<CallbackSourceOptions>, (length: number) => unknown, RegExp][] = [
   ['throws', { retries: 0 }, () => Promise.reject(new Error('out of order')), /out of order/],
   ['brings too little', {}, length => new Uint8Array(length - 1), /brought \d+ bytes/],

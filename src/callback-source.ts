@@ -1,3 +1,5 @@
+import { inspect } from 'node:util';
+
 import pRetry, { AbortError } from 'p-retry';
 
 import { fromNative } from './errors.js';
@@ -130,7 +132,9 @@ async function bring(
   const late = AbortSignal.timeout(settings.timeout);
   const signal = AbortSignal.any([late, ended]);
   const attempt = async (): Promise<Uint8Array> => {
-    const bytes: unknown = await abortable(signal, async () => fetch(offset, length, { signal }));
+    const bytes: unknown = await abortable(signal, async () => fetch(offset, length, { signal })).catch(
+      wrapped,
+    );
     if (!ArrayBuffer.isView(bytes)) throw new AbortError(`it brought no view of bytes but ${got(bytes)}`);
     if (bytes.byteLength !== length) throw new AbortError(`it brought ${bytes.byteLength} bytes`);
     return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -144,8 +148,22 @@ async function bring(
     });
   } catch (error) {
     if (late.aborted) throw new Error(`it took longer than ${settings.timeout} ms`, { cause: error });
-    throw error;
+    throw error instanceof Thrown ? error.value : error;
   }
+}
+
+/** What a callback threw that is no `Error`: p-retry takes nothing else. */
+class Thrown extends Error {
+  readonly value: unknown;
+
+  constructor(value: unknown) {
+    super(typeof value === 'string' ? value : inspect(value));
+    this.value = value;
+  }
+}
+
+function wrapped(error: unknown): never {
+  throw error instanceof Error ? error : new Thrown(error);
 }
 
 /** A callback that does not heed its signal is left behind. */
@@ -164,6 +182,6 @@ async function abortable<T>(signal: AbortSignal, act: () => Promise<T>): Promise
 }
 
 function reasonOf(error: unknown, offset: number, length: number): string {
-  const reason = error instanceof Error ? error.message : String(error);
+  const reason = error instanceof Error ? error.message : new Thrown(error).message;
   return `the source was asked for ${length} bytes from ${offset} and failed: ${reason}`;
 }

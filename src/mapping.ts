@@ -1,3 +1,5 @@
+import { constants } from 'node:buffer';
+
 import type { NativeJob, NativeMappingOptions } from '#native';
 
 import { bufferOf, noBuffer } from './buffers.js';
@@ -38,9 +40,8 @@ export interface MappingRange {
 
 /** Who can keep a mapping from being closed: a userfaultfd that has a part of it registered. */
 interface Registrar {
-  /** Ends the registration. */
   leave(mapping: MemoryMapping): void;
-  /** Forgets it, because the registration ends by itself with the last buffer. */
+  /** Forgets a registration, which ends by itself with the last buffer. */
   forget(mapping: MemoryMapping): void;
   nativeHandle(): number | undefined;
 }
@@ -215,12 +216,12 @@ export class MemoryMapping {
    * Reads bytes, on another thread: it may wait for a missing page without holding up the event loop.
    *
    * @param offset Bytes from the start.
-   * @param length Bytes.
-   * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM` with EFAULT at a page that is poisoned, or behind the end of a file that
-   *   was cut short.
+   * @param length Bytes, at most `buffer.constants.MAX_LENGTH` (4 GiB with Node 20).
+   * @throws {@linkcode UffdError} `ERR_UFFD_SYSTEM` with EFAULT at a poisoned page or behind the end of a file, with ENOMEM.
    */
   async read(offset: number, length: number): Promise<Buffer> {
     this.#check('offset', offset, length, 1);
+    validateInteger('length', length, 0, constants.MAX_LENGTH);
     return (await finished(native().readMemory(this.#open(), offset, length))) ?? Buffer.alloc(0);
   }
 
@@ -237,8 +238,7 @@ export class MemoryMapping {
   }
 
   /**
-   * Reads into `into` on this thread: where a page is missing, it sleeps here until another thread or process fills it.
-   * For workers, and for memory that is present.
+   * Reads into `into` on this thread, which sleeps where a page is missing: for workers, and for memory that is present.
    */
   readSync(offset: number, into: ArrayBufferView): void {
     const view = validateView('into', into);

@@ -32,7 +32,6 @@ export interface Inbox<Notice = NativeNotice> {
 interface Known {
   server: number | undefined;
   stats?: NativeStats;
-  /** It is held: how that was told. */
   held?: NativeNotice;
 }
 
@@ -41,6 +40,7 @@ interface Known {
  * meanwhile is told then; what cannot be reached any more has lost its pager. @hidden
  */
 export class RemoteEngine extends RemoteRequests implements PagingEngine {
+  readonly isElsewhere = true;
   readonly sources: RemoteSources;
   readonly #path: string;
   readonly #token = Connection.token();
@@ -208,8 +208,6 @@ export class RemoteEngine extends RemoteRequests implements PagingEngine {
 
   /** This program ends: what the daemon serves goes on. */
   abandon(): void {}
-
-  readonly isElsewhere = true;
 
   /** Resolves when a daemon has been reached that came after the one that was asked, and is of that executable. */
   async upgrade(executable: string): Promise<void> {

@@ -122,7 +122,11 @@ pub(crate) fn mapping(handle: f64) -> std::result::Result<Arc<Mapped>, NativeErr
 pub fn read_memory<'env>(env: &'env Env, handle: f64, offset: f64, len: f64) -> Result<Object<'env>> {
     let mapping = mapping(handle);
     jobs::run(env, &jobs::ACCESSES, move || {
-        let mut bytes = vec![0; len as usize];
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len as usize).map_err(|_| {
+            failures::system("malloc", &std::io::Error::from_raw_os_error(libc::ENOMEM))
+        })?;
+        bytes.resize(len as usize, 0);
         mapping?.read_checked(offset as usize, &mut bytes)?;
         Ok(Product { bytes: Some(bytes), ..Product::default() })
     })

@@ -201,11 +201,17 @@ fn ends_the_program(action: &sigaction) -> bool {
         unsafe { libc::sigismember(&raw const action.sa_mask, signal) == 1 }
     };
     match action.sa_sigaction {
-        libc::SIG_DFL => true,
+        // The first process of a container does not hear of these at all.
+        libc::SIG_DFL => !is_first(),
         libc::SIG_IGN => false,
         other if other == handler() => false,
         _ => action.sa_flags & libc::SA_RESETHAND != 0 || (MARKS.into_iter().all(has) && !has(libc::SIGTERM)),
     }
+}
+
+/// Whether this is the first process of its namespace, which no signal ends that it does not listen for.
+fn is_first() -> bool {
+    std::process::id() == 1
 }
 
 /// Puts back what was there. Whether it could: somebody else may have taken the place of a default, or be in front of it.
@@ -243,6 +249,11 @@ fn wait() {
             let process = std::process::id().cast_signed();
             // SAFETY: sends a signal to this process, and touches nothing.
             unsafe { libc::kill(process, signal) };
+            if is_first() {
+                // That was passed over, and what was served is gone: to go on would be to serve nobody.
+                // SAFETY: ends the process without running anything of it.
+                unsafe { libc::_exit(128 + signal) };
+            }
         });
     }
 }

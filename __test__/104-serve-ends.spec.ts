@@ -379,9 +379,15 @@ test('what a command cannot open is told with its code once, and what to do', as
   await serve.next('end');
   const nowhere = join(place, 'none', 'x');
   for (const [args, told] of [
-    [['trace', 'show', nowhere], /^ERR_UFFD_TRACE: .*ENOENT.*\nLook at the path/],
+    [
+      ['trace', 'show', nowhere],
+      /^ERR_UFFD_TRACE: .*ENOENT.*\nA recording has its name when .* Is the path right/,
+    ],
     [['trace', 'show', place], /^ERR_UFFD_TRACE: .*EISDIR.*\nA folder has that name/],
-    [['report', one, '-o', nowhere], /^ENOENT: no such file.*\nLook at the path/],
+    [
+      ['report', one, '-o', `${nowhere}.html`],
+      /^ERR_UFFD_SYSTEM: .*none.x.html could not be written: ENOENT.*\nThere is no folder .*none/,
+    ],
     [['serve', '--socket', join(place, 's'), '--memory', nowhere], /^ERR_UFFD_SOURCE: .*\nLook at the path/],
     [['serve', '--socket', nowhere, '--memory', MAIN], /^ERR_UFFD_SOCKET: .*\nLook at the path/],
   ] as const) {

@@ -161,7 +161,8 @@ export class RemoteSources {
     if (kind === 'file') {
       const fd = await openedAt(given.path, 0, fds);
       const direct = given.direct ? { direct: await openedAt(given.path, constants.O_DIRECT, fds) } : {};
-      return { kind, path: given.path, fd, mayChange: given.mayChange, ...direct };
+      const may = given.mayChange ? { mayChange: true } : {};
+      return { kind, path: given.path, fd, ...may, ...direct };
     }
     if (kind === 'memory') return { kind, fd: sent(given.bytes, fds) };
     if (kind === 'layered') {

@@ -123,9 +123,9 @@ pub fn read_memory<'env>(env: &'env Env, handle: f64, offset: f64, len: f64) -> 
     let mapping = mapping(handle);
     jobs::run(env, &jobs::ACCESSES, move || {
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len as usize).map_err(|_| {
-            failures::system("malloc", &std::io::Error::from_raw_os_error(libc::ENOMEM))
-        })?;
+        bytes
+            .try_reserve_exact(len as usize)
+            .map_err(|_| failures::system("malloc", &std::io::Error::from_raw_os_error(libc::ENOMEM)))?;
         bytes.resize(len as usize, 0);
         mapping?.read_checked(offset as usize, &mut bytes)?;
         Ok(Product { bytes: Some(bytes), ..Product::default() })

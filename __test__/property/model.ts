@@ -215,6 +215,8 @@ export class Model {
     if (access.blocked) throw new Error(`${told} although nobody may bring it now`);
     if (word === ZERO) {
       if (page.begun === 0) throw new Error(`${told}, but was not discarded`);
+    } else if (word === 'mixed' && access.how === 'peek' && before.over === 0 && page.begun > 0) {
+      // Its loads are one after the other, and the page was discarded between two of them.
     } else if (word !== wordOf(access.page)) {
       throw new Error(`${told} instead of ${wordOf(access.page)}`);
     } else if (before.over > 0) {

@@ -185,7 +185,7 @@ impl Session {
                 "the session cannot go on: what its process did to its memory was not understood; close it";
             return Err(PagerError::Protocol(why.to_owned()));
         }
-        if let Some(source) = source {
+        if let Some(source) = &source {
             let ends = self.info.regions.iter().map(|region| region.source_offset.saturating_add(region.len));
             let (len, needed) = (source.size(), ends.max().unwrap_or_default());
             if len < needed {
@@ -193,15 +193,15 @@ impl Session {
                     "the memory image has {len} bytes, the session needs {needed}"
                 )));
             }
-            // Of the source that was asked.
-            self.give_up_reads();
-            self.source = source;
-        } else if self.phase.holds() {
-            self.source.put_right();
         }
         // What was asked before is asked again: neither are bytes of another source wanted, nor does a failure from before this hold
         // it once more. Who waits is answered by what is read from now on.
         self.give_up_reads();
+        match source {
+            Some(source) => self.source = source,
+            None if self.phase.holds() => self.source.put_right(),
+            None => {}
+        }
         self.phase = Phase::Serving;
         self.keep_ending();
         self.holding.suspect = None;

@@ -16,12 +16,13 @@ import {
   type Served,
   readChoice,
   requestOf,
+  sourceOf,
 } from './images.js';
 import { type AcceptOptions, LONGEST_TIMEOUT, readLimits, within, withResolvers } from './limits.js';
 import type { OnFailure } from './policy.js';
 import type { ServerEngine, ServerNotice } from './remote-server.js';
 import { type CloseOptions, restOf, Session } from './session.js';
-import { PageSource, release } from './sources.js';
+import { type PageSource, release } from './sources.js';
 import { StatsReports } from './stats-reports.js';
 
 /** Sessions that wait for `accept`; the oldest are dropped from the queue (not from service) beyond it. */
@@ -109,7 +110,7 @@ export class FirecrackerServer extends EventEmitter<FirecrackerServerEvents> {
   ) {
     super();
     this.#choose = choose;
-    this.#source = source instanceof PageSource ? source : undefined;
+    this.#source = sourceOf(source);
     this.#open = open;
     const image = {
       onFailure: options.onFailure,

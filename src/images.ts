@@ -149,7 +149,8 @@ export async function readChoice(
   }
 }
 
-const sourceOf = (memory: string | PageSource): PageSource | undefined =>
+/** Absent where the addon opens a file by itself. @hidden */
+export const sourceOf = (memory: string | PageSource | undefined): PageSource | undefined =>
   memory instanceof PageSource ? memory : undefined;
 
 /** @hidden */
